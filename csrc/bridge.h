@@ -1,0 +1,275 @@
+// From tensors to arguments: checks, allocation, the choice of the storage type. Nothing here depends on the device; a
+// device is a function that runs prepared arguments. Only .cpp files that talk to torch include this.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "recurrence.h"
+
+namespace fused_rnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+enum class CellKind { kLstm, kGru, kGruResetBefore };
+
+inline int64_t gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : 3; }
+// What a forward keeps per step, row and unit; the kSaved of cells.h.
+inline int64_t saved_per_unit(CellKind cell) { return cell == CellKind::kLstm ? 5 : cell == CellKind::kGru ? 4 : 3; }
+
+// ---- Checks: wanted and got, in words ----
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << "]";
+  return text.str();
+}
+
+inline void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& wanted) {
+  const auto got = tensor.sizes();
+  bool same = got.size() == wanted.size();
+  for (size_t i = 0; same && i < wanted.size(); ++i) same = got[i] == wanted[i];
+  if (!same) require(false, name, " must be ", shape_text(wanted), ", got ", shape_text(got));
+}
+
+// `tensor`, contiguous, after checking that it has the shape, and the dtype and device of `like`.
+inline Tensor prepared(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
+  check_shape(tensor, name, shape);
+  require(tensor.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(), " like x, got ",
+          tensor.scalar_type());
+  require(tensor.device() == like.device(), name, " must be on the device of x");
+  return torch::stable::contiguous(tensor);
+}
+
+inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, const std::vector<int64_t>& shape,
+                            const Tensor& like) {
+  if (!tensor) return std::nullopt;
+  return prepared(*tensor, name, shape, like);
+}
+
+// ---- Allocation ----
+
+template <class T>
+void poison(T* data, int64_t n) {
+#ifdef FUSED_RNN_POISON
+  for (int64_t i = 0; i < n; ++i) data[i] = T(std::nanf(""));
+#else
+  (void)data, (void)n;
+#endif
+}
+
+// ---- The storage type ----
+
+template <class S>
+struct TypeTag {
+  using type = S;
+};
+
+// Every dtype that has a kernel stands in this list and nowhere else in C++.
+template <class F>
+auto with_storage_type(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(TypeTag<float>());
+    case ScalarType::Double: return f(TypeTag<double>());
+    case ScalarType::BFloat16: return f(TypeTag<BFloat16>());
+    case ScalarType::Half: return f(TypeTag<Float16>());
+    default: break;
+  }
+  std::ostringstream message;
+  message << "fused_rnn has kernels for float32, float64, bfloat16 and float16, got " << dtype;
+  throw std::runtime_error(message.str());
+}
+
+inline ScalarType accumulate_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class S>
+S* data(const Tensor& tensor) {
+  return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+template <class S>
+const S* const_data(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+
+template <class S>
+const S* const_data(const MaybeTensor& tensor) {
+  return tensor ? const_data<S>(*tensor) : nullptr;
+}
+
+// A new tensor of x's device and of `dtype`; in a build for tests it is full of NaN.
+inline Tensor allocate(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+  Tensor tensor = torch::stable::new_empty(x, shape, dtype);
+  if (x.is_cpu())
+    with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
+  return tensor;
+}
+
+// ---- One layer in one direction ----
+
+// The tensors of a layer, checked and contiguous.
+struct Layer {
+  CellKind cell;
+  Tensor x, weight_ih, weight_hh;
+  MaybeTensor bias_ih, bias_hh;
+  Tensor hx;
+  MaybeTensor cx, lengths;
+  int64_t T, B, I, H;
+
+  Layer(CellKind cell, const Tensor& x_, const Tensor& weight_ih_, const Tensor& weight_hh_,
+        const MaybeTensor& bias_ih_, const MaybeTensor& bias_hh_, const Tensor& hx_, const MaybeTensor& cx_,
+        const MaybeTensor& lengths_)
+      : cell(cell) {
+    require(x_.dim() == 3, "x must be [T, B, I], got ", shape_text(x_.sizes()));
+    require(weight_hh_.dim() == 2, "weight_hh must be [G*H, H], got ", shape_text(weight_hh_.sizes()));
+    T = x_.size(0), B = x_.size(1), I = x_.size(2), H = weight_hh_.size(1);
+    const int64_t rows = gates(cell) * H;
+    x = torch::stable::contiguous(x_);
+    weight_ih = prepared(weight_ih_, "weight_ih", {rows, I}, x);
+    weight_hh = prepared(weight_hh_, "weight_hh", {rows, H}, x);
+    bias_ih = prepared(bias_ih_, "bias_ih", {rows}, x);
+    bias_hh = prepared(bias_hh_, "bias_hh", {rows}, x);
+    hx = prepared(hx_, "hx", {B, H}, x);
+    cx = prepared(cx_, "cx", {B, H}, x);
+    if (lengths_) {
+      check_shape(*lengths_, "lengths", {B});
+      require(lengths_->scalar_type() == ScalarType::Long, "lengths must have dtype int64, got ",
+              lengths_->scalar_type());
+      require(lengths_->device() == x.device(), "lengths must be on the device of x");
+      lengths = torch::stable::contiguous(*lengths_);
+      if (x.is_cpu())
+        for (int64_t b = 0; b < B; ++b) {
+          const int64_t length = const_data<int64_t>(*lengths)[b];
+          require(0 <= length && length <= T, "lengths[", b, "] must be from 0 to T = ", T, ", got ", length);
+        }
+    }
+  }
+
+  Tensor allocate(const std::vector<int64_t>& shape) const { return fused_rnn::allocate(x, shape, x.scalar_type()); }
+  std::vector<int64_t> saved_shape() const { return {T, B, saved_per_unit(cell), H}; }
+
+  template <class S>
+  void fill(LayerArgs<S>& args, bool reverse) const {
+    args.T = T, args.B = B, args.I = I, args.H = H;
+    args.reverse = reverse;
+    args.lengths = const_data<int64_t>(lengths);
+    args.x = const_data<S>(x);
+    args.weight_ih = const_data<S>(weight_ih);
+    args.weight_hh = const_data<S>(weight_hh);
+    args.hx = const_data<S>(hx);
+    args.cx = const_data<S>(cx);
+  }
+};
+
+struct ForwardResult {
+  Tensor output, hy;
+  MaybeTensor cy;
+  Tensor saved;
+};
+
+// launch(cell, ForwardArgs<S>) runs the kernels of a device.
+template <class Launch>
+ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Launch& launch) {
+  const ScalarType accumulate = accumulate_type(layer.x.scalar_type());
+  ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate({layer.B, layer.H}), std::nullopt,
+                       allocate(layer.x, save ? layer.saved_shape() : std::vector<int64_t>{0}, accumulate)};
+  if (layer.cx) result.cy = layer.allocate({layer.B, layer.H});
+  if (layer.B == 0) return result;
+  with_storage_type(layer.x.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    ForwardArgs<S> args;
+    layer.fill(args, reverse);
+    args.bias_ih = const_data<S>(layer.bias_ih);
+    args.bias_hh = const_data<S>(layer.bias_hh);
+    args.output = data<S>(result.output);
+    args.hy = data<S>(result.hy);
+    args.cy = result.cy ? data<S>(*result.cy) : nullptr;
+    args.saved = save ? data<accumulate_t<S>>(result.saved) : nullptr;
+    launch(layer.cell, args);
+  });
+  return result;
+}
+
+struct BackwardResult {
+  Tensor grad_x, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_hx;
+  MaybeTensor grad_cx;
+};
+
+// launch(cell, BackwardArgs<S>) runs the kernels of a device.
+template <class Launch>
+BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_, const MaybeTensor& grad_hy_,
+                            const MaybeTensor& grad_cy_, const Tensor& output_, const Tensor& saved_, bool reverse,
+                            bool needs_x, bool needs_weights, const Launch& launch) {
+  const int64_t T = layer.T, B = layer.B, H = layer.H, rows = gates(layer.cell) * H;
+  const MaybeTensor grad_output = prepared(grad_output_, "grad_output", {T, B, H}, layer.x);
+  const MaybeTensor grad_hy = prepared(grad_hy_, "grad_hy", {B, H}, layer.x);
+  const MaybeTensor grad_cy = prepared(grad_cy_, "grad_cy", {B, H}, layer.x);
+  const Tensor output = prepared(output_, "output", {T, B, H}, layer.x);
+  check_shape(saved_, "saved", layer.saved_shape());
+  require(saved_.scalar_type() == accumulate_type(layer.x.scalar_type()), "saved must have dtype ",
+          accumulate_type(layer.x.scalar_type()), ", got ", saved_.scalar_type());
+  const Tensor saved = torch::stable::contiguous(saved_);
+
+  const auto allocate_if = [&](bool needed, std::vector<int64_t> shape) {
+    return layer.allocate(needed ? shape : std::vector<int64_t>{0});
+  };
+  BackwardResult result{allocate_if(needs_x, {T, B, layer.I}),
+                        allocate_if(needs_weights, {rows, layer.I}),
+                        allocate_if(needs_weights, {rows, H}),
+                        allocate_if(needs_weights && layer.bias_ih, {rows}),
+                        allocate_if(needs_weights && layer.bias_hh, {rows}),
+                        layer.allocate({B, H}),
+                        std::nullopt};
+  if (layer.cx) result.grad_cx = layer.allocate({B, H});
+  if (B == 0) {
+    for (Tensor* grad : {&result.grad_weight_ih, &result.grad_weight_hh, &result.grad_bias_ih, &result.grad_bias_hh})
+      torch::stable::zero_(*grad);
+    return result;
+  }
+  with_storage_type(layer.x.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const auto data_if = [](bool needed, const Tensor& tensor) { return needed ? data<S>(tensor) : nullptr; };
+    BackwardArgs<S> args;
+    layer.fill(args, reverse);
+    args.grad_output = const_data<S>(grad_output);
+    args.grad_hy = const_data<S>(grad_hy);
+    args.grad_cy = const_data<S>(grad_cy);
+    args.output = const_data<S>(output);
+    args.saved = const_data<accumulate_t<S>>(saved);
+    args.grad_x = data_if(needs_x, result.grad_x);
+    args.grad_weight_ih = data_if(needs_weights, result.grad_weight_ih);
+    args.grad_weight_hh = data_if(needs_weights, result.grad_weight_hh);
+    args.grad_bias_ih = data_if(needs_weights && layer.bias_ih, result.grad_bias_ih);
+    args.grad_bias_hh = data_if(needs_weights && layer.bias_hh, result.grad_bias_hh);
+    args.grad_hx = data<S>(result.grad_hx);
+    args.grad_cx = result.grad_cx ? data<S>(*result.grad_cx) : nullptr;
+    launch(layer.cell, args);
+  });
+  return result;
+}
+
+}  // namespace fused_rnn

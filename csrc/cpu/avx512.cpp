@@ -1,0 +1,13 @@
+#define FUSED_RNN_VECTOR_BYTES 64
+#define FUSED_RNN_REGISTERS 32
+#include "isa.h"
+#include "loop.inl.h"
+
+namespace fused_rnn {
+
+const AllLoops& avx512_loops() {
+  static const AllLoops all{loops<float>(), loops<double>(), loops<BFloat16>(), loops<Float16>()};
+  return all;
+}
+
+}  // namespace fused_rnn

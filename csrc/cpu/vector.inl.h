@@ -1,0 +1,149 @@
+// A vector of kVectorBytes and its arithmetic, on the compilers' vector extension. Included by each instruction set's
+// source file, in an unnamed namespace: the same text compiles to other instructions in each.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../cells.h"
+#include "../scalar.h"
+
+namespace fused_rnn {
+namespace {
+
+// The vector types of a scalar, and the constants of exp and tanh.
+template <class A>
+struct Real;
+template <>
+struct Real<float> {
+  typedef float Lanes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
+  static constexpr int kFraction = 23;               // bits of the fraction
+  static constexpr float kShifter = 0x1.8p23f;       // adding it rounds to an integer, which its lowest bits then hold
+  static constexpr float kLn2High = 0x1.62e4p-1f;    // ln 2 in two parts; the first has few bits, so that an integer
+  static constexpr float kLn2Low = 0x1.7f7d1cp-20f;  //   times it is exact
+  static constexpr float kExpMin = -87.0f, kExpMax = 88.0f;  // exp stays finite and normal between these
+  static constexpr float kTanhMax = 10.0f;                   // tanh rounds to 1 from here on
+  static constexpr int kTerms = 7;                           // of the Taylor series of expm1 on |r| <= ln(2)/2
+};
+template <>
+struct Real<double> {
+  typedef double Lanes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
+  typedef int64_t Bits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
+  static constexpr int kFraction = 52;
+  static constexpr double kShifter = 0x1.8p52;
+  static constexpr double kLn2High = 0x1.62e42fep-1;
+  static constexpr double kLn2Low = 0x1.f473de6af278fp-30;
+  static constexpr double kExpMin = -708.0, kExpMax = 709.0;
+  static constexpr double kTanhMax = 20.0;
+  static constexpr int kTerms = 13;
+};
+
+template <class A>
+struct Vec {
+  using Lanes = typename Real<A>::Lanes;
+  static constexpr int kLanes = FUSED_RNN_VECTOR_BYTES / sizeof(A);
+  Lanes v;
+
+  Vec() = default;
+  FUSED_RNN_INLINE Vec(A scalar) {
+    for (int i = 0; i < kLanes; ++i) v[i] = scalar;
+  }
+  FUSED_RNN_INLINE explicit Vec(Lanes lanes) : v(lanes) {}
+
+  friend FUSED_RNN_INLINE Vec operator-(Vec a) { return Vec(-a.v); }
+  friend FUSED_RNN_INLINE Vec operator+(Vec a, Vec b) { return Vec(a.v + b.v); }
+  friend FUSED_RNN_INLINE Vec operator-(Vec a, Vec b) { return Vec(a.v - b.v); }
+  friend FUSED_RNN_INLINE Vec operator*(Vec a, Vec b) { return Vec(a.v * b.v); }
+  friend FUSED_RNN_INLINE Vec operator/(Vec a, Vec b) { return Vec(a.v / b.v); }
+  FUSED_RNN_INLINE Vec& operator+=(Vec b) { return *this = *this + b; }
+};
+
+// ---- Memory: the first n lanes, converted between the storage type and A ----
+
+template <class A, class S>
+FUSED_RNN_INLINE Vec<A> load(const S* from, int n = Vec<A>::kLanes) {
+  Vec<A> a(A(0));
+  if constexpr (std::is_same<S, A>::value) {
+    if (n == Vec<A>::kLanes) {
+      std::memcpy(&a.v, from, sizeof(a.v));
+      return a;
+    }
+  }
+  for (int i = 0; i < n; ++i) a.v[i] = A(from[i]);
+  return a;
+}
+
+template <class A, class S>
+FUSED_RNN_INLINE void store(S* to, Vec<A> a, int n = Vec<A>::kLanes) {
+  if constexpr (std::is_same<S, A>::value) {
+    if (n == Vec<A>::kLanes) {
+      std::memcpy(to, &a.v, sizeof(a.v));
+      return;
+    }
+  }
+  for (int i = 0; i < n; ++i) to[i] = S(a.v[i]);
+}
+
+// `a` after a trip through the storage type
+template <class S, class A>
+FUSED_RNN_INLINE Vec<A> rounded(Vec<A> a) {
+  if constexpr (!std::is_same<S, A>::value)
+    for (int i = 0; i < Vec<A>::kLanes; ++i) a.v[i] = A(S(a.v[i]));
+  return a;
+}
+
+// ---- exp and tanh ----
+
+template <class A>
+constexpr A inverse_factorial(int k) {
+  return k < 2 ? A(1) : inverse_factorial<A>(k - 1) / A(k);
+}
+
+// x = n ln 2 + r with |r| <= ln(2)/2; hands back 2^n and expm1(r). Relative error below 1 ulp.
+template <class A>
+FUSED_RNN_INLINE void split_exp(Vec<A> x, Vec<A>& power, Vec<A>& expm1_r) {
+  using R = Real<A>;
+  using Bits = typename R::Bits;
+  const Vec<A> shifted = x * Vec<A>(A(1.44269504088896340736)) + Vec<A>(R::kShifter);
+  const Vec<A> n = shifted - Vec<A>(R::kShifter);
+  const Vec<A> r = (x - n * Vec<A>(R::kLn2High)) - n * Vec<A>(R::kLn2Low);
+  const Bits one = bit_cast<Bits>(Vec<A>(A(1)).v);
+  power.v = bit_cast<typename Vec<A>::Lanes>((bit_cast<Bits>(shifted.v) << R::kFraction) + one);
+  Vec<A> sum(inverse_factorial<A>(R::kTerms));
+  for (int k = R::kTerms - 1; k >= 2; --k) sum = r * sum + Vec<A>(inverse_factorial<A>(k));
+  expm1_r = r + r * r * sum;
+}
+
+// Relative error about 1 ulp for x in [kExpMin, kExpMax]; clamped outside.
+template <class A>
+FUSED_RNN_INLINE Vec<A> exp(Vec<A> x) {
+  const Vec<A> min(Real<A>::kExpMin), max(Real<A>::kExpMax);
+  Vec<A> power, expm1_r;
+  x.v = x.v < min.v ? min.v : x.v;  // NaN stays NaN: a comparison with it is false
+  x.v = x.v > max.v ? max.v : x.v;
+  split_exp(x, power, expm1_r);
+  return power + power * expm1_r;
+}
+
+// With E = expm1(2|x|): |tanh x| = E / (E + 2), exact at 0, and from E = 2 on 1 - 2 / (E + 2), exact at infinity.
+// Relative error below 2 ulp.
+template <class A>
+FUSED_RNN_INLINE Vec<A> tanh(Vec<A> x) {
+  const Vec<A> zero(A(0)), one(A(1)), two(A(2)), max(Real<A>::kTanhMax);
+  Vec<A> size = x, power, expm1_r;
+  size.v = x.v < zero.v ? -x.v : x.v;
+  size.v = size.v > max.v ? max.v : size.v;  // NaN stays NaN
+  split_exp(size * two, power, expm1_r);
+  const Vec<A> e = power * expm1_r + (power - one);
+  Vec<A> numerator = e, offset = zero;
+  numerator.v = e.v < two.v ? e.v : -two.v;
+  offset.v = e.v < two.v ? zero.v : one.v;
+  Vec<A> y = offset + numerator / (e + two);
+  y.v = x.v < zero.v ? -y.v : y.v;
+  return y;
+}
+
+}  // namespace
+}  // namespace fused_rnn

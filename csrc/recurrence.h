@@ -1,0 +1,63 @@
+// What a loop gets: sizes and pointers, nothing of torch. All arrays are contiguous; S is the storage type and A the
+// type that is computed in.
+#pragma once
+
+#include <cstdint>
+
+#include "scalar.h"
+
+namespace fused_rnn {
+
+// One layer in one direction. T, B, I, H: steps, batch, input size, hidden size; G: gates of the cell.
+template <class S>
+struct LayerArgs {
+  int64_t T, B, I, H;
+  bool reverse;            // time runs from T-1 down to 0
+  const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
+  const S* x;              // [T, B, I]
+  const S* weight_ih;      // [G*H, I]
+  const S* weight_hh;      // [G*H, H]
+  const S* hx;             // [B, H]
+  const S* cx;             // [B, H], LSTM only
+
+  FUSED_RNN_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+  // The first active step of row b in the order of processing, and the step before step t in that order.
+  FUSED_RNN_INLINE int64_t first_step(int64_t b) const { return reverse ? length(b) - 1 : 0; }
+  FUSED_RNN_INLINE int64_t step_before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  // One past the last row that is active at step t. Rows of a packed sequence are sorted by length: all before are,
+  // too.
+  FUSED_RNN_INLINE int64_t active_rows(int64_t t, int64_t begin, int64_t end) const {
+    while (end > begin && t >= length(end - 1)) --end;
+    return end;
+  }
+};
+
+template <class S>
+struct ForwardArgs : LayerArgs<S> {
+  using A = accumulate_t<S>;
+  const S* bias_ih;  // [G*H] or null
+  const S* bias_hh;  // [G*H] or null
+  S* output;         // [T, B, H], zero where a row is not active
+  S* hy;             // [B, H]
+  S* cy;             // [B, H], LSTM only
+  A* saved;          // [T, B, kSaved, H], or null when no backward will come
+};
+
+template <class S>
+struct BackwardArgs : LayerArgs<S> {
+  using A = accumulate_t<S>;
+  const S* grad_output;  // [T, B, H] or null for zeros
+  const S* grad_hy;      // [B, H] or null for zeros
+  const S* grad_cy;      // [B, H] or null for zeros
+  const S* output;       // [T, B, H], from the forward
+  const A* saved;        // [T, B, kSaved, H], from the forward
+  S* grad_x;             // [T, B, I] or null if not needed
+  S* grad_weight_ih;     // [G*H, I] or null if no weight's gradient is needed
+  S* grad_weight_hh;     // [G*H, H], null with grad_weight_ih
+  S* grad_bias_ih;       // [G*H], or null if there is none or it is not needed
+  S* grad_bias_hh;       // [G*H], or null if there is none or it is not needed
+  S* grad_hx;            // [B, H]
+  S* grad_cx;            // [B, H], LSTM only
+};
+
+}  // namespace fused_rnn

@@ -1,0 +1,130 @@
+"""Which backend runs a layer: one table, best first.
+
+``why_not`` returns ``None`` when the backend can run the problem and otherwise a sentence. That sentence is the
+error of a forced backend, the line in ``explain()``, the reason of a skipped test and the report of
+``python -m fused_rnn``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import native, reference, stock
+from .cell import Cell, States, Weights
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer in one direction: everything the choice of a backend may depend on, and nothing else."""
+
+    cell: Cell
+    device: torch.device
+    dtype: torch.dtype
+    T: int
+    B: int
+    I: int  # noqa: E741  the field's name for the input size
+    H: int
+    projection: bool = False
+    ragged: bool = False  # lengths are given
+    training: bool = False  # a backward may come
+    transformed: bool = False  # inside torch.func or forward-mode differentiation
+
+    def __str__(self) -> str:
+        flags = [name for name in ("projection", "ragged", "training", "transformed") if getattr(self, name)]
+        sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
+        return " ".join([str(self.cell), str(self.dtype).removeprefix("torch."), str(self.device), sizes, *flags])
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run one layer in one direction; ``run`` has the signature of ``reference.run``."""
+
+    name: str
+    why_not: Callable[[Problem], str | None]
+    run: Callable[[Cell, Tensor, States, Weights, Tensor | None, bool], tuple[Tensor, States]]
+
+
+def _cpu_why_not(problem: Problem) -> str | None:
+    if native.load_error is not None:
+        return f"the extension could not be loaded: {native.load_error}"
+    if problem.device.type != "cpu":
+        return f"it runs on the CPU, and the input is on {problem.device}"
+    if problem.dtype not in native.DTYPES:
+        return f"it has no kernel for {problem.dtype}"
+    if problem.projection:
+        return "it has no kernel for proj_size"
+    if problem.transformed:
+        return "its ops have no rule for torch.func transforms and forward-mode differentiation"
+    return None
+
+
+def _torch_why_not(problem: Problem) -> str | None:
+    if not problem.cell.reset_after:
+        return "torch.nn has no GRU with reset_after=False"
+    if problem.ragged:
+        return "torch.nn packs ragged batches on the host"
+    if problem.transformed:
+        return "torch.nn's kernels do not support every torch.func transform and forward-mode differentiation"
+    if problem.device.type == "meta":
+        return "a meta tensor needs shapes only"
+    return None
+
+
+BACKENDS = (  # best first; the last one runs everything
+    Backend("cpu", _cpu_why_not, native.run),
+    Backend("torch", _torch_why_not, stock.run),
+    Backend("reference", lambda problem: None, reference.run),
+)
+
+_forced: str | None = None  # a plain global and no ContextVar: torch.compile guards on the one, not on the other
+
+
+def by_name(name: str) -> Backend:
+    """The backend called ``name``. Raises ValueError for an unknown name."""
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"backend {name!r} is not one of {', '.join(b.name for b in BACKENDS)}")
+
+
+def forced() -> str | None:
+    """The name of the backend that :func:`use_backend` or ``FUSED_RNN_BACKEND`` demands, if any."""
+    return _forced or os.environ.get("FUSED_RNN_BACKEND") or None
+
+
+def choose(problem: Problem) -> Backend:
+    """The forced backend, or else the first that can run ``problem``.
+
+    Raises:
+        ValueError: the forced backend does not exist or cannot run ``problem``.
+    """
+    name = forced()
+    if name is None:
+        return next(backend for backend in BACKENDS if backend.why_not(problem) is None)
+    backend = by_name(name)
+    if reason := backend.why_not(problem):
+        raise ValueError(f"backend {name!r} cannot run {problem}: {reason}")
+    return backend
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within this context every layer runs on the backend called ``name``, or raises with the reason why not.
+
+    It holds for all threads of the process. The environment variable ``FUSED_RNN_BACKEND`` does the same for a whole process.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    global _forced
+    before, _forced = _forced, by_name(name).name
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,50 @@
+"""One layer in one direction: choose the backend, run it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .autograd import will_differentiate
+from .backends import Problem, choose
+from .cell import Cell, States, Weights
+
+
+def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None) -> Problem:
+    """The :class:`Problem` that these tensors pose."""
+    T, B, I = x.shape  # noqa: E741
+    return Problem(
+        cell=cell,
+        device=x.device,
+        dtype=x.dtype,
+        T=T,
+        B=B,
+        I=I,
+        H=states[-1].size(-1),
+        projection=weights.weight_hr is not None,
+        ragged=lengths is not None,
+        training=will_differentiate(x, *states, *weights),
+        transformed=torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0,
+    )
+
+
+def run(
+    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
+) -> tuple[Tensor, States]:
+    """Run one layer in one direction on the best backend; arguments and results as in :func:`reference.run`.
+
+    Under autocast, x, states and weights are first cast to the autocast dtype (float64 and complex stay).
+    """
+    device_type = x.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        x, states = _cast(x, dtype), tuple(_cast(s, dtype) for s in states)
+        weights = Weights(*(w if w is None else _cast(w, dtype) for w in weights))
+    backend = choose(problem_of(cell, x, states, weights, lengths))
+    return backend.run(cell, x, states, weights, lengths, reverse)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    castable = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return tensor.to(dtype) if castable else tensor

@@ -1,0 +1,100 @@
+"""The sizes worth testing, each with its reason, and random layers of those sizes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, Weights
+
+CELLS = (LSTM, GRU, GRU_RESET_BEFORE)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Size:
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+
+    def __str__(self):
+        return f"T{self.T}-B{self.B}-I{self.I}-H{self.H}"
+
+
+SIZES = (
+    Size(T=1, B=1, I=1, H=1),  # nothing to vectorise, nothing to overlap
+    Size(T=1, B=1, I=64, H=64),  # a streaming step
+    Size(T=7, B=3, I=5, H=63),  # no size divides a vector, a tile or a panel
+    Size(T=5, B=2, I=31, H=17),  # one unit more than the widest vector
+    Size(T=3, B=13, I=8, H=16),  # exactly one vector; two whole tiles of rows and one row, in one slice or two
+    Size(T=2, B=37, I=3, H=65),  # one unit past a whole panel of four vectors
+    Size(T=300, B=1, I=3, H=2),  # more rows than one chunk of the backward
+    Size(T=3, B=300, I=2, H=3),  # one step is more than a chunk of the backward
+    Size(T=40, B=2, I=4, H=260),  # more steps than one chunk of projected input: 256 KiB hold 30 (LSTM, float64: 15)
+    Size(T=12, B=16, I=80, H=200),  # an ordinary layer
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A random layer: its tensors and the gradients that come into it."""
+
+    cell: Cell
+    x: torch.Tensor
+    states: tuple
+    weights: Weights
+    lengths: torch.Tensor | None
+    grads: tuple  # for output and each final state
+
+    @staticmethod
+    def random(cell, dtype, size, *, ragged=False, bias=True, seed=0):
+        """Inputs of unit variance and torch.nn's initial weights, representable in `dtype`; leaves of autograd."""
+        generator = torch.Generator().manual_seed(seed)
+        T, B, I, H = size.T, size.B, size.I, size.H  # noqa: E741
+        rows = cell.gates * H
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+        def uniform(*shape):
+            values = torch.rand(*shape, generator=generator, dtype=torch.float64) * 2 - 1
+            return (values * H**-0.5).to(dtype).requires_grad_()
+
+        biases = (uniform(rows), uniform(rows)) if bias else (None, None)
+        return Layer(
+            cell=cell,
+            x=normal(T, B, I),
+            states=tuple(normal(B, H) for _ in cell.states),
+            weights=Weights(uniform(rows, I), uniform(rows, H), *biases),
+            lengths=torch.randint(1, T + 1, (B,), generator=generator) if ragged else None,
+            grads=tuple(normal(*shape).detach() for shape in ((T, B, H), *((B, H),) * len(cell.states))),
+        )
+
+    def leaves(self):
+        """Every tensor that has a gradient, by name."""
+        weights = {name: w for name, w in self.weights._asdict().items() if w is not None}
+        return {"x": self.x, **weights, **dict(zip(self.cell.states, self.states, strict=True))}
+
+    def double(self):
+        """The same layer in float64: its results are the truth."""
+
+        def convert(t):
+            return None if t is None else t.detach().double().requires_grad_()
+
+        return Layer(
+            cell=self.cell,
+            x=convert(self.x),
+            states=tuple(map(convert, self.states)),
+            weights=Weights(*map(convert, self.weights)),
+            lengths=self.lengths,
+            grads=tuple(g.double() for g in self.grads),
+        )
+
+    def results(self, run, reverse=False):
+        """Outputs and all gradients of `run` (with the signature of reference.run), by name."""
+        output, states = run(self.cell, self.x, self.states, self.weights, self.lengths, reverse)
+        final = {f"{name[0]}y": state for name, state in zip(self.cell.states, states, strict=True)}
+        leaves = self.leaves()
+        grads = torch.autograd.grad((output, *states), list(leaves.values()), self.grads)
+        named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+        return {"output": output.detach(), **{name: state.detach() for name, state in final.items()}, **named}

@@ -1,0 +1,53 @@
+"""Every backend, cell, dtype and problem against the float64 reference: outputs and all gradients."""
+
+import pytest
+import torch
+from closeness import assert_within_budget
+from problems import CELLS, DTYPES, SIZES, Layer, Size
+
+from fused_rnn import backends, layer, reference, stock
+
+TESTED = [b for b in backends.BACKENDS if b.name not in ("torch", "reference")]
+
+
+def plain(cell, x, states, weights, lengths, reverse):
+    """PyTorch's own layer where it has one, and otherwise the reference in the same dtype."""
+    if lengths is None and cell.reset_after:
+        return stock.run(cell, x, states, weights, lengths, reverse)
+    return reference.run(cell, x, states, weights, lengths, reverse)
+
+
+def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True):
+    # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
+    draws = [
+        Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed)
+        for seed in range(30 if size.H == 1 else 8 if size.H < 4 else 2)
+    ]
+    problem = layer.problem_of(cell, draws[0].x, draws[0].states, draws[0].weights, draws[0].lengths)
+    if reason := backend.why_not(problem):
+        pytest.skip(reason)
+    got = [d.results(backend.run, reverse) for d in draws]
+    truth = [d.double().results(reference.run, reverse) for d in draws]
+    same = [d.results(plain, reverse) for d in draws]
+    for name in truth[0]:
+        assert all(g[name].dtype == dtype for g in got)
+        assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
+def test_forward_and_backward(backend, cell, dtype, size):
+    check(backend, cell, dtype, size)
+
+
+@pytest.mark.parametrize("size", [Size(7, 3, 5, 63), Size(300, 2, 3, 2), Size(2, 37, 3, 65)], ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("bias", [False, True], ids=["nobias", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
+def test_options(backend, cell, dtype, bias, reverse, ragged, size):
+    check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, bias=bias)
