@@ -1,7 +1,6 @@
 #define FUSED_RNN_VECTOR_BYTES 32
 #define FUSED_RNN_REGISTERS 16
-#include "isa.h"
-#include "loop.inl.h"
+#include "loops.inl.h"
 
 namespace fused_rnn {
 
