@@ -23,4 +23,6 @@ def assert_within_budget(name, got, truth, plain, *, factor=1.5):
         budget = 1e-12 * scale  # nothing more exact to compare with
     else:
         budget = factor * loss + torch.finfo(dtype).eps * scale
-    assert error <= budget, f"{name} is off by {error:.2e}, budget {budget:.2e} (PyTorch in {dtype} is off by {loss:.2e})"
+    assert error <= budget, (
+        f"{name} is off by {error:.2e}, budget {budget:.2e} (PyTorch in {dtype} is off by {loss:.2e})"
+    )

@@ -1,0 +1,121 @@
+"""The choice of a backend and its refusals; that the forced one really ran; the instruction sets of the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from problems import Layer, Size
+
+from fused_rnn import backends, layer
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
+
+TESTS = Path(__file__).parent
+
+
+def problem(cell=LSTM, device="cpu", dtype=torch.float32, **flags):
+    return backends.Problem(cell, torch.device(device), dtype, T=3, B=2, I=4, H=5, **flags)
+
+
+@pytest.mark.parametrize(
+    ("posed", "chosen"),
+    [
+        (problem(), "cpu"),
+        (problem(training=True, ragged=True), "cpu"),
+        (problem(GRU_RESET_BEFORE, dtype=torch.bfloat16), "cpu"),
+        (problem(projection=True), "torch"),
+        (problem(projection=True, ragged=True), "reference"),
+        (problem(dtype=torch.complex64), "torch"),
+        (problem(transformed=True), "reference"),
+        (problem(device="cuda"), "torch"),
+        (problem(GRU_RESET_BEFORE, device="cuda"), "reference"),
+        (problem(device="meta"), "reference"),
+    ],
+    ids=str,
+)
+def test_choice(posed, chosen):
+    assert backends.choose(posed).name == chosen
+
+
+def test_the_last_backend_runs_everything():
+    assert backends.BACKENDS[-1].why_not(problem(GRU_RESET_BEFORE, "meta", torch.complex64, projection=True)) is None
+
+
+def test_a_wish_that_cannot_be_met_is_an_error():
+    with backends.use_backend("cpu"), pytest.raises(ValueError, match="'cpu' cannot run .*proj_size"):
+        backends.choose(problem(projection=True))
+    with pytest.raises(ValueError, match="'gpu' is not one of cpu, torch, reference"), backends.use_backend("gpu"):
+        pass
+
+
+def test_the_wish_ends_with_the_context():
+    with backends.use_backend("reference"):
+        with backends.use_backend("cpu"):
+            assert backends.choose(problem()).name == "cpu"
+        assert backends.choose(problem()).name == "reference"
+    assert backends.choose(problem()).name == "cpu"
+
+
+def test_environment_forces_a_backend(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_BACKEND", "reference")
+    assert backends.choose(problem()).name == "reference"
+    monkeypatch.setenv("FUSED_RNN_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match="'nonsense' is not one of"):
+        backends.choose(problem())
+
+
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=str)
+@pytest.mark.parametrize("name", [b.name for b in backends.BACKENDS])
+def test_the_forced_backend_ran(name, cell):
+    """Seen in the operators that reach the dispatcher."""
+    drawn = Layer.random(cell, torch.float32, Size(3, 2, 4, 5))
+    with torch.profiler.profile() as profile, backends.use_backend(name), torch.no_grad():
+        layer.run(cell, drawn.x, drawn.states, drawn.weights)
+    seen = {event.key for event in profile.key_averages()}
+    marks = {"cpu": f"fused_rnn::{cell.name}_forward", "torch": f"aten::{cell.name}"}
+    assert {n for n, mark in marks.items() if mark in seen} == {name} - {"reference"}
+
+
+def test_torch_backend_projects():
+    module = torch.nn.LSTM(4, 6, proj_size=3)
+    x = torch.randn(5, 2, 4)
+    states = (torch.zeros(2, 3), torch.zeros(2, 6))
+    with backends.use_backend("torch"):
+        output, final = layer.run(LSTM, x, states, Weights(*module._flat_weights))
+    expected, (h, c) = module(x)
+    assert torch.equal(output, expected) and torch.equal(final[0], h[0]) and torch.equal(final[1], c[0])
+
+
+def instruction_sets():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return [name for name, flag in (("avx512", "avx512vl"), ("avx2", "avx2")) if f" {flag} " in flags] + ["generic"]
+
+
+def run_python(*arguments, **environment):
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+NAME_IT = "import torch, fused_rnn.native; print(torch.ops.fused_rnn.cpu_instruction_set())"
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_forced_instruction_set(name):
+    """It ran, and is right: the sizes around its vectors, in a process of its own."""
+    assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
+    tests = [str(TESTS / "test_recurrence.py"), "-k", "float64 or bfloat16 or float16"]
+    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_unknown_instruction_set():
+    done = run_python("-c", NAME_IT, FUSED_RNN_ISA="mmx")
+    assert "FUSED_RNN_ISA=mmx is not one of" in done.stderr
