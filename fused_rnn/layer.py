@@ -29,6 +29,14 @@ def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths:
     )
 
 
+def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise RuntimeError unless ``tensor`` has the device of ``other`` and, outside autocast, its dtype."""
+    if tensor.device != other.device:
+        raise RuntimeError(f"{name} must be on {other.device} like {other_name}, got {tensor.device}")
+    if tensor.dtype != other.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"{name} must be {other.dtype} like {other_name}, got {tensor.dtype}")
+
+
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, States]:

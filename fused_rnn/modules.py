@@ -1,0 +1,423 @@
+"""LSTM, GRU, LSTMCell and GRUCell: torch.nn's constructors, parameters, results and errors, on our kernels.
+
+``LSTM`` and ``GRU`` derive from ``nn.RNNBase`` and not from ``nn.LSTM`` and ``nn.GRU``, because torch.compile refuses
+every instance of those.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import cell as cells
+from . import layer, stack
+from .cell import Cell, States, Weights
+
+
+class _Layers(nn.RNNBase):
+    """What LSTM and GRU share: from every form of input to [T, B, I], through the stack, and back."""
+
+    _stock: type[nn.RNNBase]  # the class of torch.nn that this one stands for
+
+    @property
+    def _cell(self) -> Cell:
+        raise NotImplementedError
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
+        """Run all layers over a batch of sequences.
+
+        Args:
+            input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or [T, input_size] without a batch, or
+                a ``PackedSequence``; in the dtype of the weights.
+            hx: initial states, zeros if None: h_0 [L*D, B, H] of a GRU, the pair (h_0, c_0) of an LSTM (h_0 with
+                proj_size in place of H if that is not 0); [L*D, H] without a batch.
+            lengths: [B], int64 on the device of ``input``, each from 1 to T, in any order: row b ends after lengths[b]
+                steps. Past its end the output is zero; its final state is that of its last step, and the reverse
+                direction starts there: what packing with ``enforce_sorted=False`` and padding again would give.
+
+        Returns:
+            output, in the form of ``input`` with D*H in place of input_size, and the final states, in the form of ``hx``.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn does, before any kernel runs.
+        """
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            return self._traced(input, hx, lengths)
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx, lengths)
+        return self._run_padded(input, hx, lengths)
+
+    def _run_padded(self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batch_dim = 0 if self.batch_first else 1
+        batched = input.dim() == 3
+        if not batched:
+            if lengths is not None:
+                raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
+            input = input.unsqueeze(batch_dim)
+        states = self._initial(input, input.size(batch_dim), hx, batched)
+        self._check(input, states, None)
+        x = input.transpose(0, 1) if self.batch_first else input
+        if x.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None:
+            lengths = _checked_lengths(lengths, x)
+
+        def drop(y: Tensor) -> Tensor:
+            return dropout(y, self.dropout, training=True)
+
+        output, final = self._run(x, states, lengths, drop)
+        output = output.transpose(0, 1) if self.batch_first else output
+        if not batched:
+            output, final = output.squeeze(batch_dim), tuple(state.squeeze(1) for state in final)
+        return output, self._as_hx(final)
+
+    def _run_packed(self, input: PackedSequence, hx: Any, lengths: Any) -> Any:
+        if lengths is not None:
+            raise ValueError("lengths are for padded input: a PackedSequence has its own")
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        states = self._initial(data, int(batch_sizes[0]), hx, batched=True)
+        self._check(data, states, batch_sizes)
+        if hx is not None:
+            states = _permuted(states, sorted_indices)
+        # Rows are in the order of their lengths from here on.
+        x, row_lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+
+        def pack(y: Tensor) -> PackedSequence:
+            return pack_padded_sequence(y, row_lengths)
+
+        def drop(y: Tensor) -> Tensor:  # in packed form, so that it draws the random numbers that torch.nn draws
+            dropped = dropout(pack(y).data, self.dropout, training=True)
+            return pad_packed_sequence(PackedSequence(dropped, batch_sizes))[0]
+
+        output, final = self._run(x, states, row_lengths.to(data.device), drop)
+        packed = PackedSequence(pack(output).data, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self._as_hx(_permuted(final, unsorted_indices))
+
+    def _run(self, x: Tensor, states: States, lengths: Tensor | None, drop: Any) -> tuple[Tensor, States]:
+        return stack.run(
+            self._cell,
+            x,
+            states,
+            self._layer_weights(),
+            directions=2 if self.bidirectional else 1,
+            lengths=lengths,
+            between=drop if self.training and self.dropout > 0 else None,
+        )
+
+    def _layer_weights(self) -> list[Weights]:
+        # The attributes are the truth, not RNNBase's list of them: a parametrisation computes its weight at each look.
+        layers = []
+        for names in self._all_weights:
+            weights = {name[: name.rindex("_l")]: getattr(self, name) for name in names}
+            layers.append(Weights(**weights))
+        return layers
+
+    def _initial(self, input: Tensor, batch: int, hx: Any, batched: bool) -> States:
+        """The initial states, each [L*D, B, H]."""
+        if hx is not None:
+            states = self._from_hx(hx)
+            self._check_rank(states, batched)
+            return states if batched else tuple(state.unsqueeze(1) for state in states)
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        return tuple(input.new_zeros(count, batch, size) for _, size in zip(self._cell.states, sizes, strict=False))
+
+    def _check_rank(self, states: States, batched: bool) -> None:
+        wanted = 3 if batched else 2
+        if any(state.dim() != wanted for state in states):
+            names = " and ".join(self._cell.states)
+            got = ", ".join(f"{state.dim()}-D" for state in states)
+            form = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {form} input, {names} should also be {wanted}-D but got ({got}) tensors")
+
+    def _check(self, input: Tensor, states: States, batch_sizes: Tensor | None) -> None:
+        self.check_forward_args(input, self._as_hx(states), batch_sizes)
+        for name, state in zip(self._cell.states, states, strict=True):
+            layer.check_like(name, state, "input", input)
+
+    def _from_hx(self, hx: Any) -> States:
+        raise NotImplementedError
+
+    def _as_hx(self, states: States) -> Any:
+        raise NotImplementedError
+
+    # ---- torch.nn's other doors ----
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the kernels take the weights as they are."""
+
+    def _as_stock(self) -> nn.RNNBase:
+        """A module of torch.nn with the very same parameters."""
+        twin = copy.copy(self)
+        twin.__class__ = self._stock
+        return twin
+
+    def __prepare_scriptable__(self) -> nn.RNNBase:
+        return self._as_stock()
+
+    def _traced(self, input: Any, hx: Any, lengths: Any) -> Any:
+        """As torch.nn does it, so that torch.jit.trace and ONNX keep one node of a known kind."""
+        if lengths is not None:
+            raise RuntimeError("lengths cannot be traced or exported: pack the input instead")
+        if not self._cell.reset_after:
+            raise RuntimeError("reset_after=False cannot be traced or exported: torch.nn has no such GRU")
+        return self._stock.forward(self, input, hx)
+
+
+class LSTM(_Layers):
+    """A drop-in for ``torch.nn.LSTM``: same arguments, parameters, ``state_dict``, results and errors.
+
+    At each step, with PyTorch's gate order (its documentation of ``torch.nn.LSTM`` is the definition)::
+
+        i, f, o = sigmoid(W_i x + b_i + U_i h + d_i), ...      g = tanh(W_g x + b_g + U_g h + d_g)
+        c' = f * c + i * g                                     h' = o * tanh(c')
+
+    Args:
+        input_size: size of x at a step.
+        hidden_size: size of h, H.
+        num_layers: layers on top of each other.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
+        dropout: probability of an element of a layer's output, but the last layer's, to be zeroed in training.
+        bidirectional: a second set of layers runs from the last step to the first; outputs are concatenated.
+        proj_size: if not 0, h is projected to this size after each step.
+        device, dtype: of the parameters; float32, float64, bfloat16 and float16 have kernels.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong type or range, as torch.nn.
+    """
+
+    _stock = nn.LSTM
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *sizes, device=device, dtype=dtype)
+
+    @property
+    def _cell(self) -> Cell:
+        return cells.LSTM
+
+    def _from_hx(self, hx: Any) -> States:
+        if isinstance(hx, Tensor) or len(hx) != 2:
+            got = "a Tensor" if isinstance(hx, Tensor) else f"{len(hx)} of them"
+            raise TypeError(f"hx of an LSTM must be two tensors (h_0, c_0), got {got}")
+        return tuple(hx)
+
+    def _as_hx(self, states: States) -> tuple[Tensor, Tensor]:
+        h, c = states
+        return h, c
+
+
+class GRU(_Layers):
+    """A drop-in for ``torch.nn.GRU``: same arguments, parameters, ``state_dict``, results and errors.
+
+    At each step, with PyTorch's gate order (its documentation of ``torch.nn.GRU`` is the definition)::
+
+        r, z = sigmoid(W_r x + b_r + U_r h + d_r), ...
+        n = tanh(W_n x + b_n + r * (U_n h + d_n))        reset_after=True
+        n = tanh(W_n x + b_n + U_n (r * h) + d_n)        reset_after=False: Cho et al. 2014, arXiv:1406.1078
+        h' = (1 - z) * n + z * h
+
+    The textbooks' ``h' = (1 - z) * h + z * n`` is the same function with the rows of z in all weights and biases negated.
+
+    Args:
+        reset_after: whether the reset gate acts after the matmul, as in torch.nn, cuDNN and Keras, or before it.
+        others: as of :class:`LSTM`.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong type or range, as torch.nn.
+    """
+
+    _stock = nn.GRU
+    reset_after = True  # of modules that were converted, or pickled by torch.nn
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", *sizes, device=device, dtype=dtype)
+        self.reset_after = _checked_flag("reset_after", reset_after)
+
+    @property
+    def _cell(self) -> Cell:
+        return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+    def _from_hx(self, hx: Any) -> States:
+        return (_checked_gru_hx(hx),)
+
+    def _as_hx(self, states: States) -> Tensor:
+        (h,) = states
+        return h
+
+    def _as_stock(self) -> nn.RNNBase:
+        if not self.reset_after:
+            raise RuntimeError("torch.nn has no GRU with reset_after=False")
+        return super()._as_stock()
+
+
+class LSTMCell(nn.LSTMCell):
+    """A drop-in for ``torch.nn.LSTMCell``: one step of :class:`LSTM`, input [B, input_size] or [input_size].
+
+    Args and errors: as of ``torch.nn.LSTMCell``.
+    """
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            return super().forward(input, hx)
+        h, c = _run_cell(self, cells.LSTM, input, None if hx is None else tuple(hx))
+        return h, c
+
+    def __prepare_scriptable__(self) -> nn.LSTMCell:
+        return _stock_cell(self, nn.LSTMCell)
+
+
+class GRUCell(nn.GRUCell):
+    """A drop-in for ``torch.nn.GRUCell``: one step of :class:`GRU`, input [B, input_size] or [input_size].
+
+    Args and errors: as of ``torch.nn.GRUCell``; ``reset_after`` as of :class:`GRU`.
+    """
+
+    reset_after = True  # of modules that were converted, or pickled by torch.nn
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
+        self.reset_after = _checked_flag("reset_after", reset_after)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
+        if (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()) and self.reset_after:
+            return super().forward(input, hx)
+        cell = cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
+        (h,) = _run_cell(self, cell, input, None if hx is None else (_checked_gru_hx(hx),))
+        return h
+
+    def __prepare_scriptable__(self) -> nn.GRUCell:
+        if not self.reset_after:
+            raise RuntimeError("torch.nn has no GRUCell with reset_after=False")
+        return _stock_cell(self, nn.GRUCell)
+
+
+def _run_cell(module: Any, cell: Cell, input: Tensor, states: States | None) -> States:
+    kind = {"lstm": "LSTMCell", "gru": "GRUCell"}[cell.name]
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
+    if states is None:
+        states = (x.new_zeros(x.size(0), module.hidden_size),) * len(cell.states)
+    else:
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                name = f"hx[{k}]" if len(states) > 1 else "hidden"
+                raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+        states = states if batched else tuple(state.unsqueeze(0) for state in states)
+        _check_cell_states(module, x, states)
+    if x.size(1) != module.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {module.input_size}")
+    layer.check_like("input", x, "weight_ih", module.weight_ih)
+    weights = Weights(module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
+    _, final = layer.run(cell, x.unsqueeze(0), states, weights)
+    return final if batched else tuple(state.squeeze(0) for state in final)
+
+
+def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
+    for k, state in enumerate(states):
+        if state.size(0) != x.size(0):
+            raise RuntimeError(
+                f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}"
+            )
+        if state.size(1) != module.hidden_size:
+            raise RuntimeError(
+                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"
+            )
+        layer.check_like(f"hx[{k}]" if len(states) > 1 else "hx", state, "input", x)
+
+
+def _stock_cell(module: nn.Module, kind: type[nn.RNNCellBase]) -> Any:
+    twin = copy.copy(module)
+    twin.__class__ = kind
+    return twin
+
+
+def _checked_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return value
+
+
+def _checked_gru_hx(hx: Any) -> Tensor:
+    if not isinstance(hx, Tensor):  # the type of error that torch.nn.GRU ends in
+        raise AttributeError(f"hx of a GRU must be one tensor, got a {type(hx).__name__}")
+    return hx
+
+
+def _checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """lengths as [B] int64 on x's device. Their range is checked on the CPU only: elsewhere it would wait for it."""
+    T, B = x.shape[:2]
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=x.device)
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"lengths must have dtype torch.int64, got {lengths.dtype}")
+    if lengths.shape != (B,):
+        raise RuntimeError(f"lengths must be [{B}], one a row, got {list(lengths.shape)}")
+    if lengths.device != x.device:
+        raise RuntimeError(f"lengths must be on {x.device} like input, got {lengths.device}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and B > 0:
+        shortest, longest = (int(n) for n in lengths.aminmax())
+        if shortest < 1 or longest > T:
+            raise RuntimeError(f"lengths must be from 1 to {T}, got {shortest if shortest < 1 else longest}")
+    return lengths.to(torch.int64)
+
+
+def _permuted(states: States, order: Tensor | None) -> States:
+    return states if order is None else tuple(state.index_select(1, order) for state in states)
