@@ -48,6 +48,7 @@ class Backend:
     name: str
     why_not: Callable[[Problem], str | None]
     run: Callable[[Cell, Tensor, States, Weights, Tensor | None, bool], tuple[Tensor, States]]
+    plan: Callable[[Problem], str] = lambda problem: ""  # how it would run the problem, in a few words
 
 
 def _cpu_why_not(problem: Problem) -> str | None:
@@ -64,6 +65,11 @@ def _cpu_why_not(problem: Problem) -> str | None:
     return None
 
 
+def _cpu_plan(problem: Problem) -> str:
+    threads = min(torch.get_num_threads(), max(problem.B, 1))
+    return f"{native.cpu_instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def _torch_why_not(problem: Problem) -> str | None:
     if not problem.cell.reset_after:
         return "torch.nn has no GRU with reset_after=False"
@@ -77,7 +83,7 @@ def _torch_why_not(problem: Problem) -> str | None:
 
 
 BACKENDS = (  # best first; the last one runs everything
-    Backend("cpu", _cpu_why_not, native.run),
+    Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
     Backend("torch", _torch_why_not, stock.run),
     Backend("reference", lambda problem: None, reference.run),
 )

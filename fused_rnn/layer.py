@@ -44,13 +44,19 @@ def run(
 
     Under autocast, x, states and weights are first cast to the autocast dtype (float64 and complex stay).
     """
-    device_type = x.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        x, states = _cast(x, dtype), tuple(_cast(s, dtype) for s in states)
-        weights = Weights(*(w if w is None else _cast(w, dtype) for w in weights))
+    x, states, weights = autocast(x, states, weights)
     backend = choose(problem_of(cell, x, states, weights, lengths))
     return backend.run(cell, x, states, weights, lengths, reverse)
+
+
+def autocast(x: Tensor, states: States, weights: Weights) -> tuple[Tensor, States, Weights]:
+    """The tensors of a layer as autocast wants them for x's device."""
+    device_type = x.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return x, states, weights
+    dtype = torch.get_autocast_dtype(device_type)
+    x, states = _cast(x, dtype), tuple(_cast(state, dtype) for state in states)
+    return x, states, Weights(*(None if w is None else _cast(w, dtype) for w in weights))  # type: ignore[arg-type]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -24,10 +24,7 @@ class _Layers(nn.RNNBase):
     """What LSTM and GRU share: from every form of input to [T, B, I], through the stack, and back."""
 
     _stock: type[nn.RNNBase]  # the class of torch.nn that this one stands for
-
-    @property
-    def _cell(self) -> Cell:
-        raise NotImplementedError
+    _cell: Cell
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences.
@@ -196,6 +193,7 @@ class LSTM(_Layers):
     """
 
     _stock = nn.LSTM
+    _cell = cells.LSTM
     check_forward_args = nn.LSTM.check_forward_args
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden
@@ -215,10 +213,6 @@ class LSTM(_Layers):
     ) -> None:
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
-
-    @property
-    def _cell(self) -> Cell:
-        return cells.LSTM
 
     def _from_hx(self, hx: Any) -> States:
         if isinstance(hx, Tensor) or len(hx) != 2:
@@ -298,11 +292,13 @@ class LSTMCell(nn.LSTMCell):
     Args and errors: as of ``torch.nn.LSTMCell``.
     """
 
+    _cell = cells.LSTM
+
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return super().forward(input, hx)
-        h, c = _run_cell(self, cells.LSTM, input, None if hx is None else tuple(hx))
+        h, c = _run_cell(self, input, None if hx is None else tuple(hx))
         return h, c
 
     def __prepare_scriptable__(self) -> nn.LSTMCell:
@@ -330,6 +326,10 @@ class GRUCell(nn.GRUCell):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self.reset_after = _checked_flag("reset_after", reset_after)
 
+    @property
+    def _cell(self) -> Cell:
+        return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
+
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
@@ -337,8 +337,7 @@ class GRUCell(nn.GRUCell):
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
         if (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()) and self.reset_after:
             return super().forward(input, hx)
-        cell = cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
-        (h,) = _run_cell(self, cell, input, None if hx is None else (_checked_gru_hx(hx),))
+        (h,) = _run_cell(self, input, None if hx is None else (_checked_gru_hx(hx),))
         return h
 
     def __prepare_scriptable__(self) -> nn.GRUCell:
@@ -347,7 +346,8 @@ class GRUCell(nn.GRUCell):
         return _stock_cell(self, nn.GRUCell)
 
 
-def _run_cell(module: Any, cell: Cell, input: Tensor, states: States | None) -> States:
+def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
+    cell: Cell = module._cell
     kind = {"lstm": "LSTMCell", "gru": "GRUCell"}[cell.name]
     if input.dim() not in (1, 2):
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -373,9 +373,7 @@ def _run_cell(module: Any, cell: Cell, input: Tensor, states: States | None) -> 
 def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
     for k, state in enumerate(states):
         if state.size(0) != x.size(0):
-            raise RuntimeError(
-                f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}"
-            )
+            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
         if state.size(1) != module.hidden_size:
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"

@@ -37,6 +37,11 @@ if load_error is not None:
     )
 
 
+def cpu_instruction_set() -> str:
+    """The instruction set of the CPU kernels: the best one here, or the one that ``FUSED_RNN_ISA`` names."""
+    return torch.ops.fused_rnn.cpu_instruction_set()
+
+
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, States]:

@@ -1,0 +1,25 @@
+"""Drop-in LSTM and GRU layers for PyTorch on fused kernels: same constructor, ``state_dict`` and results, faster."""
+
+from importlib import metadata
+
+from .backends import use_backend
+from .convert import convert, restore
+from .explain import Explanation, explain
+from .modules import GRU, LSTM, GRUCell, LSTMCell
+
+try:
+    __version__ = metadata.version("fused-rnn")
+except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Explanation",
+    "GRUCell",
+    "LSTMCell",
+    "convert",
+    "explain",
+    "restore",
+    "use_backend",
+]

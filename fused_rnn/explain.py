@@ -1,0 +1,105 @@
+"""Which backend would run a module, and why no better one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import backends, layer
+from .backends import Problem
+from .cell import Weights
+from .modules import GRU, LSTM, GRUCell, LSTMCell
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs one layer in one direction."""
+
+    where: str  # "layer 0", "layer 0 reverse"
+    problem: Problem
+    backend: str
+    plan: str
+    forced: bool
+    refusals: tuple[tuple[str, str], ...]  # each better backend, and the sentence why it does not run this
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found; print it."""
+
+    module: str
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        lines = [self.module]
+        for choice in self.choices:
+            plan = f" ({choice.plan})" if choice.plan else ""
+            forced = ", forced" if choice.forced else ""
+            lines.append(f"  {choice.where}: {choice.backend}{plan}{forced}  [{choice.problem}]")
+            lines += [f"    not {name}: {reason}" for name, reason in choice.refusals]
+        return "\n".join(lines)
+
+
+def explain(
+    rnn: LSTM | GRU | LSTMCell | GRUCell, x: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None
+) -> Explanation:
+    """Which backend would run ``rnn(x, hx, lengths=lengths)``, layer by layer, and why each better one would not.
+
+    Nothing is run. ``str()`` of the result reads as a report.
+
+    Raises:
+        TypeError: ``rnn`` is not a module of this package.
+        ValueError: a backend is forced that does not exist or cannot run this; the message has its reason.
+    """
+    if not isinstance(rnn, (LSTM, GRU, LSTMCell, GRUCell)):
+        raise TypeError(f"expected a module of fused_rnn, got {type(rnn).__name__}; fused_rnn.convert makes one")
+    return Explanation(repr(rnn), tuple(_choice(where, problem) for where, problem in _problems(rnn, x, hx, lengths)))
+
+
+def _choice(where: str, problem: Problem) -> Choice:
+    chosen = backends.choose(problem)
+    forced = backends.forced() is not None
+    better = backends.BACKENDS[: backends.BACKENDS.index(chosen)]
+    refusals = [(b.name, b.why_not(problem) or f"{chosen.name} is forced") for b in better]
+    return Choice(where, problem, chosen.name, chosen.plan(problem), forced, tuple(refusals))
+
+
+def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Problem]]:
+    if isinstance(rnn, (LSTMCell, GRUCell)):
+        weights = Weights(rnn.weight_ih, rnn.weight_hh, rnn.bias_ih, rnn.bias_hh)
+        yield "step", _problem(rnn, x, (1, x.numel() // x.size(-1)), x.size(-1), weights, hx, False, False)
+        return
+    ragged = lengths is not None or isinstance(x, PackedSequence)
+    if isinstance(x, PackedSequence):
+        steps, data = (len(x.batch_sizes), int(x.batch_sizes[0])), x.data
+    else:
+        steps, data = (tuple(x.shape[:2]) if x.dim() == 3 else (x.size(0), 1)), x
+        if rnn.batch_first and x.dim() == 3:
+            steps = steps[::-1]
+    directions = 2 if rnn.bidirectional else 1
+    size, learns = data.size(-1), False
+    for k, weights in enumerate(rnn._layer_weights()):
+        where = f"layer {k // directions}" + (" reverse" if k % directions else "")
+        if k % directions == 0 and k:
+            size, learns = directions * (rnn.proj_size or rnn.hidden_size), learns or problem.training
+        problem = _problem(rnn, data, steps, size, weights, hx, ragged, learns)
+        yield where, problem
+
+
+def _problem(
+    rnn: Any, x: Tensor, steps: Sequence[int], size: int, weights: Weights, hx: Any, ragged: bool, learns: bool
+) -> Problem:
+    """The problem of one layer, from stand-ins without memory for the tensors that do not exist yet."""
+    stand_in = x.detach().new_empty(())
+    given = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
+    tracked = x.requires_grad or learns or any(state.requires_grad for state in given)
+    cell = rnn._cell
+    inputs = stand_in.expand(*steps, size).requires_grad_(tracked)
+    sizes = (weights.weight_hh.size(1), rnn.hidden_size)
+    states = tuple(stand_in.expand(steps[1], H) for _, H in zip(cell.states, sizes, strict=False))
+    lengths = stand_in.expand(steps[1]) if ragged else None
+    return layer.problem_of(cell, *layer.autocast(inputs, states, weights), lengths)
