@@ -7,8 +7,9 @@ a forward op is its backward op; the derivative of a backward op differentiates 
 
 All four ops share one order of arguments, with one state for a GRU (hx) and two for an LSTM (hx, cx)::
 
-    forward:                      x, weight_ih, weight_hh, bias_ih, bias_hh, states..., lengths, flags..., save
-    backward:  grad_output, grad_states..., (the tensors above), output, saved, lengths, flags..., needs_x, needs_weights
+    forward:   x, weight_ih, weight_hh, bias_ih, bias_hh, states..., lengths, flags..., save
+    backward:  grad_output, grad_states..., x, weight_ih, weight_hh, bias_ih, bias_hh, states..., output, saved,
+               lengths, flags..., needs_x, needs_weights
 
 The flags are ``reverse`` for an LSTM, ``reset_after, reverse`` for a GRU.
 """
@@ -124,7 +125,7 @@ def _second_derivative(
     reverse: bool,
     grad_grads: MaybeTensors,
 ) -> list[Tensor | None]:
-    """The derivative of a backward op with respect to ``grads`` and ``tensors``, by differentiating the reference twice."""
+    """The derivative of a backward op by ``grads`` and ``tensors``: the reference is differentiated twice."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         grads, tensors = [_own(g) for g in grads], [_own(t) for t in tensors]

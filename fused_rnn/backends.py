@@ -28,7 +28,7 @@ class Problem:
     dtype: torch.dtype
     T: int
     B: int
-    I: int  # noqa: E741  the field's name for the input size
+    I: int
     H: int
     projection: bool = False
     ragged: bool = False  # lengths are given
@@ -123,7 +123,8 @@ def choose(problem: Problem) -> Backend:
 def use_backend(name: str) -> Iterator[None]:
     """Within this context every layer runs on the backend called ``name``, or raises with the reason why not.
 
-    It holds for all threads of the process. The environment variable ``FUSED_RNN_BACKEND`` does the same for a whole process.
+    It holds for all threads of the process. The environment variable ``FUSED_RNN_BACKEND`` does the same from its
+    beginning to its end.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -55,7 +55,7 @@ def restore(module: M) -> M:
         raise ValueError(f"torch.nn has no GRU with reset_after=False: {', '.join(refused)}")
     for child in children.values():
         if _change_class(child, _STOCK):
-            vars(child).pop("reset_after", None)
+            child.__dict__.pop("reset_after", None)
             if isinstance(child, nn.RNNBase):
                 child._init_flat_weights()  # what torch.nn runs on, laid out for cuDNN
     return module

@@ -81,13 +81,13 @@ def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Pr
         if rnn.batch_first and x.dim() == 3:
             steps = steps[::-1]
     directions = 2 if rnn.bidirectional else 1
+    weights = rnn._layer_weights()
     size, learns = data.size(-1), False
-    for k, weights in enumerate(rnn._layer_weights()):
-        where = f"layer {k // directions}" + (" reverse" if k % directions else "")
-        if k % directions == 0 and k:
-            size, learns = directions * (rnn.proj_size or rnn.hidden_size), learns or problem.training
-        problem = _problem(rnn, data, steps, size, weights, hx, ragged, learns)
-        yield where, problem
+    for k in range(rnn.num_layers):
+        own = weights[k * directions : (k + 1) * directions]
+        problems = [_problem(rnn, data, steps, size, w, hx, ragged, learns) for w in own]
+        yield from zip((f"layer {k}", f"layer {k} reverse"), problems, strict=False)
+        size, learns = directions * (rnn.proj_size or rnn.hidden_size), problems[0].training
 
 
 def _problem(

@@ -13,7 +13,7 @@ from .cell import Cell, States, Weights
 
 def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None) -> Problem:
     """The :class:`Problem` that these tensors pose."""
-    T, B, I = x.shape  # noqa: E741
+    T, B, I = x.shape
     return Problem(
         cell=cell,
         device=x.device,

@@ -24,14 +24,17 @@ class _Layers(nn.RNNBase):
     """What LSTM and GRU share: from every form of input to [T, B, I], through the stack, and back."""
 
     _stock: type[nn.RNNBase]  # the class of torch.nn that this one stands for
-    _cell: Cell
+
+    @property
+    def _cell(self) -> Cell:
+        raise NotImplementedError
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences.
 
         Args:
-            input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or [T, input_size] without a batch, or
-                a ``PackedSequence``; in the dtype of the weights.
+            input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or [T, input_size] without a batch,
+                or a ``PackedSequence``; in the dtype of the weights.
             hx: initial states, zeros if None: h_0 [L*D, B, H] of a GRU, the pair (h_0, c_0) of an LSTM (h_0 with
                 proj_size in place of H if that is not 0); [L*D, H] without a batch.
             lengths: [B], int64 on the device of ``input``, each from 1 to T, in any order: row b ends after lengths[b]
@@ -39,7 +42,7 @@ class _Layers(nn.RNNBase):
                 direction starts there: what packing with ``enforce_sorted=False`` and padding again would give.
 
         Returns:
-            output, in the form of ``input`` with D*H in place of input_size, and the final states, in the form of ``hx``.
+            output, in the form of ``input`` with D*H in place of input_size, and the final states, in that of ``hx``.
 
         Raises:
             RuntimeError, ValueError: as torch.nn does, before any kernel runs.
@@ -153,9 +156,7 @@ class _Layers(nn.RNNBase):
 
     def _as_stock(self) -> nn.RNNBase:
         """A module of torch.nn with the very same parameters."""
-        twin = copy.copy(self)
-        twin.__class__ = self._stock
-        return twin
+        return _with_class(self, self._stock)
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         return self._as_stock()
@@ -194,9 +195,9 @@ class LSTM(_Layers):
 
     _stock = nn.LSTM
     _cell = cells.LSTM
-    check_forward_args = nn.LSTM.check_forward_args
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    permute_hidden = nn.LSTM.permute_hidden
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -235,7 +236,7 @@ class GRU(_Layers):
         n = tanh(W_n x + b_n + U_n (r * h) + d_n)        reset_after=False: Cho et al. 2014, arXiv:1406.1078
         h' = (1 - z) * n + z * h
 
-    The textbooks' ``h' = (1 - z) * h + z * n`` is the same function with the rows of z in all weights and biases negated.
+    The textbooks' ``h' = (1 - z) * h + z * n`` is the same function with z's rows of all weights and biases negated.
 
     Args:
         reset_after: whether the reset gate acts after the matmul, as in torch.nn, cuDNN and Keras, or before it.
@@ -302,7 +303,7 @@ class LSTMCell(nn.LSTMCell):
         return h, c
 
     def __prepare_scriptable__(self) -> nn.LSTMCell:
-        return _stock_cell(self, nn.LSTMCell)
+        return _with_class(self, nn.LSTMCell)
 
 
 class GRUCell(nn.GRUCell):
@@ -343,7 +344,7 @@ class GRUCell(nn.GRUCell):
     def __prepare_scriptable__(self) -> nn.GRUCell:
         if not self.reset_after:
             raise RuntimeError("torch.nn has no GRUCell with reset_after=False")
-        return _stock_cell(self, nn.GRUCell)
+        return _with_class(self, nn.GRUCell)
 
 
 def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
@@ -381,7 +382,8 @@ def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
         layer.check_like(f"hx[{k}]" if len(states) > 1 else "hx", state, "input", x)
 
 
-def _stock_cell(module: nn.Module, kind: type[nn.RNNCellBase]) -> Any:
+def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:
+    """A module of another class that shares everything with ``module``."""
     twin = copy.copy(module)
     twin.__class__ = kind
     return twin

@@ -1,4 +1,4 @@
-"""PyTorch's own layer as a backend: for what no kernel of ours covers yet and PyTorch does faster than the reference."""
+"""PyTorch's own layer as a backend, for what no kernel of ours covers yet."""
 
 from __future__ import annotations
 

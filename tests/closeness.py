@@ -19,10 +19,9 @@ def assert_within_budget(name, got, truth, plain, *, factor=1.5):
         loss = max(loss, (p.double() - t).abs().max().item())
         scale = max(scale, t.abs().max().item())
     dtype = got[0].dtype
-    if dtype == torch.float64:
-        budget = 1e-12 * scale  # nothing more exact to compare with
-    else:
-        budget = factor * loss + torch.finfo(dtype).eps * scale
+    budget = factor * loss + torch.finfo(dtype).eps * scale
+    if dtype == torch.float64:  # nothing more exact to compare with
+        budget = 1e-12 * scale
     assert error <= budget, (
         f"{name} is off by {error:.2e}, budget {budget:.2e} (PyTorch in {dtype} is off by {loss:.2e})"
     )

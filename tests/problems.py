@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Size:
     T: int
     B: int
-    I: int  # noqa: E741
+    I: int
     H: int
 
     def __str__(self):
@@ -50,7 +50,7 @@ class Layer:
     def random(cell, dtype, size, *, ragged=False, bias=True, seed=0):
         """Inputs of unit variance and torch.nn's initial weights, representable in `dtype`; leaves of autograd."""
         generator = torch.Generator().manual_seed(seed)
-        T, B, I, H = size.T, size.B, size.I, size.H  # noqa: E741
+        T, B, I, H = size.T, size.B, size.I, size.H
         rows = cell.gates * H
 
         def normal(*shape):

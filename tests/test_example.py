@@ -10,7 +10,7 @@ import torch
 import fused_rnn
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "char_lm.py"
-SMALL = "--steps 6 --hidden 16 --batch 4 --length 16 --sample 20".split()
+SMALL = ["--steps", "6", "--hidden", "16", "--batch", "4", "--length", "16", "--sample", "20"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_curves_that_part_are_a_failure(main, monkeypatch):
         return model
 
     monkeypatch.setattr(fused_rnn, "convert", convert_badly)
-    with pytest.raises(SystemExit, match="GRU: the losses of torch.nn and fused_rnn differ by"):
+    with pytest.raises(SystemExit, match=r"GRU: the losses of torch\.nn and fused_rnn differ by"):
         main([*SMALL, "--cell", "gru"])
 
 

@@ -38,7 +38,7 @@ def random(*shape):
 
 def test_textbook_lstm():
     """i, f, o = sigmoid(W [h, x] + b), g = tanh(W_g [h, x] + b_g), c' = f c + i g, h' = o tanh(c')."""
-    T, B, I, H = 4, 3, 5, 6  # noqa: E741
+    T, B, I, H = 4, 3, 5, 6
     x, h, c = random(T, B, I), random(B, H), random(B, H)
     W = {gate: random(H, H + I) for gate in "ifgo"}
     b = {gate: random(H) for gate in "ifgo"}
@@ -66,7 +66,7 @@ def test_textbook_lstm():
 def test_textbook_gru():
     """Cho et al. 2014 as it is usually written: r, z = sigmoid(W [h, x] + b), n = tanh(W [r*h, x] + b),
     h' = (1-z) h + z n. With the rows of z negated, reset_after=False computes it: sigmoid(-a) = 1 - sigmoid(a)."""
-    T, B, I, H = 4, 3, 5, 6  # noqa: E741
+    T, B, I, H = 4, 3, 5, 6
     x, h = random(T, B, I), random(B, H)
     W = {gate: random(H, H + I) for gate in "rzn"}
     b = {gate: random(H) for gate in "rzn"}
