@@ -1,0 +1,157 @@
+"""The extension and the package around it: symbols, wheel, and what is said when something is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fused_rnn
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(fused_rnn.__file__).parent
+needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the project's sources")
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of binutils to read the library's symbols")
+
+
+def symbols(*options):
+    listing = subprocess.run(["nm", "-D", *options, PACKAGE / "_C.so"], capture_output=True, text=True, check=True)
+    return [line.split()[-2:] for line in listing.stdout.splitlines()]
+
+
+@needs_nm
+def test_only_symbols_that_torch_2_10_has():
+    """What is undefined and has no version of the C or C++ library is PyTorch's: all of it was there in 2.10."""
+    listed = (ROOT / "tests" / "data" / "torch_2_10_symbols.txt").read_text().splitlines()
+    exported = {line for line in listed if not line.startswith("#")}
+    undefined = {name for kind, name in symbols("--undefined-only") if "@" not in name and kind == "U"}
+    assert undefined
+    assert undefined <= exported, f"not in PyTorch 2.10: {sorted(undefined - exported)}"
+
+
+@needs_nm
+def test_nothing_of_python():
+    assert not [name for _, name in symbols("--undefined-only") if name.startswith(("Py", "_Py"))]
+
+
+@needs_nm
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+def test_instruction_sets_share_no_code(name, tmp_path):
+    """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
+    flags = {"generic": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"]}
+    compile_ = [
+        "c++",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-Wno-psabi",
+        *flags[name],
+        "-c",
+        ROOT / "csrc/cpu" / f"{name}.cpp",
+    ]
+    done = subprocess.run([*compile_, "-o", tmp_path / "code.o"], capture_output=True, text=True, check=False)
+    if "unrecognized command" in done.stderr:
+        pytest.skip("this compiler is for a processor that has no such instruction set")
+    assert done.returncode == 0, done.stderr
+    listing = subprocess.run(
+        ["nm", "-C", "--defined-only", tmp_path / "code.o"], capture_output=True, text=True, check=True
+    )
+    shared = [line for line in listing.stdout.splitlines() if line.split()[1] in "TWVu"]
+    # The one way in, and a reference to the C++ runtime that is data, not code.
+    assert [s for s in shared if f"fused_rnn::{name}_loops()" not in s and "DW.ref." not in s] == []
+
+
+def run(command, *, cwd=None, **environment):
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture
+def small_copy(tmp_path):
+    """The project with an extension that compiles in a second: the packaging without the kernels."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "fused_rnn", tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "csrc").mkdir()
+    shutil.copy(ROOT / "csrc" / "schemas.cpp", tmp_path / "csrc")
+    return tmp_path
+
+
+@needs_sources
+def test_wheel_is_for_every_python(small_copy):
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", "out", "."]
+    done = run(wheel, cwd=small_copy, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    (built,) = (small_copy / "out").iterdir()
+    assert built.name.startswith("fused_rnn-0.1.0-py3-none-"), built.name
+    listing = run([sys.executable, "-m", "zipfile", "-l", str(built)]).stdout
+    assert "fused_rnn/_C.so" in listing and "fused_rnn/modules.py" in listing
+
+
+def one_sentence(done, *parts):
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@needs_sources
+def test_build_without_torch(small_copy):
+    (small_copy / "hidden").mkdir()
+    (small_copy / "hidden" / "torch.py").write_text("raise ImportError('no torch here')")
+    done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, PYTHONPATH=str(small_copy / "hidden"))
+    one_sentence(done, "building needs an installed PyTorch 2.10 or later: pip install torch")
+
+
+@needs_sources
+def test_build_with_an_old_torch(small_copy):
+    (small_copy / "hidden").mkdir()
+    (small_copy / "hidden" / "torch.py").write_text("__version__ = '2.9.1'")
+    done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, PYTHONPATH=str(small_copy / "hidden"))
+    one_sentence(done, "building needs PyTorch 2.10 or later, got 2.9.1")
+
+
+@needs_sources
+def test_build_without_a_compiler(small_copy):
+    done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, CXX="no-such-compiler")
+    one_sentence(done, "building needs a C++17 compiler", "'no-such-compiler' was not found")
+
+
+@needs_sources
+def test_build_that_does_not_compile(small_copy):
+    (small_copy / "csrc" / "schemas.cpp").write_text("this is not C++\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, PATH=path)
+    one_sentence(done, "the compiler reported the errors above")
+    assert "schemas.cpp:1" in done.stdout + done.stderr
+
+
+USE_IT = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fused_rnn, torch
+    for _ in range(2):
+        fused_rnn.LSTM(3, 4)(torch.zeros(2, 1, 3))[0].sum().backward()
+        fused_rnn.GRU(3, 4, reset_after=False)(torch.zeros(2, 1, 3))[0].sum().backward()
+print([str(w.message) for w in caught if "fused_rnn" in str(w.message)])
+print(fused_rnn.explain(fused_rnn.GRU(3, 4, reset_after=False), torch.zeros(2, 1, 3)))
+"""
+
+
+@pytest.mark.parametrize("library", [None, b"this is not a library"], ids=["missing", "broken"])
+def test_works_without_the_extension(library, tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if library is not None:
+        (tmp_path / "fused_rnn" / "_C.so").write_bytes(library)
+    done = run([sys.executable, "-c", USE_IT], cwd=tmp_path, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    warned, *explained = done.stdout.splitlines()
+    assert warned.count("fused_rnn runs without its compiled kernels, and slower") == 1
+    assert ("was not built" if library is None else "_C.so") in warned
+    assert "layer 0: reference" in explained[1]
+    assert "not cpu: the extension could not be loaded" in explained[2]

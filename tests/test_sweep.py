@@ -1,0 +1,149 @@
+"""Random module configurations against torch.nn with the same parameters: outputs, states, every gradient."""
+
+import random
+from dataclasses import asdict, dataclass
+
+import pytest
+import torch
+from closeness import assert_within_budget
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fused_rnn
+
+CONFIGURATIONS = 560
+SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 24, 31, 33, 40)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    kind: str
+    dtype: torch.dtype
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    T: int
+    B: int
+    form: str  # padded, unbatched, sorted, unsorted, strided
+    with_hx: bool
+    training: bool
+
+    @staticmethod
+    def random(seed):
+        draw = random.Random(seed)
+        hidden = draw.choice(SIZES)
+        kind = draw.choice(("LSTM", "GRU"))
+        layers = draw.randint(1, 3)
+        form = draw.choice(("padded", "padded", "unbatched", "sorted", "unsorted", "strided"))
+        return Configuration(
+            kind=kind,
+            dtype=draw.choice((torch.float64,) * 4 + (torch.float32, torch.bfloat16)),
+            input_size=draw.choice(SIZES),
+            hidden_size=hidden,
+            num_layers=layers,
+            bias=draw.random() < 0.8,
+            batch_first=draw.random() < 0.5,
+            dropout=draw.choice((0.0, 0.3)) if layers > 1 else 0.0,
+            bidirectional=draw.random() < 0.5,
+            proj_size=draw.randint(1, hidden - 1) if kind == "LSTM" and hidden > 1 and draw.random() < 0.15 else 0,
+            T=draw.randint(1, 12),
+            B=draw.randint(0 if form in ("padded", "strided") else 1, 9),
+            form=form,
+            with_hx=draw.random() < 0.5,
+            training=draw.random() < 0.7,
+        )
+
+    def __str__(self):
+        words = [self.kind, str(self.dtype).removeprefix("torch."), f"T{self.T}-B{self.B}-I{self.input_size}"]
+        words += [f"H{self.hidden_size}x{self.num_layers}", self.form]
+        flags = ("batch_first", "bidirectional", "with_hx", "training")
+        words += [name for name in flags if getattr(self, name)]
+        words += [f"{name}{value}" for name in ("dropout", "proj_size") if (value := getattr(self, name))]
+        return "-".join(words + ([] if self.bias else ["nobias"]))
+
+    def module(self, namespace):
+        names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        arguments = {name: asdict(self)[name] for name in names} | {"dtype": self.dtype}
+        if self.proj_size:
+            arguments["proj_size"] = self.proj_size
+        torch.manual_seed(1)
+        return getattr(namespace, self.kind)(**arguments).train(self.training)
+
+    def inputs(self):
+        """The data tensor, what makes the module's input of it, and hx; all leaves of autograd, in float64."""
+        generator = torch.Generator().manual_seed(2)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype).double()
+
+        rows = 1 if self.form == "unbatched" else self.B
+        x = normal(*((rows, self.T) if self.batch_first else (self.T, rows)), self.input_size)
+        if self.form == "unbatched":
+            x = x.squeeze(0 if self.batch_first else 1)
+        if self.form == "strided":
+            x = torch.stack([x, x], dim=-2).flatten(-2)[..., : self.input_size]
+        lengths = torch.randint(1, self.T + 1, (rows,), generator=generator)
+        lengths[0:1] = self.T
+        if self.form == "sorted":
+            lengths = lengths.sort(descending=True)[0]
+        if self.form == "unsorted":
+            lengths = lengths[torch.randperm(rows, generator=generator)]
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        batch = () if self.form == "unbatched" else (rows,)
+        states = [normal(count, *batch, self.proj_size or self.hidden_size)]
+        if self.kind == "LSTM":
+            states.append(normal(count, *batch, self.hidden_size))
+        return x, lengths, states if self.with_hx else []
+
+
+def results(configuration, module, dtype):
+    """Everything that comes out of the module and all gradients, by name."""
+    module = module.to(dtype)
+    x, lengths, states = configuration.inputs()
+    x = x.to(dtype).requires_grad_()
+    states = [state.to(dtype).requires_grad_() for state in states]
+    given = x
+    if configuration.form in ("sorted", "unsorted"):
+        given = pack_padded_sequence(
+            x, lengths, configuration.batch_first, enforce_sorted=configuration.form == "sorted"
+        )
+    hx = None if not states else tuple(states) if configuration.kind == "LSTM" else states[0]
+    torch.manual_seed(3)
+    output, final = module(given, hx)
+    out = {}
+    if isinstance(given, PackedSequence):
+        assert isinstance(output, PackedSequence) and torch.equal(output.batch_sizes, given.batch_sizes)
+        assert output.sorted_indices is given.sorted_indices and output.unsorted_indices is given.unsorted_indices
+        output = output.data
+    assert isinstance(final, tuple) == (configuration.kind == "LSTM")
+    out["output"] = output
+    out |= dict(zip(("h_n", "c_n"), final if isinstance(final, tuple) else (final,), strict=False))
+    generator = torch.Generator().manual_seed(4)
+    grads = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype) for y in out.values()]
+    leaves = {"x": x, **dict(zip(("hx", "cx"), states, strict=False)), **dict(module.named_parameters())}
+    found = torch.autograd.grad(list(out.values()), list(leaves.values()), grads)
+    return out | {f"grad of {name}": grad for name, grad in zip(leaves, found, strict=True)}
+
+
+@pytest.mark.parametrize("seed", range(CONFIGURATIONS), ids=lambda seed: f"{seed}-{Configuration.random(seed)}")
+def test_equals_torch_nn(seed):
+    configuration = Configuration.random(seed)
+    dtype = configuration.dtype
+    ours, theirs = configuration.module(fused_rnn), configuration.module(nn)
+    for name, parameter in theirs.named_parameters():  # the same random numbers were drawn
+        assert torch.equal(parameter, ours.get_parameter(name))
+    got, plain = results(configuration, ours, dtype), results(configuration, theirs, dtype)
+    if dtype == torch.float64:
+        for name, expected in plain.items():
+            assert (got[name].shape == expected.shape and got[name].stride() == expected.stride()) or name != "output"
+            torch.testing.assert_close(got[name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    elif configuration.dropout == 0 or not configuration.training:  # the masks of another dtype differ
+        truth = results(configuration, theirs, torch.float64)
+        for name, exact in truth.items():
+            # Few elements: PyTorch's own error may be small by luck, so the factor is larger than for one big layer.
+            assert_within_budget(name, [got[name]], [exact], [plain[name]], factor=4)
