@@ -29,22 +29,22 @@ def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths:
     )
 
 
-def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise RuntimeError unless ``tensor`` has the device of ``other`` and, outside autocast, its dtype."""
-    if tensor.device != other.device:
-        raise RuntimeError(f"{name} must be on {other.device} like {other_name}, got {tensor.device}")
-    if tensor.dtype != other.dtype and not torch._C._is_any_autocast_enabled():
-        raise RuntimeError(f"{name} must be {other.dtype} like {other_name}, got {tensor.dtype}")
-
-
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, States]:
     """Run one layer in one direction on the best backend; arguments and results as in :func:`reference.run`.
 
     Under autocast, x, states and weights are first cast to the autocast dtype (float64 and complex stay).
+
+    Raises:
+        RuntimeError: a state or weight has another dtype or device than x.
     """
     x, states, weights = autocast(x, states, weights)
+    for names, tensors in ((cell.states, states), (Weights._fields, weights)):
+        for name, tensor in zip(names, tensors, strict=True):
+            if tensor is not None and (tensor.device != x.device or tensor.dtype != x.dtype):
+                wanted, got = (f"{t.dtype} on {t.device}" for t in (x, tensor))
+                raise RuntimeError(f"{name} must be {wanted} like input, got {got}")
     backend = choose(problem_of(cell, x, states, weights, lengths))
     return backend.run(cell, x, states, weights, lengths, reverse)
 

@@ -63,7 +63,7 @@ class _Layers(nn.RNNBase):
                 raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
             input = input.unsqueeze(batch_dim)
         states = self._initial(input, input.size(batch_dim), hx, batched)
-        self._check(input, states, None)
+        self.check_forward_args(input, self._as_hx(states), None)
         x = input.transpose(0, 1) if self.batch_first else input
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -84,7 +84,7 @@ class _Layers(nn.RNNBase):
             raise ValueError("lengths are for padded input: a PackedSequence has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
         states = self._initial(data, int(batch_sizes[0]), hx, batched=True)
-        self._check(data, states, batch_sizes)
+        self.check_forward_args(data, self._as_hx(states), batch_sizes)
         if hx is not None:
             states = _permuted(states, sorted_indices)
         # Rows are in the order of their lengths from here on.
@@ -137,11 +137,6 @@ class _Layers(nn.RNNBase):
             got = ", ".join(f"{state.dim()}-D" for state in states)
             form = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(f"For {form} input, {names} should also be {wanted}-D but got ({got}) tensors")
-
-    def _check(self, input: Tensor, states: States, batch_sizes: Tensor | None) -> None:
-        self.check_forward_args(input, self._as_hx(states), batch_sizes)
-        for name, state in zip(self._cell.states, states, strict=True):
-            layer.check_like(name, state, "input", input)
 
     def _from_hx(self, hx: Any) -> States:
         raise NotImplementedError
@@ -365,7 +360,6 @@ def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
         _check_cell_states(module, x, states)
     if x.size(1) != module.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {module.input_size}")
-    layer.check_like("input", x, "weight_ih", module.weight_ih)
     weights = Weights(module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
     _, final = layer.run(cell, x.unsqueeze(0), states, weights)
     return final if batched else tuple(state.squeeze(0) for state in final)
@@ -379,7 +373,6 @@ def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"
             )
-        layer.check_like(f"hx[{k}]" if len(states) > 1 else "hx", state, "input", x)
 
 
 def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:

@@ -3,11 +3,11 @@
 import torch
 
 
-def assert_within_budget(name, got, truth, plain, *, factor=1.5):
+def assert_within_budget(name, got, truth, plain, *, factor=1.5, dtype=None):
     """Each of `got` may be `factor` times as far from `truth` as PyTorch in the same dtype is, plus one ulp.
 
     got, truth, plain: sequences of tensors, one for each draw of the same problem: the result under test, the float64
-    truth, and what plain PyTorch gives in the dtype under test.
+    truth, and what plain PyTorch gives in the dtype under test, which is that of `got` unless told.
     """
     error = loss = scale = 0.0
     for g, t, p in zip(got, truth, plain, strict=True):
@@ -18,7 +18,7 @@ def assert_within_budget(name, got, truth, plain, *, factor=1.5):
         error = max(error, (g.double() - t).abs().max().item())
         loss = max(loss, (p.double() - t).abs().max().item())
         scale = max(scale, t.abs().max().item())
-    dtype = got[0].dtype
+    dtype = dtype or got[0].dtype
     budget = factor * loss + torch.finfo(dtype).eps * scale
     if dtype == torch.float64:  # nothing more exact to compare with
         budget = 1e-12 * scale

@@ -144,6 +144,11 @@ def test_equals_torch_nn(seed):
             torch.testing.assert_close(got[name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     elif configuration.dropout == 0 or not configuration.training:  # the masks of another dtype differ
         truth = results(configuration, theirs, torch.float64)
-        for name, exact in truth.items():
-            # Few elements: PyTorch's own error may be small by luck, so the factor is larger than for one big layer.
-            assert_within_budget(name, [got[name]], [exact], [plain[name]], factor=4)
+
+        # A tensor of one element may be exact in PyTorch by luck: all are put together, each by its own measure.
+        def together(results):
+            scales = {name: t.abs().max().clamp(min=1e-30) for name, t in truth.items() if t.numel()}
+            return torch.cat([(results[name].double() / scale).flatten() for name, scale in scales.items()])
+
+        # One draw of few elements: the strict budget is that of test_recurrence, over many draws and layer by layer.
+        assert_within_budget("all", [together(got)], [together(truth)], [together(plain)], dtype=dtype, factor=2)

@@ -1,0 +1,78 @@
+"""explain and the environment report say what runs, and why nothing better does."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import fused_rnn
+from fused_rnn import __main__ as report
+from fused_rnn import native
+
+
+def test_layers_and_directions():
+    rnn = fused_rnn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+    explanation = fused_rnn.explain(rnn, torch.zeros(2, 5, 3))
+    assert [c.where for c in explanation.choices] == ["layer 0", "layer 0 reverse", "layer 1", "layer 1 reverse"]
+    assert {c.backend for c in explanation.choices} == {"cpu"}
+    assert [c.problem.I for c in explanation.choices] == [3, 3, 8, 8]
+    assert {(c.problem.T, c.problem.B, c.problem.H) for c in explanation.choices} == {(5, 2, 4)}
+    assert all(c.problem.training and not c.problem.ragged for c in explanation.choices)
+    assert native.cpu_instruction_set() in str(explanation)
+
+
+def test_what_runs_is_what_is_explained(monkeypatch):
+    """The problems are those that the modules then pose."""
+    posed = []
+    choose = fused_rnn.layer.choose
+    monkeypatch.setattr(fused_rnn.layer, "choose", lambda problem: posed.append(problem) or choose(problem))
+    packed = pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)])
+    projected = fused_rnn.LSTM(3, 4, num_layers=2, proj_size=2)
+    for rnn, x, options in (
+        (fused_rnn.GRU(3, 4, num_layers=2, bidirectional=True), torch.zeros(5, 2, 3), {}),
+        (fused_rnn.GRU(3, 4, num_layers=2, batch_first=True), torch.zeros(2, 5, 3), {"lengths": [3, 5]}),
+        (fused_rnn.LSTM(3, 4), torch.zeros(5, 3), {}),
+        (fused_rnn.LSTM(3, 4).requires_grad_(False), packed, {}),
+        (projected, packed, {}),
+        (fused_rnn.GRUCell(3, 4, reset_after=False), torch.zeros(2, 3), {}),
+        (fused_rnn.LSTMCell(3, 4), torch.zeros(3), {}),
+    ):
+        posed.clear()
+        rnn(x, **options)
+        assert [c.problem for c in fused_rnn.explain(rnn, x, **options).choices] == posed
+    with torch.autocast("cpu", torch.bfloat16):
+        posed.clear()
+        projected(torch.zeros(5, 2, 3))
+        assert [c.problem for c in fused_rnn.explain(projected, torch.zeros(5, 2, 3)).choices] == posed
+
+
+def test_refusals_are_sentences():
+    text = str(fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3)))
+    assert "layer 0: torch" in text
+    assert "not cpu: it has no kernel for proj_size" in text
+
+
+def test_a_forced_backend_is_named():
+    with fused_rnn.use_backend("reference"):
+        text = str(fused_rnn.explain(fused_rnn.GRU(3, 4), torch.zeros(5, 2, 3)))
+    assert "layer 0: reference, forced" in text
+    assert "not cpu: reference is forced" in text
+    with fused_rnn.use_backend("cpu"), pytest.raises(ValueError, match="proj_size"):
+        fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3))
+
+
+def test_only_our_modules():
+    with pytest.raises(TypeError, match=r"got LSTM; fused_rnn\.convert makes one"):
+        fused_rnn.explain(nn.LSTM(3, 4), torch.zeros(5, 2, 3))
+
+
+def test_environment_report(monkeypatch):
+    text = report.report()
+    assert f"torch      {torch.__version__}" in text
+    assert "cpu        yes" in text
+    monkeypatch.setattr(native, "load_error", "a reason")
+    assert "cpu        no: the extension could not be loaded: a reason" in report.report()
+    assert subprocess.run([sys.executable, "-m", "fused_rnn"], check=True, capture_output=True).stdout
