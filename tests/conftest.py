@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+# The threads of two busy processes on few cores wait for each other, spinning, a hundred times longer than they work.
+# What more than one thread changes has its own tests.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -23,7 +27,5 @@ def poisoned_memory(monkeypatch):
 
         return allocate_poisoned
 
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    for name in ("new_empty",):
-        monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
@@ -196,10 +197,10 @@ def test_pruning():
     ours, theirs = pair("LSTM", 3, 4)
     for module in (ours, theirs):
         torch.manual_seed(1)
-        nn.utils.prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
+        prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
     x = torch.randn(5, 2, 3)
     assert_same(ours(x), theirs(x))
-    nn.utils.prune.remove(ours, "weight_hh_l0")
+    prune.remove(ours, "weight_hh_l0")
     assert_same(ours(x), theirs(x))
 
 

@@ -1,5 +1,7 @@
 """The ops as PyTorch sees them: opcheck, derivatives of every order, torch.compile, repetition, bad input."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from problems import CELLS, DTYPES, Layer, Size
@@ -224,19 +226,34 @@ def test_meta_tensors(cell):
     assert [(t.shape, t.dtype, t.stride()) for t in got] == [(t.shape, t.dtype, t.stride()) for t in want]
 
 
-def test_threads_do_not_change_a_forward():
-    layer = Layer.random(GRU, torch.float32, Size(9, 11, 40, 70))
-    threads = torch.get_num_threads()
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_threads_change_nothing(cell, ragged, threads):
+    """A row's results and a weight's gradient are sums in an order that does not depend on who computes them."""
+    layer = Layer.random(cell, torch.float32, Size(T=9, B=70, I=40, H=70), ragged=ragged)
     results = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            results.append(layer.results(native.run))
-    finally:
-        torch.set_num_threads(threads)
+    for n in (1, 2, 3, 5):
+        threads(n)
+        results.append(layer.results(native.run))
     for other in results[1:]:
         for name, value in other.items():
-            torch.testing.assert_close(value, results[0][name], msg=lambda m, n=name: f"{n}: {m}")
+            assert torch.equal(value, results[0][name]), name
+
+
+def test_callers_in_several_threads(threads):
+    threads(2)
+    layer = Layer.random(GRU, torch.float32, Size(T=9, B=70, I=40, H=70))
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: layer.results(native.run), range(8))
+    for other in others:
+        assert all(torch.equal(other[name], value) for name, value in first.items())
 
 
 BAD = {
