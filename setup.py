@@ -1,6 +1,6 @@
 """Builds the extension: one shared library on PyTorch's stable ABI, for every Python and every PyTorch from 2.10 on.
 
-CXX, CXXFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the tests.
+CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the tests.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ def torch_directory() -> Path:
     return Path(torch.__file__).parent
 
 
+def env(name: str) -> str:
+    return os.environ.get(name, "")
+
+
 def program(name: str, purpose: str) -> str:
     found = shutil.which(name)
     if found is None:
@@ -62,19 +66,19 @@ def sources() -> list[tuple[Path, str]]:
 
 def ninja_file(library: Path) -> str:
     torch = torch_directory()
-    cxx = shlex.split(os.environ.get("CXX", "c++"))
+    cxx = shlex.split(env("CXX") or "c++")
     cxx[0] = program(cxx[0], "a C++17 compiler (set CXX to choose one)")
     flags = [
         "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra",
         f"-DTORCH_TARGET_VERSION={TARGET_VERSION} -isystem {torch}/include",
-        "-DFUSED_RNN_POISON" if os.environ.get("FUSED_RNN_POISON") == "1" else "",
-        os.environ.get("CXXFLAGS", ""),
+        "-DFUSED_RNN_POISON" if env("FUSED_RNN_POISON") == "1" else "",
+        env("CXXFLAGS"),
     ]
     lines = [
         f"cxx = {shlex.join(cxx)}",
         f"cxxflags = {' '.join(flags)}",
         # -s: no debug symbols; -z defs: a symbol that no library has is found now and not at the user's
-        f"ldflags = -shared -s -L{torch}/lib -ltorch_cpu -Wl,--exclude-libs,ALL -Wl,-z,defs",
+        f"ldflags = -shared -s -L{torch}/lib -ltorch_cpu -Wl,--exclude-libs,ALL -Wl,-z,defs {env('LDFLAGS')}",
         "rule compile",
         "  command = $cxx -MD -MF $out.d $cxxflags $own -c $in -o $out",
         "  depfile = $out.d",
@@ -103,7 +107,7 @@ class BuildExtension(build_ext):
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(library))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        jobs = ["-j", env("MAX_JOBS")] if env("MAX_JOBS") else []
         command = [program("ninja", "ninja (pip install ninja)"), "-C", str(folder), *jobs]
         if subprocess.run(command, check=False).returncode:
             fail("the compiler reported the errors above")
