@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Pinned so that every machine tests the same PyTorch; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
 
-SOURCES := $(shell find csrc fused_rnn -name '*.h' -o -name '*.cpp' -o -name '*.py') setup.py pyproject.toml
+NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo test lint format wheel clean
@@ -40,13 +40,13 @@ clean:
 	$*/$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja numpy
 	touch $@
 
-.venv/installed: .venv/ready $(SOURCES) examples/requirements.txt
+.venv/installed: .venv/ready $(NATIVE) $(wildcard fused_rnn/*.py) examples/requirements.txt
 	.venv/$(PIP) install -r examples/requirements.txt
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 # The tests run on a build whose memory is full of NaN. It is editable, so that the checkout's Python is what is tested.
-.venv-test/installed: .venv-test/ready $(SOURCES)
+.venv-test/installed: .venv-test/ready $(NATIVE)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 \
 	  .venv-test/$(PIP) install --no-build-isolation --editable ".[test,lint]"
 	touch $@

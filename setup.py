@@ -1,6 +1,7 @@
 """Builds the extension: one shared library on PyTorch's stable ABI, for every Python and every PyTorch from 2.10 on.
 
-CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the tests.
+CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the
+tests.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp)
+        folder = ROOT / "build" / "native"  # not pip's temporary folder: what did not change is not compiled again
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(library))
         jobs = ["-j", env("MAX_JOBS")] if env("MAX_JOBS") else []
