@@ -39,10 +39,13 @@ def run(
     """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
     tensors = (x, *weights[:4], *states)
     save = will_differentiate(*tensors)
-    if cell.name == "lstm":
-        output, *final, _ = ops.lstm_forward(*tensors, lengths, reverse, save)
+    op = ops.lstm_forward if cell.name == "lstm" else ops.gru_forward
+    flags = (reverse,) if cell.name == "lstm" else (cell.reset_after, reverse)
+    if save or torch.compiler.is_compiling():
+        output, *final, _ = op(*tensors, lengths, *flags, save)
     else:
-        output, *final, _ = ops.gru_forward(*tensors, lengths, cell.reset_after, reverse, save)
+        with torch._C._AutoDispatchBelowAutograd():  # nothing to record: past the Python half of autograd, some 5 us
+            output, *final, _ = op(*tensors, lengths, *flags, save)
     return output, tuple(final)
 
 

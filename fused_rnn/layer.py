@@ -40,11 +40,12 @@ def run(
         RuntimeError: a state or weight has another dtype or device than x.
     """
     x, states, weights = autocast(x, states, weights)
+    device, dtype = x.device, x.dtype
     for names, tensors in ((cell.states, states), (Weights._fields, weights)):
         for name, tensor in zip(names, tensors, strict=True):
-            if tensor is not None and (tensor.device != x.device or tensor.dtype != x.dtype):
-                wanted, got = (f"{t.dtype} on {t.device}" for t in (x, tensor))
-                raise RuntimeError(f"{name} must be {wanted} like input, got {got}")
+            if tensor is not None and (tensor.device != device or tensor.dtype != dtype):
+                got = f"{tensor.dtype} on {tensor.device}"
+                raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
     backend = choose(problem_of(cell, x, states, weights, lengths))
     return backend.run(cell, x, states, weights, lengths, reverse)
 

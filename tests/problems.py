@@ -28,7 +28,7 @@ SIZES = (
     Size(T=5, B=2, I=31, H=17),  # one unit more than the widest vector
     Size(T=3, B=13, I=8, H=16),  # exactly one vector; two whole tiles of rows and one row, in one slice or two
     Size(T=2, B=37, I=3, H=65),  # one unit past a whole panel of four vectors
-    Size(T=300, B=1, I=3, H=2),  # more rows than one chunk of the backward
+    Size(T=70, B=4, I=3, H=2),  # more rows (step, batch) than one chunk of the backward
     Size(T=3, B=300, I=2, H=3),  # one step is more than a chunk of the backward
     Size(T=40, B=2, I=4, H=260),  # more steps than one chunk of projected input: 256 KiB hold 30 (LSTM, float64: 15)
     Size(T=12, B=16, I=80, H=200),  # an ordinary layer

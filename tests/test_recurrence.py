@@ -20,8 +20,7 @@ def plain(cell, x, states, weights, lengths, reverse):
 def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True):
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     draws = [
-        Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed)
-        for seed in range(30 if size.H == 1 else 8 if size.H < 4 else 2)
+        Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(30 if size.H < 4 else 2)
     ]
     problem = layer.problem_of(cell, draws[0].x, draws[0].states, draws[0].weights, draws[0].lengths)
     if reason := backend.why_not(problem):
@@ -42,7 +41,7 @@ def test_forward_and_backward(backend, cell, dtype, size):
     check(backend, cell, dtype, size)
 
 
-@pytest.mark.parametrize("size", [Size(7, 3, 5, 63), Size(300, 2, 3, 2), Size(2, 37, 3, 65)], ids=str)
+@pytest.mark.parametrize("size", [Size(7, 3, 5, 63), Size(70, 4, 3, 2), Size(2, 37, 3, 65)], ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("bias", [False, True], ids=["nobias", "bias"])

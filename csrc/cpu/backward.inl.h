@@ -19,9 +19,7 @@ FUSED_RNN_INLINE A sum_of(const A* from, int64_t n) {
   constexpr int64_t kLanes = Vec<A>::kLanes;
   Vec<A> sums(A(0));
   for (int64_t i = 0; i < n; i += kLanes) sums += load<A>(from + i, int(least(kLanes, n - i)));
-  A total(0);
-  for (int lane = 0; lane < kLanes; ++lane) total += sums.v[lane];
-  return total;
+  return sum_of_lanes(sums);
 }
 
 template <class Cell, class S, class A>
@@ -211,11 +209,18 @@ class Backward {
           packed_reset_(Cell::kResetBefore ? panels(rows, args.H).elements() : 0),
           zeros_(most(args.I, args.H)),
           reset_(Cell::kResetBefore ? rows * args.H : 0),
-          ih_(size() * args.I),
-          hh_(size() * args.H),
+          converted_ih_(kInPlace ? 0 : size() * args.I),
+          converted_hh_(kInPlace ? 0 : size() * args.H),
           bias_ih_(size()),
           bias_hh_(size()) {
       for (int64_t i = 0; i < most(args.I, args.H); ++i) zeros_[i] = S(A(0));
+      if constexpr (kInPlace) {
+        ih_ = args.grad_weight_ih;
+        hh_ = args.grad_weight_hh;
+      } else {
+        ih_ = converted_ih_;
+        hh_ = converted_hh_;
+      }
       for (int64_t i = 0; i < size() * args.I; ++i) ih_[i] = A(0);
       for (int64_t i = 0; i < size() * args.H; ++i) hh_[i] = A(0);
       for (int64_t i = 0; i < size(); ++i) bias_ih_[i] = bias_hh_[i] = A(0);
@@ -254,13 +259,17 @@ class Backward {
       const auto write = [](S* to, const A* from, int64_t n) {
         for (int64_t i = 0; to && i < n; ++i) to[i] = S(from[i]);
       };
-      write(args_.grad_weight_ih, ih_, size() * args_.I);
-      write(args_.grad_weight_hh, hh_, size() * args_.H);
+      if constexpr (!kInPlace) {
+        write(args_.grad_weight_ih, ih_, size() * args_.I);
+        write(args_.grad_weight_hh, hh_, size() * args_.H);
+      }
       write(args_.grad_bias_ih, bias_ih_, size());
       write(args_.grad_bias_hh, bias_hh_, size());
     }
 
    private:
+    static constexpr bool kInPlace = std::is_same<S, A>::value;  // the sums grow where they are returned
+
     static Panels<A> panels(int64_t rows, int64_t columns) { return {rows, columns}; }
     int64_t size() const { return rows_ ? kGates * args_.H : 0; }
     bool is_active(int64_t t0, int64_t k) const { return t0 + k / args_.B < args_.length(k % args_.B); }
@@ -302,7 +311,9 @@ class Backward {
     const Scratch<A> packed_x_, packed_h_, packed_reset_;
     const Scratch<S> zeros_;
     const Scratch<A> reset_;  // [rows, H]: r * h
-    const Scratch<A> ih_, hh_, bias_ih_, bias_hh_;
+    const Scratch<A> converted_ih_, converted_hh_;
+    A *ih_, *hh_;  // [G*H, I] and [G*H, H]
+    const Scratch<A> bias_ih_, bias_hh_;
   };
 
   const BackwardArgs<S>& args_;

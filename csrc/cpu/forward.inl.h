@@ -9,6 +9,9 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // projected input of a chunk of steps: stays in the second-level cache
 
+// Weights of fewer rows (step, batch) than this are not packed; fewer still if each use converts them.
+constexpr int64_t kUnpackedRows = 16, kUnpackedRowsConverted = 4;
+
 // Rows that are A already are used where they are; others are converted into `converted` first.
 template <class A, class S>
 FUSED_RNN_INLINE const A* as_accumulate(const S* from, int64_t n, A* converted) {
@@ -37,17 +40,18 @@ class Forward {
   explicit Forward(const ForwardArgs<S>& args)
       : args_(args),
         units_{args.H},
-        input_(args.I, args.H),
-        hidden_(args.H, args.H),
-        candidate_(Cell::kResetBefore ? args.H : 0, args.H) {}
+        input_(args.weight_ih, args.bias_ih, 0, args.I, args.H, is_packed(args)),
+        hidden_(args.weight_hh, args.bias_hh, 0, args.H, args.H, is_packed(args)),
+        candidate_(args.weight_hh, args.bias_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0,
+                   args.H, is_packed(args)) {}
 
   void run() {
     const auto& a = args_;
     parallel_for(units_.panels(), double(kGates * kLanes * (a.I + a.H)), [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        input_.pack(p, a.weight_ih, a.bias_ih, 0);
-        hidden_.pack(p, a.weight_hh, a.bias_hh, 0);
-        if constexpr (Cell::kResetBefore) candidate_.pack(p, a.weight_hh, a.bias_hh, kFirst);
+        input_.pack(p);
+        hidden_.pack(p);
+        if constexpr (Cell::kResetBefore) candidate_.pack(p);
       }
     });
 
@@ -70,6 +74,10 @@ class Forward {
   }
 
  private:
+  static bool is_packed(const ForwardArgs<S>& args) {
+    return args.T * args.B > (kConverted<S, A> ? kUnpackedRowsConverted : kUnpackedRows);
+  }
+
   struct Slice {
     int64_t b0, rows;  // of the batch
     int64_t steps;     // of a chunk
@@ -193,9 +201,9 @@ class Forward {
 
   const ForwardArgs<S>& args_;
   const Units<A> units_;
-  GatePanels<kGates, A> input_;
-  GatePanels<kFirst, A> hidden_;
-  GatePanels<1, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  GatePanels<kGates, S, A> input_;
+  GatePanels<kFirst, S, A> hidden_;
+  GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
 };
 
 }  // namespace

@@ -73,6 +73,62 @@ FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<A> left, const
   }
 }
 
+// ---- The right-hand matrix as it is, transposed: its rows are contiguous ----
+
+template <class A, int kBytes>
+struct Part {
+  typedef A Lanes __attribute__((vector_size(kBytes)));
+
+  // Halves are added as vectors, down to 16 bytes.
+  FUSED_RNN_INLINE static A sum(const Lanes& v) {
+    if constexpr (kBytes > 16) {
+      typename Part<A, kBytes / 2>::Lanes low, high;
+      std::memcpy(&low, &v, sizeof(low));
+      std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+      return Part<A, kBytes / 2>::sum(low + high);
+    } else {
+      A total(0);
+      for (int i = 0; i < kBytes / int(sizeof(A)); ++i) total += v[i];
+      return total;
+    }
+  }
+};
+
+template <class A>
+FUSED_RNN_INLINE A sum_of_lanes(Vec<A> v) {
+  return Part<A, FUSED_RNN_VECTOR_BYTES>::sum(v.v);
+}
+
+// to[m * stride + r] = sum over k < K of left[m * row + k] * right[r * K + k] for m < MR and r < NR
+template <class A, int MR, int NR, class S>
+void dot_tile(int64_t K, const A* left, int64_t row, const S* right, A* to, int64_t stride) {
+  using V = Vec<A>;
+  V sum[MR][NR];
+  for (int m = 0; m < MR; ++m)
+    for (int r = 0; r < NR; ++r) sum[m][r] = V(A(0));
+  const auto add = [&](int64_t k, int n) __attribute__((always_inline)) {
+    V b[NR];
+    for (int r = 0; r < NR; ++r) b[r] = load<A>(right + r * K + k, n);
+    for (int m = 0; m < MR; ++m) {
+      const V a = load<A>(left + m * row + k, n);
+      for (int r = 0; r < NR; ++r) sum[m][r] += a * b[r];
+    }
+  };
+  int64_t k = 0;
+  for (; k + V::kLanes <= K; k += V::kLanes) add(k, V::kLanes);
+  if (k < K) add(k, int(K - k));
+  for (int m = 0; m < MR; ++m)
+    for (int r = 0; r < NR; ++r) to[m * stride + r] = sum_of_lanes(sum[m][r]);
+}
+
+// MR rows of the left-hand matrix with n rows of the right-hand one
+template <class A, int MR, class S>
+void dot_rows(int64_t n, int64_t K, const A* left, int64_t row, const S* right, A* to, int64_t stride) {
+  int64_t r = 0;
+  for (; r + 4 <= n; r += 4) dot_tile<A, MR, 4>(K, left, row, right + r * K, to + r, stride);
+  for (; r < n; ++r) dot_tile<A, MR, 1>(K, left, row, right + r * K, to + r, stride);
+}
+
 // A [K, N] matrix in panels of kMaxVectors vectors; the last panel has as many as it needs. Columns past N are zero.
 template <class A>
 struct Panels {

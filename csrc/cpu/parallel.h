@@ -20,7 +20,8 @@ FUSED_RNN_INLINE void parallel_for(int64_t n, double flops, F f) {
 
 int64_t thread_count();
 
-// Aligned memory for one call. Throws std::bad_alloc. Filled with NaN when the extension is built for tests.
+// Aligned memory for one call. Throws std::bad_alloc. Filled with NaN when the extension is built for tests. Freed
+// blocks are kept for the thread's next calls: fresh pages cost more than what is computed in them.
 void* allocate_scratch(size_t bytes);
 void free_scratch(void* memory);
 

@@ -1,8 +1,6 @@
-// CPU implementations of the ops, and what the CPU loops need of torch: threads and scratch memory.
+// CPU implementations of the ops, and PyTorch's threads for the loops.
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
-#include <new>
 #include <tuple>
 
 #include "../bridge.h"
@@ -21,20 +19,6 @@ void parallel_for(int64_t n, double flops, void (*body)(int64_t, int64_t, void*)
 }
 
 int64_t thread_count() { return int64_t(torch::stable::get_num_threads()); }
-
-void* allocate_scratch(size_t bytes) {
-  constexpr size_t kAlignment = 64;
-  const size_t whole = (bytes + kAlignment) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, whole);
-  if (!memory) throw std::bad_alloc();
-  // All bits set is NaN in every type.
-#ifdef FUSED_RNN_POISON
-  std::memset(memory, 0xff, whole);
-#endif
-  return memory;
-}
-
-void free_scratch(void* memory) { std::free(memory); }
 
 namespace {
 
