@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cells.h"
 #include "recurrence.h"
 
 namespace fused_rnn {
@@ -24,9 +25,17 @@ using MaybeTensor = std::optional<Tensor>;
 
 enum class CellKind { kLstm, kGru, kGruResetBefore };
 
-inline int64_t gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : 3; }
-// What a forward keeps per step, row and unit; the kSaved of cells.h.
-inline int64_t saved_per_unit(CellKind cell) { return cell == CellKind::kLstm ? 5 : cell == CellKind::kGru ? 4 : 3; }
+inline int64_t gates(CellKind cell) {
+  return cell == CellKind::kLstm ? LstmCell<float>::kGates : GruCell<float>::kGates;
+}
+// What a forward keeps per step, row and unit.
+inline int64_t saved_per_unit(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm: return LstmCell<float>::kSaved;
+    case CellKind::kGru: return GruCell<float>::kSaved;
+    default: return GruResetBeforeCell<float>::kSaved;
+  }
+}
 
 // ---- Checks: wanted and got, in words ----
 

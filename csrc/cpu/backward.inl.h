@@ -212,7 +212,7 @@ class Backward {
           converted_ih_(kInPlace ? 0 : size() * args.I),
           converted_hh_(kInPlace ? 0 : size() * args.H),
           bias_ih_(size()),
-          bias_hh_(size()) {
+          bias_hh_(Cell::kGradsDiffer ? size() : 0) {
       for (int64_t i = 0; i < most(args.I, args.H); ++i) zeros_[i] = S(A(0));
       if constexpr (kInPlace) {
         ih_ = args.grad_weight_ih;
@@ -223,7 +223,9 @@ class Backward {
       }
       for (int64_t i = 0; i < size() * args.I; ++i) ih_[i] = A(0);
       for (int64_t i = 0; i < size() * args.H; ++i) hh_[i] = A(0);
-      for (int64_t i = 0; i < size(); ++i) bias_ih_[i] = bias_hh_[i] = A(0);
+      for (int64_t i = 0; i < size(); ++i) bias_ih_[i] = A(0);
+      if constexpr (Cell::kGradsDiffer)
+        for (int64_t i = 0; i < size(); ++i) bias_hh_[i] = A(0);
     }
 
     void add(int64_t t0, int64_t n, const A* grads_x, const A* grads_h) {
@@ -248,8 +250,10 @@ class Backward {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t r0 = i < split ? i * block : first + (i - split) * block;
           const int64_t count = least(block, (i < split ? first : width) - r0);
-          add_block(x, packed_x_, rows, grads_x, r0, count, columns, ih_, bias_ih_);
-          add_block(h, i < split ? packed_h_ : packed_reset_, rows, grads_h, r0, count, columns, hh_, bias_hh_);
+          gather(grads_x, rows, r0, count, columns, bias_ih_);
+          add_block(x, packed_x_, columns, r0, count, ih_);
+          if constexpr (Cell::kGradsDiffer) gather(grads_h, rows, r0, count, columns, bias_hh_);
+          add_block(h, i < split ? packed_h_ : packed_reset_, columns, r0, count, hh_);
         }
       });
     }
@@ -264,7 +268,7 @@ class Backward {
         write(args_.grad_weight_hh, hh_, size() * args_.H);
       }
       write(args_.grad_bias_ih, bias_ih_, size());
-      write(args_.grad_bias_hh, bias_hh_, size());
+      write(args_.grad_bias_hh, Cell::kGradsDiffer ? bias_hh_ : bias_ih_, size());
     }
 
    private:
@@ -290,16 +294,19 @@ class Backward {
       });
     }
 
-    // sum[r0 + r, :] += grads[:, r0 + r]^T right  for r < count; bias[r0 + r] += sum of grads[:, r0 + r]
-    void add_block(const Panels<A>& right, const A* packed, int64_t rows, const A* grads, int64_t r0, int64_t count,
-                   A* columns, A* sum, A* bias) {
+    // columns[r, :] = grads[:, r0 + r] and bias[r0 + r] += its sum, for r < count
+    void gather(const A* grads, int64_t rows, int64_t r0, int64_t count, A* columns, A* bias) {
       for (int64_t r = 0; r < count; ++r) {
         A* column = columns + r * rows;
         for (int64_t k = 0; k < rows; ++k) column[k] = grads[k * kGates * args_.H + r0 + r];
         bias[r0 + r] += sum_of(column, rows);
       }
+    }
+
+    // sum[r0 + r, :] += columns[r, :] right, for r < count
+    void add_block(const Panels<A>& right, const A* packed, const A* columns, int64_t r0, int64_t count, A* sum) {
       for (int64_t p = 0; p < right.count(); ++p)
-        right.multiply(p, packed, count, {columns, rows, 1, kSumBlock},
+        right.multiply(p, packed, count, {columns, right.K, 1, kSumBlock},
                        [&](int64_t r, int64_t column, int64_t n, const A* sums) {
                          A* to = sum + (r0 + r) * right.N + column;
                          for (int64_t j = 0; j < n; ++j) to[j] += sums[j];
@@ -312,8 +319,8 @@ class Backward {
     const Scratch<S> zeros_;
     const Scratch<A> reset_;  // [rows, H]: r * h
     const Scratch<A> converted_ih_, converted_hh_;
-    A *ih_, *hh_;  // [G*H, I] and [G*H, H]
-    const Scratch<A> bias_ih_, bias_hh_;
+    A *ih_, *hh_;                         // [G*H, I] and [G*H, H]
+    const Scratch<A> bias_ih_, bias_hh_;  // [G*H]; bias_hh_ where it differs
   };
 
   const BackwardArgs<S>& args_;

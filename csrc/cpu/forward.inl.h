@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // projected input of a chunk of steps: stays in the second-level cache
 
-// Weights of fewer rows (step, batch) than this are not packed; fewer still if each use converts them.
+// Up to this many rows (step, batch), weights are not packed; fewer if each use converts them.
 constexpr int64_t kUnpackedRows = 16, kUnpackedRowsConverted = 4;
 
 // Rows that are A already are used where they are; others are converted into `converted` first.
@@ -177,26 +177,28 @@ class Forward {
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c + at);
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    const int n = units_.count(p);
-    const int64_t row = (t * a.B + b) * a.H + p * kLanes;
-    store(a.output + row, next.h, n);
+    store(a.output + (t * a.B + b) * a.H + p * kLanes, next.h, units_.count(p));
     store(h_next + at, rounded<S>(next.h));
     if constexpr (Cell::kSavedCell >= 0) store(c + at, next.c);
-    if (a.saved)
-      for (int k = 0; k < Cell::kSaved; ++k)
-        store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, saved[k], n);
+    store_saved(t, b, p, saved);
   }
 
   // Row m takes no part in step t: its state stays, its output is zero, and so is what is saved.
   void skip(const Slice& s, int64_t t, int64_t p, int64_t m, const A* h, A* h_next) const {
     const auto& a = args_;
     const int64_t b = s.b0 + m, at = m * units_.padded() + p * kLanes;
-    const int n = units_.count(p);
     store(h_next + at, load<A>(h + at));
-    store(a.output + (t * a.B + b) * a.H + p * kLanes, V(A(0)), n);
-    if (a.saved)
-      for (int k = 0; k < Cell::kSaved; ++k)
-        store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, V(A(0)), n);
+    store(a.output + (t * a.B + b) * a.H + p * kLanes, V(A(0)), units_.count(p));
+    typename Cell::Saved nothing;
+    for (V& field : nothing) field = V(A(0));
+    store_saved(t, b, p, nothing);
+  }
+
+  FUSED_RNN_INLINE void store_saved(int64_t t, int64_t b, int64_t p, const typename Cell::Saved& saved) const {
+    const auto& a = args_;
+    if (!a.saved) return;
+    for (int k = 0; k < Cell::kSaved; ++k)
+      store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, saved[k], units_.count(p));
   }
 
   const ForwardArgs<S>& args_;

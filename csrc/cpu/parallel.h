@@ -9,7 +9,7 @@
 namespace fused_rnn {
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n), on as many of PyTorch's threads as the work is worth.
-// `flops` is the work of one item. The body must not throw.
+// `flops` is the work of one item. What the body throws reaches the caller.
 void parallel_for(int64_t n, double flops, void (*body)(int64_t begin, int64_t end, void* context), void* context);
 
 template <class F>
