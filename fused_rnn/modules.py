@@ -221,7 +221,20 @@ class LSTM(_Layers):
         return h, c
 
 
-class GRU(_Layers):
+class _Gru(nn.Module):
+    """What GRU and GRUCell share: on which side of the matmul the reset gate acts."""
+
+    reset_after = True  # of modules that were converted, or pickled by torch.nn
+
+    @property
+    def _cell(self) -> Cell:
+        return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
+class GRU(_Gru, _Layers):
     """A drop-in for ``torch.nn.GRU``: same arguments, parameters, ``state_dict``, results and errors.
 
     At each step, with PyTorch's gate order (its documentation of ``torch.nn.GRU`` is the definition)::
@@ -242,7 +255,6 @@ class GRU(_Layers):
     """
 
     _stock = nn.GRU
-    reset_after = True  # of modules that were converted, or pickled by torch.nn
 
     def __init__(
         self,
@@ -261,13 +273,6 @@ class GRU(_Layers):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
         self.reset_after = _checked_flag("reset_after", reset_after)
-
-    @property
-    def _cell(self) -> Cell:
-        return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
     def _from_hx(self, hx: Any) -> States:
         return (_checked_gru_hx(hx),)
@@ -301,13 +306,11 @@ class LSTMCell(nn.LSTMCell):
         return _with_class(self, nn.LSTMCell)
 
 
-class GRUCell(nn.GRUCell):
+class GRUCell(_Gru, nn.GRUCell):
     """A drop-in for ``torch.nn.GRUCell``: one step of :class:`GRU`, input [B, input_size] or [input_size].
 
     Args and errors: as of ``torch.nn.GRUCell``; ``reset_after`` as of :class:`GRU`.
     """
-
-    reset_after = True  # of modules that were converted, or pickled by torch.nn
 
     def __init__(
         self,
@@ -321,13 +324,6 @@ class GRUCell(nn.GRUCell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self.reset_after = _checked_flag("reset_after", reset_after)
-
-    @property
-    def _cell(self) -> Cell:
-        return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""

@@ -99,20 +99,23 @@ def one_sentence(done, *parts):
         assert part in done.stderr
 
 
-@needs_sources
-def test_build_without_torch(small_copy):
-    (small_copy / "hidden").mkdir()
-    (small_copy / "hidden" / "torch.py").write_text("raise ImportError('no torch here')")
-    done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, PYTHONPATH=str(small_copy / "hidden"))
-    one_sentence(done, "building needs an installed PyTorch 2.10 or later: pip install torch")
+TORCHES = {
+    "none": (
+        "raise ImportError('no torch here')",
+        "building needs an installed PyTorch 2.10 or later: pip install torch",
+    ),
+    "old": ("__version__ = '2.9.1'", "building needs PyTorch 2.10 or later, got 2.9.1"),
+}
 
 
 @needs_sources
-def test_build_with_an_old_torch(small_copy):
+@pytest.mark.parametrize("installed", TORCHES)
+def test_build_needs_a_torch(installed, small_copy):
+    module, sentence = TORCHES[installed]
     (small_copy / "hidden").mkdir()
-    (small_copy / "hidden" / "torch.py").write_text("__version__ = '2.9.1'")
+    (small_copy / "hidden" / "torch.py").write_text(module)
     done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, PYTHONPATH=str(small_copy / "hidden"))
-    one_sentence(done, "building needs PyTorch 2.10 or later, got 2.9.1")
+    one_sentence(done, sentence)
 
 
 @needs_sources
