@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "cells.h"
+#include "cell_kind.h"
 #include "recurrence.h"
 
 namespace fused_rnn {
@@ -22,20 +22,6 @@ namespace fused_rnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-
-enum class CellKind { kLstm, kGru, kGruResetBefore };
-
-inline int64_t gates(CellKind cell) {
-  return cell == CellKind::kLstm ? LstmCell<float>::kGates : GruCell<float>::kGates;
-}
-// What a forward keeps per step, row and unit.
-inline int64_t saved_per_unit(CellKind cell) {
-  switch (cell) {
-    case CellKind::kLstm: return LstmCell<float>::kSaved;
-    case CellKind::kGru: return GruCell<float>::kSaved;
-    default: return GruResetBeforeCell<float>::kSaved;
-  }
-}
 
 // ---- Checks: wanted and got, in words ----
 
@@ -200,7 +186,7 @@ struct ForwardResult {
   Tensor saved;
 };
 
-// launch(cell, ForwardArgs<S>) runs the kernels of a device.
+// launch(layer, ForwardArgs<S>) runs the kernels of a device.
 template <class Launch>
 ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Launch& launch) {
   const ScalarType accumulate = accumulate_type(layer.x.scalar_type());
@@ -218,7 +204,7 @@ ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Lau
     args.hy = data<S>(result.hy);
     args.cy = result.cy ? data<S>(*result.cy) : nullptr;
     args.saved = save ? data<accumulate_t<S>>(result.saved) : nullptr;
-    launch(layer.cell, args);
+    launch(layer, args);
   });
   return result;
 }
@@ -228,7 +214,7 @@ struct BackwardResult {
   MaybeTensor grad_cx;
 };
 
-// launch(cell, BackwardArgs<S>) runs the kernels of a device.
+// launch(layer, BackwardArgs<S>) runs the kernels of a device.
 template <class Launch>
 BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_, const MaybeTensor& grad_hy_,
                             const MaybeTensor& grad_cy_, const Tensor& output_, const Tensor& saved_, bool reverse,
@@ -276,7 +262,7 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
     args.grad_bias_hh = data_if(needs_weights && layer.bias_hh, result.grad_bias_hh);
     args.grad_hx = data<S>(result.grad_hx);
     args.grad_cx = result.grad_cx ? data<S>(*result.grad_cx) : nullptr;
-    launch(layer.cell, args);
+    launch(layer, args);
   });
   return result;
 }

@@ -1,27 +1,18 @@
-// The native table of contents. One op runs one layer in one direction; `saved` is what its backward needs, empty
-// unless `save`. A gradient that is not needed comes back empty. Fake kernels and derivatives: fused_rnn/autograd.py.
+// The native table of contents.
+#include "schemas.h"
+
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
-  m.def(
-      "lstm_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, "
-      "Tensor cx, Tensor? lengths, bool reverse, bool save) "
-      "-> (Tensor output, Tensor hy, Tensor cy, Tensor saved)");
-  m.def(
-      "lstm_backward(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor x, Tensor weight_ih, "
-      "Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, Tensor cx, Tensor output, Tensor saved, "
-      "Tensor? lengths, bool reverse, bool needs_x, bool needs_weights) "
-      "-> (Tensor grad_x, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, Tensor grad_bias_hh, "
-      "Tensor grad_hx, Tensor grad_cx)");
-  m.def(
-      "gru_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, "
-      "Tensor? lengths, bool reset_after, bool reverse, bool save) "
-      "-> (Tensor output, Tensor hy, Tensor saved)");
-  m.def(
-      "gru_backward(Tensor? grad_output, Tensor? grad_hy, Tensor x, Tensor weight_ih, Tensor weight_hh, "
-      "Tensor? bias_ih, Tensor? bias_hh, Tensor hx, Tensor output, Tensor saved, Tensor? lengths, bool reset_after, "
-      "bool reverse, bool needs_x, bool needs_weights) "
-      "-> (Tensor grad_x, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, Tensor grad_bias_hh, "
-      "Tensor grad_hx)");
+  fused_rnn::define_ops(m);
   m.def("cpu_instruction_set() -> str");
+  // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.
+  m.def("cuda_architectures() -> str");
+  // Why the CUDA kernels cannot run on a GPU that is here, a sentence, or "" if they can.
+  m.def("cuda_why_not(int device_index, str dtype) -> str");
+  // The plan for a layer, in words, or why there is none; `device` is a GPU that is here, "cuda:0", or one of the table
+  // in csrc/cuda/plan.cpp.
+  m.def(
+      "cuda_plan(str cell, str dtype, int T, int B, int H, bool backward, bool allow_tf32, str device) "
+      "-> (str plan, str why_not)");
 }

@@ -21,6 +21,8 @@ def report() -> str:
         f"python     {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"extension  {extension}",
     ]
+    if native.load_error is None:
+        lines.append(f"CUDA code  {native.cuda_architectures() or 'none: the extension was built without CUDA'}")
     if forced := backends.forced():
         lines.append(f"forced     {forced}")
     for device in devices:

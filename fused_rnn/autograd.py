@@ -1,7 +1,7 @@
 """Shapes and derivatives of the four ops, for any namespace that has them.
 
 ``lstm_forward``, ``lstm_backward``, ``gru_forward`` and ``gru_backward`` are defined and implemented elsewhere (in
-C++ for the namespace ``fused_rnn``, with the schemas in ``csrc/schemas.cpp``). Here each gets a fake kernel, so that
+C++ for the namespace ``fused_rnn``, with the schemas in ``csrc/schemas.h``). Here each gets a fake kernel, so that
 FakeTensor, meta tensors, ``torch.compile`` and ``torch.export`` know its outputs, and a derivative. The derivative of
 a forward op is its backward op; the derivative of a backward op differentiates the reference.
 
@@ -11,7 +11,7 @@ All four ops share one order of arguments, with one state for a GRU (hx) and two
     backward:  grad_output, grad_states..., x, weight_ih, weight_hh, bias_ih, bias_hh, states..., output, saved,
                lengths, flags..., needs_x, needs_weights
 
-The flags are ``reverse`` for an LSTM, ``reset_after, reverse`` for a GRU.
+The flags are ``reverse, allow_tf32`` for an LSTM, ``reset_after, reverse, allow_tf32`` for a GRU.
 """
 
 from __future__ import annotations
@@ -34,13 +34,23 @@ def will_differentiate(*tensors: Tensor | None) -> bool:
 
 
 def run(
-    ops: Any, cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
+    ops: Any,
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Weights,
+    lengths: Tensor | None,
+    reverse: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
+    """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`.
+
+    allow_tf32: the factors of float32 products may be rounded to TF32, where a device has it.
+    """
     tensors = (x, *weights[:4], *states)
     save = will_differentiate(*tensors)
     op = ops.lstm_forward if cell.name == "lstm" else ops.gru_forward
-    flags = (reverse,) if cell.name == "lstm" else (cell.reset_after, reverse)
+    flags = (reverse, allow_tf32) if cell.name == "lstm" else (cell.reset_after, reverse, allow_tf32)
     if save or torch.compiler.is_compiling():
         output, *final, _ = op(*tensors, lengths, *flags, save)
     else:
@@ -108,8 +118,9 @@ def _register(namespace: str, name: str, n_states: int) -> None:
 
     def backward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, lengths = ctx.saved_tensors
+        *_, reverse, _ = ctx.flags
         second = _second_derivative(
-            _cell(name, ctx.flags), tensors[:n_grads], tensors[n_grads:], lengths, ctx.flags[-1], grads
+            _cell(name, ctx.flags), tensors[:n_grads], tensors[n_grads:], lengths, reverse, grads
         )
         # output and saved are functions of the other inputs, so their part is in those gradients already.
         return *second, *(None,) * (5 + len(ctx.flags))

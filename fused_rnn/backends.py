@@ -51,18 +51,52 @@ class Backend:
     plan: Callable[[Problem], str] = lambda problem: ""  # how it would run the problem, in a few words
 
 
-def _cpu_why_not(problem: Problem) -> str | None:
+def _native_why_not(problem: Problem, device_type: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if native.load_error is not None:
         return f"the extension could not be loaded: {native.load_error}"
-    if problem.device.type != "cpu":
-        return f"it runs on the CPU, and the input is on {problem.device}"
-    if problem.dtype not in native.DTYPES:
+    if problem.device.type != device_type:
+        return f"it runs on {device_type}, and the input is on {problem.device}"
+    if problem.dtype not in dtypes:
         return f"it has no kernel for {problem.dtype}"
     if problem.projection:
         return "it has no kernel for proj_size"
     if problem.transformed:
         return "its ops have no rule for torch.func transforms and forward-mode differentiation"
     return None
+
+
+def _cuda_why_not(problem: Problem) -> str | None:
+    if reason := _native_why_not(problem, "cuda", native.CUDA_DTYPES):
+        return reason
+    return native.cuda_why_not(_cuda_index(problem.device), problem.dtype)
+
+
+def _cuda_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _cuda_plan(problem: Problem) -> str:
+    return plan_on(problem, f"cuda:{_cuda_index(problem.device)}")[0]
+
+
+def plan_on(problem: Problem, gpu: str) -> tuple[str, str | None]:
+    """How the CUDA kernels would run a problem on a GPU that need not be here, in words, and why they would not.
+
+    Args:
+        gpu: as in :func:`native.cuda_plan`.
+    """
+    p = problem
+    if reason := _native_why_not(p, "cuda", native.CUDA_DTYPES):
+        return "", reason
+    forward, reason = native.cuda_plan(p.cell, p.dtype, p.T, p.B, p.H, False, gpu)
+    if reason or not p.training:
+        return forward, reason
+    backward, _ = native.cuda_plan(p.cell, p.dtype, p.T, p.B, p.H, True, gpu)
+    return f"{forward}; backward: {backward}", None
+
+
+def _cpu_why_not(problem: Problem) -> str | None:
+    return _native_why_not(problem, "cpu", native.DTYPES)
 
 
 def _cpu_plan(problem: Problem) -> str:
@@ -83,6 +117,7 @@ def _torch_why_not(problem: Problem) -> str | None:
 
 
 BACKENDS = (  # best first; the last one runs everything
+    Backend("cuda", _cuda_why_not, native.run, _cuda_plan),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
     Backend("torch", _torch_why_not, stock.run),
     Backend("reference", lambda problem: None, reference.run),

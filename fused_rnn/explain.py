@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -45,19 +47,31 @@ class Explanation:
 
 
 def explain(
-    rnn: LSTM | GRU | LSTMCell | GRUCell, x: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None
+    rnn: LSTM | GRU | LSTMCell | GRUCell,
+    x: Any,
+    hx: Any = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    gpu: str | None = None,
 ) -> Explanation:
     """Which backend would run ``rnn(x, hx, lengths=lengths)``, layer by layer, and why each better one would not.
 
     Nothing is run. ``str()`` of the result reads as a report.
 
+    Args:
+        rnn, x, hx, lengths: as they would be called.
+        gpu: ask for a GPU that need not be here instead of x's device: "T4", "A100", "L4", "H100", "H200", "B200" or
+            "RTX 5090".
+
     Raises:
         TypeError: ``rnn`` is not a module of this package.
         ValueError: a backend is forced that does not exist or cannot run this; the message has its reason.
+        RuntimeError: ``gpu`` is not one of those.
     """
     if not isinstance(rnn, (LSTM, GRU, LSTMCell, GRUCell)):
         raise TypeError(f"expected a module of fused_rnn, got {type(rnn).__name__}; fused_rnn.convert makes one")
-    return Explanation(repr(rnn), tuple(_choice(where, problem) for where, problem in _problems(rnn, x, hx, lengths)))
+    choose = _choice if gpu is None else partial(_choice_on, gpu)
+    return Explanation(repr(rnn), tuple(choose(where, problem) for where, problem in _problems(rnn, x, hx, lengths)))
 
 
 def _choice(where: str, problem: Problem) -> Choice:
@@ -66,6 +80,17 @@ def _choice(where: str, problem: Problem) -> Choice:
     better = backends.BACKENDS[: backends.BACKENDS.index(chosen)]
     refusals = [(b.name, b.why_not(problem) or f"{chosen.name} is forced") for b in better]
     return Choice(where, problem, chosen.name, chosen.plan(problem), forced, tuple(refusals))
+
+
+def _choice_on(gpu: str, where: str, problem: Problem) -> Choice:
+    """The choice for a GPU that need not be here: nothing is asked of this machine."""
+    problem = replace(problem, device=torch.device("cuda"))
+    plan, reason = backends.plan_on(problem, gpu)
+    if reason is None:
+        return Choice(where, problem, "cuda", f"on {gpu}: {plan}", False, ())
+    others = backends.BACKENDS[backends.BACKENDS.index(backends.by_name("cuda")) + 1 :]
+    chosen = next(backend for backend in others if backend.why_not(problem) is None)
+    return Choice(where, problem, chosen.name, f"on {gpu}", False, (("cuda", reason),))
 
 
 def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Problem]]:

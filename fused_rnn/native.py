@@ -14,7 +14,8 @@ from torch import Tensor
 from . import autograd
 from .cell import Cell, States, Weights
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
+CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _load() -> str | None:
@@ -42,8 +43,51 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
+# The compiler may take what these answer as a constant: it cannot look into them, and what they ask for does not change,
+# or (TF32) is as it was when the code was compiled.
+@torch.compiler.assume_constant_result
+def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
+    if torch.version.hip is not None:
+        return "it runs on NVIDIA GPUs, and this is a ROCm build of PyTorch"
+    return torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
+
+
+@torch.compiler.assume_constant_result
+def allow_tf32() -> bool:
+    """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it there."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+def cuda_architectures() -> str:
+    """The CUDA architectures that the extension has code for: ``"80 90a 100"``, or ``""`` for none."""
+    return torch.ops.fused_rnn.cuda_architectures()
+
+
+def cuda_plan(
+    cell: Cell, dtype: torch.dtype, T: int, B: int, H: int, backward: bool, device: str
+) -> tuple[str, str | None]:
+    """The plan of the CUDA kernels for a layer, in words, and why there is none: one of the two is empty.
+
+    Args:
+        device: a GPU that is here, ``"cuda:0"``, or the name of one that need not be: T4, A100, L4, H100, H200, B200,
+            RTX 5090.
+
+    Raises:
+        RuntimeError: there is no such device.
+    """
+    tf32 = dtype == torch.float32 and allow_tf32()
+    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), _name(dtype), T, B, H, backward, tf32, device)
+    return plan, why_not or None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the native ops; as :func:`reference.run`."""
-    return autograd.run(torch.ops.fused_rnn, cell, x, states, weights, lengths, reverse)
+    tf32 = x.is_cuda and x.dtype == torch.float32 and allow_tf32()
+    return autograd.run(torch.ops.fused_rnn, cell, x, states, weights, lengths, reverse, tf32)

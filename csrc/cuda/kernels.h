@@ -1,0 +1,44 @@
+// The kernels of one cell and storage type as the host calls them: each enqueues on a stream and returns a cudaError_t
+// as a plain int. Needs no CUDA header.
+#pragma once
+
+#include "plan.h"
+#include "steps.h"
+
+namespace fused_rnn {
+
+using Stream = void*;  // a cudaStream_t
+
+template <class S>
+struct Kernels {
+  int (*block_forward)(const ForwardSteps<S>&, const Plan&, Math, Stream);
+  int (*block_backward)(const BackwardSteps<S>&, const Plan&, Math, Stream);
+  int (*stepwise_forward)(const ForwardStep<S>&, Stream);
+  int (*stepwise_backward)(const BackwardStep<S>&, Stream);
+  int (*stepwise_reset)(const ForwardStep<S>&, Stream);       // reset before the matmul only
+  int (*stepwise_candidate)(const BackwardStep<S>&, Stream);  // reset before the matmul only
+};
+
+// One source file in kernels/ for each.
+template <template <class> class Cell, class S>
+Kernels<S> kernels();
+
+template <class S>
+Kernels<S> kernels(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm: return kernels<LstmCell, S>();
+    case CellKind::kGru: return kernels<GruCell, S>();
+    default: return kernels<GruResetBeforeCell, S>();
+  }
+}
+
+// Some kernel, as the CUDA runtime knows it.
+const void* sample_kernel();
+
+template <class S>
+int copy_active(const ActiveCopy<S>&, Stream);
+
+template <class S>
+int convert(const Conversion<S>&, Stream);
+
+}  // namespace fused_rnn

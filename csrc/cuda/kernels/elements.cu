@@ -1,0 +1,25 @@
+// The kernels that know no cell.
+#include "../kernels.cuh"
+
+namespace fused_rnn {
+
+const void* sample_kernel() { return reinterpret_cast<const void*>(&convert_elements<float>); }
+
+template <class S>
+int copy_active(const ActiveCopy<S>& args, Stream stream) {
+  return launch_elements(copy_active_elements<S>, args, int64_t(args.steps.count) * args.steps.B * args.width, stream);
+}
+
+template <class S>
+int convert(const Conversion<S>& args, Stream stream) {
+  return launch_elements(convert_elements<S>, args, args.n, stream);
+}
+
+template int copy_active(const ActiveCopy<float>&, Stream);
+template int copy_active(const ActiveCopy<BFloat16>&, Stream);
+template int copy_active(const ActiveCopy<Float16>&, Stream);
+template int convert(const Conversion<float>&, Stream);
+template int convert(const Conversion<BFloat16>&, Stream);
+template int convert(const Conversion<Float16>&, Stream);
+
+}  // namespace fused_rnn

@@ -1,0 +1,318 @@
+// The forward and the backward of a layer on a GPU: plan, chunks of steps, library matmuls over all steps of a chunk,
+// and between them the loop of the plan's tier. Everything is enqueued on the current stream; nothing waits for it.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+#include <type_traits>
+
+#include "../bridge.h"
+#include "blas.h"
+#include "kernels.h"
+#include "placement.h"
+#include "runtime.h"
+
+namespace fused_rnn {
+
+template <class S>
+constexpr ScalarType scalar_type() {
+  if (std::is_same<S, BFloat16>::value) return ScalarType::BFloat16;
+  if (std::is_same<S, Float16>::value) return ScalarType::Half;
+  return ScalarType::Float;
+}
+
+// Memory of PyTorch's allocator for the time of one op.
+template <class S>
+class DeviceScratch {
+ public:
+  DeviceScratch(const Layer& layer, int64_t n) : tensor_(allocate(layer.x, {n}, scalar_type<S>())) {}
+  Tensor& tensor() { return tensor_; }
+  S* get() const { return tensor_.numel() ? data<S>(tensor_) : nullptr; }
+
+ private:
+  Tensor tensor_;
+};
+
+// What both passes need: the layer's sizes, its device, its plan.
+template <class S>
+class Pass {
+ protected:
+  Pass(const Layer& layer, bool allow_tf32, bool backward)
+      : layer_(layer),
+        device_(device_of(layer.x)),
+        math_(math_of(allow_tf32)),
+        plan_(make_plan({layer.cell, math_, layer.T, layer.B, layer.H, backward}, device_)),
+        stream_(stream_of(layer.x)),
+        blas_(math_),
+        kernels_(kernels<S>(layer.cell)),
+        B_(layer.B),
+        I_(layer.I),
+        H_(layer.H),
+        GH_(gates(layer.cell) * layer.H),
+        first_(layer.cell == CellKind::kGruResetBefore ? GH_ - H_ : GH_) {
+    require(layer.T > 0 && I_ > 0 && H_ > 0, "x must be [T, B, I] and weight_hh [G*H, H] with T, I, H > 0, got ",
+            shape_text(layer.x.sizes()), " and ", shape_text(layer.weight_hh.sizes()));
+    const int64_t most = std::max(GH_, saved_per_unit(layer.cell) * H_) * B_;
+    require(layer.T <= INT_MAX && most <= INT_MAX, "T and the numbers of one step must be below 2^31, got T = ", layer.T,
+            " and ", most, " numbers a step");
+    if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) require(false, reason);
+  }
+
+  bool is_lstm() const { return layer_.cell == CellKind::kLstm; }
+  bool resets_before() const { return first_ < GH_; }
+  bool is_one_chunk() const { return plan_.chunk == layer_.T; }
+
+  // What the chunks of both passes share.
+  static void fill(Steps<S>& steps, const LayerArgs<S>& args, bool down) {
+    steps.T = int(args.T), steps.B = int(args.B), steps.H = int(args.H);
+    steps.reverse = args.reverse, steps.down = down, steps.lengths = args.lengths;
+    steps.weight_hh = args.weight_hh, steps.hx = args.hx, steps.cx = args.cx;
+  }
+
+  // body(chunk) for every chunk of the pass.
+  template <class Chunk, class Body>
+  void for_each_chunk(Chunk chunk, const Body& body) const {
+    for (chunk.begin = 0; chunk.begin < chunk.T; chunk.begin += plan_.chunk) {
+      chunk.count = std::min(plan_.chunk, chunk.T - chunk.begin);
+      body(chunk);
+    }
+  }
+
+  // body(step, place) for every step of a chunk, each a chunk by itself; place: in arrays of the chunk.
+  template <class Chunk, class Body>
+  static void for_each_step(const Chunk& chunk, const Body& body) {
+    Chunk step = chunk;
+    step.count = 1;
+    for (step.begin = chunk.begin; step.begin < chunk.begin + chunk.count; ++step.begin)
+      body(step, chunk.place(chunk.time(step.begin)));
+  }
+
+  const Layer& layer_;
+  const std::shared_ptr<void> guard_{current_device_guard(layer_.x)};
+  const Device device_;
+  const Math math_;
+  const Plan plan_;
+  const Stream stream_;
+  const Blas blas_;
+  const Kernels<S> kernels_;
+  const int64_t B_, I_, H_, GH_;
+  const int64_t first_;  // rows of weight_hh that multiply h itself; the others multiply r * h
+
+ private:
+  Math math_of(bool allow_tf32) const {
+    if (std::is_same<S, BFloat16>::value) return Math::kBFloat16;
+    if (std::is_same<S, Float16>::value) return Math::kFloat16;
+    return float32_math(allow_tf32, device_.capability);
+  }
+};
+
+template <class S>
+class ForwardPass : Pass<S> {
+  using P = Pass<S>;
+
+ public:
+  ForwardPass(const Layer& layer, const ForwardArgs<S>& args, bool allow_tf32)
+      : P(layer, allow_tf32, false),
+        args_(args),
+        gates_x_(layer, P::plan_.chunk * P::B_ * P::GH_),
+        c_(layer, P::is_lstm() && !(is_block() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
+        gates_h_(layer, is_block() ? 0 : P::B_ * P::GH_),
+        reset_h_(layer, !is_block() && P::resets_before() ? P::B_ * P::H_ : 0) {}
+
+  void run() {
+    const auto& a = args_;
+    ForwardSteps<S> all{};
+    P::fill(all, a, a.reverse);
+    all.gates_x = gates_x_.get(), all.bias_ih = a.bias_ih, all.bias_hh = a.bias_hh;
+    all.output = a.output, all.hy = a.hy, all.cy = a.cy, all.c = c_.get(), all.saved = a.saved;
+    P::for_each_chunk(all, [&](const ForwardSteps<S>& chunk) {
+      const S* x = a.x + chunk.lowest_time() * P::B_ * P::I_;
+      P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Factor<S>{x, P::I_}, {a.weight_ih, P::I_, true},
+                        gates_x_.get(), P::GH_);
+      if (is_block())
+        check_launch(P::kernels_.block_forward(chunk, P::plan_, P::math_, P::stream_), "block_forward");
+      else
+        P::for_each_step(chunk, [&](ForwardSteps<S> step, int64_t place) {
+          step.gates_x += place * P::B_ * P::GH_;
+          run_step({step, gates_h_.get(), reset_h_.get()});
+        });
+    });
+  }
+
+ private:
+  bool is_block() const { return P::plan_.tier == Tier::kBlock; }
+
+  void run_step(const ForwardStep<S>& step) const {
+    const int64_t H = P::H_, first = P::first_;
+    const S* h = step.steps.is_first() ? step.steps.hx : step.steps.hy;
+    const S* weight = step.steps.weight_hh;
+    P::blas_.multiply(P::B_, first, H, Factor<S>{h, H}, {weight, H, true}, step.gates_h, P::GH_);
+    if (P::resets_before()) {
+      check_launch(P::kernels_.stepwise_reset(step, P::stream_), "stepwise_reset");
+      P::blas_.multiply(P::B_, H, H, Factor<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first,
+                        P::GH_);
+    }
+    check_launch(P::kernels_.stepwise_forward(step, P::stream_), "stepwise_forward");
+  }
+
+  const ForwardArgs<S>& args_;
+  const DeviceScratch<float> gates_x_, c_, gates_h_;
+  const DeviceScratch<S> reset_h_;
+};
+
+// A gradient that grows from chunk to chunk: in place where it can, or else in float32 until all chunks are in.
+template <class S>
+class GrowingGrad {
+ public:
+  GrowingGrad(const Layer& layer, S* target, int64_t n, bool is_one_chunk)
+      : target_(target), n_(n), in_place_(is_one_chunk || std::is_same<S, float>::value),
+        sum_(layer, target && !in_place_ ? n : 0) {}
+
+  explicit operator bool() const { return target_; }
+
+  // add(pointer) multiplies into it
+  template <class Add>
+  void add(int64_t offset, const Add& add) const {
+    if (in_place_)
+      add(target_ + offset);
+    else
+      add(sum_.get() + offset);
+  }
+  void finish(Stream stream) const {
+    if (target_ && !in_place_) check_launch(convert<S>({n_, sum_.get(), target_}, stream), "convert");
+  }
+
+ private:
+  S* target_;
+  int64_t n_;
+  bool in_place_;
+  DeviceScratch<float> sum_;
+};
+
+template <class S>
+class BackwardPass : Pass<S> {
+  using P = Pass<S>;
+
+ public:
+  BackwardPass(const Layer& layer, const BackwardArgs<S>& args, bool allow_tf32)
+      : P(layer, allow_tf32, true),
+        args_(args),
+        exact_(Math::kFloat32),
+        rows_(P::plan_.chunk * P::B_),
+        grads_x_(layer, rows_ * P::GH_),
+        grads_h_(layer, layer.cell == CellKind::kGru ? rows_ * P::GH_ : 0),
+        h_before_(layer, rows_ * P::H_),
+        reset_h_(layer, P::resets_before() ? rows_ * P::H_ : 0),
+        active_x_(layer, args.grad_weight_ih && args.lengths ? rows_ * P::I_ : 0),
+        ones_(layer, args.grad_bias_ih || args.grad_bias_hh ? rows_ : 0),
+        grad_h_(layer, P::B_ * P::H_),
+        grad_c_(layer, P::is_lstm() ? P::B_ * P::H_ : 0),
+        grad_reset_(layer, P::resets_before() ? P::B_ * P::H_ : 0),
+        weight_ih_(layer, args.grad_weight_ih, P::GH_ * P::I_, P::is_one_chunk()),
+        weight_hh_(layer, args.grad_weight_hh, P::GH_ * P::H_, P::is_one_chunk()),
+        bias_ih_(layer, args.grad_bias_ih, P::GH_, P::is_one_chunk()),
+        bias_hh_(layer, args.grad_bias_hh, P::GH_, P::is_one_chunk()) {
+    if (ones_.get()) torch::stable::fill_(ones_.tensor(), 1.0);
+  }
+
+  void run() {
+    const auto& a = args_;
+    BackwardSteps<S> all{};
+    P::fill(all, a, !a.reverse);
+    all.grad_output = a.grad_output, all.grad_hy = a.grad_hy, all.grad_cy = a.grad_cy;
+    all.output = a.output, all.saved = a.saved;
+    all.grad_h = grad_h_.get(), all.grad_c = grad_c_.get(), all.grad_hx = a.grad_hx, all.grad_cx = a.grad_cx;
+    all.grads_x = grads_x_.get(), all.grads_h = grads_h_.get() ? grads_h_.get() : grads_x_.get();
+    all.h_before = h_before_.get(), all.reset_h = reset_h_.get();
+    P::for_each_chunk(all, [&](const BackwardSteps<S>& chunk) {
+      if (P::plan_.tier == Tier::kBlock)
+        check_launch(P::kernels_.block_backward(chunk, P::plan_, P::math_, P::stream_), "block_backward");
+      else
+        P::for_each_step(chunk, [&](BackwardSteps<S> step, int64_t place) {
+          const int64_t row = place * P::B_;
+          step.grads_x += row * P::GH_, step.grads_h += row * P::GH_, step.h_before += row * P::H_;
+          if (step.reset_h) step.reset_h += row * P::H_;
+          run_step({step, grad_reset_.get()});
+        });
+      add_chunk(chunk);
+    });
+    if (P::plan_.tier == Tier::kStepwise)
+      check_launch(convert<S>({P::B_ * P::H_, grad_h_.get(), a.grad_hx}, P::stream_), "convert");
+    for (const GrowingGrad<S>* grad : {&weight_ih_, &weight_hh_, &bias_ih_, &bias_hh_}) grad->finish(P::stream_);
+  }
+
+ private:
+  void run_step(const BackwardStep<S>& step) const {
+    const int64_t H = P::H_, GH = P::GH_, first = P::first_;
+    const BackwardSteps<S>& s = step.steps;
+    if (P::resets_before()) {
+      check_launch(P::kernels_.stepwise_candidate(step, P::stream_), "stepwise_candidate");
+      P::blas_.multiply(P::B_, H, H, Factor<S>{s.grads_x + first, GH}, {s.weight_hh + first * H, H}, grad_reset_.get(),
+                        H);
+    }
+    check_launch(P::kernels_.stepwise_backward(step, P::stream_), "stepwise_backward");
+    P::blas_.multiply(P::B_, H, first, Factor<S>{s.grads_h, GH}, {s.weight_hh, H}, s.grad_h, H, true);
+  }
+
+  // What is summed over the rows of a chunk, and its grad_x.
+  void add_chunk(const BackwardSteps<S>& chunk) const {
+    const auto& a = args_;
+    const int64_t rows = chunk.count * P::B_, I = P::I_, H = P::H_, GH = P::GH_, first = P::first_;
+    const bool more = !chunk.is_first();
+    const int64_t at = chunk.lowest_time() * P::B_ * I;
+    if (a.grad_x)
+      P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I);
+    if (!weight_ih_) return;
+    const S* x = a.x + at;
+    if (active_x_.get()) {  // what stands in the padding may be NaN, which no zero of grads_x takes away
+      check_launch(copy_active<S>({chunk, int(I), x, active_x_.get()}, P::stream_), "copy_active");
+      x = active_x_.get();
+    }
+    weight_ih_.add(0, [&](auto* c) {
+      P::blas_.multiply(GH, I, rows, Factor<S>{chunk.grads_x, GH, true}, {x, I}, c, I, more);
+    });
+    weight_hh_.add(0, [&](auto* c) {
+      P::blas_.multiply(first, H, rows, Factor<S>{chunk.grads_h, GH, true}, {chunk.h_before, H}, c, H, more);
+    });
+    if (P::resets_before())
+      weight_hh_.add(first * H, [&](auto* c) {
+        P::blas_.multiply(H, H, rows, Factor<S>{chunk.grads_h + first, GH, true}, {chunk.reset_h, H}, c, H, more);
+      });
+    const auto add_bias = [&](const GrowingGrad<S>& bias, const S* grads) {
+      if (!bias) return;
+      bias.add(0, [&](auto* c) {
+        exact_.multiply(1, GH, rows, Factor<S>{ones_.get(), rows}, {grads, GH}, c, GH, more);
+      });
+    };
+    add_bias(bias_ih_, chunk.grads_x);
+    add_bias(bias_hh_, chunk.grads_h);
+  }
+
+  const BackwardArgs<S>& args_;
+  const Blas exact_;    // for sums: no factor is rounded
+  const int64_t rows_;  // of a chunk
+  const DeviceScratch<S> grads_x_, grads_h_, h_before_, reset_h_, active_x_;
+  DeviceScratch<S> ones_;
+  const DeviceScratch<float> grad_h_, grad_c_, grad_reset_;
+  const GrowingGrad<S> weight_ih_, weight_hh_, bias_ih_, bias_hh_;
+};
+
+// The device of ops.h.
+struct Cuda {
+  template <class S>
+  static void forward(const Layer& layer, const ForwardArgs<S>& args, bool allow_tf32) {
+    if constexpr (std::is_same<S, double>::value)
+      require(false, "the CUDA kernels are for float32, bfloat16 and float16, got float64");
+    else
+      ForwardPass<S>(layer, args, allow_tf32).run();
+  }
+  template <class S>
+  static void backward(const Layer& layer, const BackwardArgs<S>& args, bool allow_tf32) {
+    if constexpr (std::is_same<S, double>::value)
+      require(false, "the CUDA kernels are for float32, bfloat16 and float16, got float64");
+    else
+      BackwardPass<S>(layer, args, allow_tf32).run();
+  }
+};
+
+}  // namespace fused_rnn

@@ -1,0 +1,19 @@
+// Where a layer's tensors are.
+#pragma once
+
+#include <memory>
+
+#include "../bridge.h"
+#include "kernels.h"
+
+namespace fused_rnn {
+
+// Throws std::runtime_error if the kernels cannot run there.
+Device device_of(const Tensor& x);
+
+Stream stream_of(const Tensor& x);
+
+// Makes the device of x the current one until the result is gone.
+std::shared_ptr<void> current_device_guard(const Tensor& x);
+
+}  // namespace fused_rnn

@@ -1,0 +1,108 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+
+namespace fused_rnn {
+namespace {
+
+constexpr int kKiB = 1024;
+
+// From NVIDIA's datasheets and the table of compute capabilities in the CUDA C++ Programming Guide.
+const Device kKnownDevices[] = {
+    {"T4", 75, 40, 64 * kKiB},      {"A100", 80, 108, 163 * kKiB},  {"L4", 89, 58, 99 * kKiB},
+    {"H100", 90, 132, 227 * kKiB},  {"H200", 90, 132, 227 * kKiB},  {"B200", 100, 148, 227 * kKiB},
+    {"RTX 5090", 120, 170, 99 * kKiB},
+};
+
+template <class Value>
+struct Named {
+  const char* name;
+  Value value;
+};
+
+template <class Value, int n>
+Value lookup(const char* what, const std::string& name, const Named<Value> (&table)[n]) {
+  std::string names;
+  for (const auto& entry : table) {
+    if (name == entry.name) return entry.value;
+    names += std::string(names.empty() ? "" : ", ") + entry.name;
+  }
+  throw std::runtime_error(std::string(what) + " '" + name + "' is not one of " + names);
+}
+
+const Named<CellKind> kCells[] = {
+    {"lstm", CellKind::kLstm}, {"gru", CellKind::kGru}, {"gru(reset_after=False)", CellKind::kGruResetBefore}};
+
+const Named<Math> kMaths[] = {
+    {"float32", Math::kFloat32}, {"tf32", Math::kTf32}, {"bfloat16", Math::kBFloat16}, {"float16", Math::kFloat16}};
+
+// Below this a block would load all of weight_hh for hardly any step.
+constexpr int64_t kFewSteps = 4;
+
+std::string kib(int64_t bytes) { return std::to_string((bytes + kKiB - 1) / kKiB) + " KiB"; }
+
+}  // namespace
+
+Device known_device(const std::string& name) {
+  std::string names;
+  for (const Device& device : kKnownDevices) {
+    if (device.name == name) return device;
+    names += (names.empty() ? "" : ", ") + device.name;
+  }
+  throw std::runtime_error("device '" + name + "' is neither here nor one of " + names);
+}
+
+CellKind cell_named(const std::string& name) { return lookup("cell", name, kCells); }
+
+Math math_named(const std::string& name) { return lookup("dtype", name, kMaths); }
+
+std::string why_not(Math math, int capability) {
+  const std::string got = std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+  if (capability < 75) return "it needs compute capability 7.5 or later, and this GPU has " + got;
+  if (math == Math::kBFloat16 && capability < 80)
+    return "bfloat16 needs compute capability 8.0 or later, and this GPU has " + got;
+  return "";
+}
+
+Plan make_plan(const Shape& shape, const Device& device) {
+  const int G = int(gates(shape.cell));
+  const int64_t step_bytes = shape.B * G * shape.H * int64_t(sizeof(float));
+  const int64_t chunk = std::max<int64_t>(1, std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes)));
+  Plan plan{Tier::kStepwise, "", int(chunk), 0, 0, false, 0, 0};
+  if (shape.T < kFewSteps) {
+    plan.reason = "fewer than " + std::to_string(kFewSteps) + " steps do not pay for loading weight_hh";
+    return plan;
+  }
+  // H past the first bound would overflow the layout's arithmetic; it is far past what fits.
+  const bool many_units = shape.H > kSharedWarps * kUnitTile;
+  BlockLayout layout{many_units ? kSharedWarps * kUnitTile : int(shape.H), G, element_bytes(shape.math), false};
+  const int depth = tile_depth(shape.math);
+  layout.resident = depth > 0 && layout.padded() <= kResidentDepth * depth && layout.warps() <= kResidentWarps;
+  const int64_t shared = layout.shared_bytes(shape.backward, shape.cell == CellKind::kGruResetBefore);
+  const int64_t weights = G * shape.H * shape.H * element_bytes(shape.math);
+  if (many_units || shared > device.shared_bytes) {
+    plan.reason = "weight_hh, " + kib(weights) + ", does not fit in one block's " + kib(device.shared_bytes);
+    return plan;
+  }
+  plan.tier = Tier::kBlock;
+  plan.blocks = (shape.B + kBatchTile - 1) / kBatchTile;
+  plan.threads = 32 * layout.warps();
+  plan.resident = layout.resident;
+  plan.on_chip = weights;
+  plan.shared_bytes = shared;
+  return plan;
+}
+
+std::string to_string(const Plan& plan) {
+  if (plan.tier == Tier::kStepwise)
+    return "stepwise: one matmul and one kernel a step, because " + plan.reason;
+  std::ostringstream text;
+  text << "block: " << plan.blocks << (plan.blocks == 1 ? " block of " : " blocks of ") << plan.threads << " threads and "
+       << kBatchTile << " rows; weight_hh, " << kib(plan.on_chip) << ", in "
+       << (plan.resident ? "registers" : "shared memory") << "; " << kib(plan.shared_bytes) << " of shared memory";
+  return text.str();
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,58 @@
+// From a shape and a device to a plan: which kernels run a layer, and how they are launched. Plain arithmetic on plain
+// data, no CUDA: a plan can be printed and tested for a GPU that is not here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../cell_kind.h"
+#include "block_layout.h"
+
+namespace fused_rnn {
+
+struct Device {
+  std::string name;
+  int capability;    // 10 * major + minor
+  int sm_count;      // of this device or this slice of it
+  int shared_bytes;  // that one block may have
+  // gates_x of a chunk of steps: small enough for a large L2 cache, large enough that a launch is nothing beside it.
+  int64_t chunk_bytes = int64_t(32) << 20;
+};
+
+// The datasheets' devices, for plans without the device. Throws std::runtime_error for a name that is not among them.
+Device known_device(const std::string& name);
+
+struct Shape {
+  CellKind cell;
+  Math math;
+  int64_t T, B, H;
+  bool backward;
+};
+
+// "lstm", "gru", "gru(reset_after=False)"; "float32", "tf32", "bfloat16", "float16". Throw std::runtime_error.
+CellKind cell_named(const std::string& name);
+Math math_named(const std::string& name);
+
+// kBlock: weight_hh stays on chip, in one block, for all steps; a block has a slice of the batch to itself.
+// kStepwise: at each step one library matmul and one kernel for the cell.
+enum class Tier { kBlock, kStepwise };
+
+struct Plan {
+  Tier tier;
+  std::string reason;  // why no better tier, a sentence, or empty
+  int chunk;           // steps whose gates_x are computed at once
+  int64_t blocks;      // kBlock only, as all below; each has kBatchTile rows of the batch
+  int threads;         // of a block
+  bool resident;       // weight_hh is in registers, not in shared memory
+  int64_t on_chip;     // bytes of weight_hh that a block keeps
+  int64_t shared_bytes;
+};
+
+Plan make_plan(const Shape& shape, const Device& device);
+
+std::string to_string(const Plan& plan);
+
+// Why no plan can run the math on the device, a sentence, or an empty string.
+std::string why_not(Math math, int capability);
+
+}  // namespace fused_rnn

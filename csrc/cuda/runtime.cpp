@@ -1,0 +1,120 @@
+#include "runtime.h"
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels.h"
+#include "torch_cuda.h"
+
+namespace fused_rnn {
+
+// ---- torch_cuda.h ----
+
+void* find_torch_cuda_symbol(const char* name) {
+  if (void* symbol = dlsym(RTLD_DEFAULT, name)) return symbol;
+  // PyTorch's Python loads its libraries for itself; their symbols, and those of cuBLAS below them, are found through
+  // the library that is loaded already.
+  static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  return library ? dlsym(library, name) : nullptr;
+}
+
+void* torch_cuda_symbol(const char* name) {
+  void* const symbol = find_torch_cuda_symbol(name);
+  if (!symbol) throw std::runtime_error(std::string("this PyTorch has no function ") + name);
+  return symbol;
+}
+
+// ---- runtime.h ----
+
+namespace {
+
+struct Found {
+  Device device;
+  std::string why_not;
+};
+
+std::string cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// Whether there is code for a device shows when one of the kernels is loaded.
+cudaError_t load_kernel(int index) {
+  int current = 0;
+  cudaGetDevice(&current);
+  cudaError_t error = cudaSetDevice(index);
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, sample_kernel());
+  cudaSetDevice(current);
+  cudaGetLastError();  // nobody else shall find this one
+  return error;
+}
+
+Found find(int index) {
+  int driver = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error == cudaErrorInsufficientDriver)
+    return {{}, "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
+                    ", and the extension was built with CUDA " + version_text(CUDART_VERSION)};
+  else if (error != cudaSuccess)
+    return {{}, "CUDA does not start: " + cuda_error(error)};
+  if (index < 0 || index >= count)
+    return {{}, "there is no GPU " + std::to_string(index) + " among " + std::to_string(count)};
+
+  int major = 0, minor = 0, sm_count = 0, shared = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+  cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, index);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  const Device device{"cuda:" + std::to_string(index), 10 * major + minor, sm_count, shared};
+  if (const std::string reason = why_not(Math::kFloat32, device.capability); !reason.empty()) return {device, reason};
+  for (const char* name :
+       {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle", "cublasSetMathMode", "cublasGemmEx"})
+    if (!find_torch_cuda_symbol(name)) return {device, std::string("this PyTorch has no function ") + name};
+  if (const cudaError_t error = load_kernel(index); error != cudaSuccess)
+    return {device, "the extension has no code for compute capability " + std::to_string(major) + "." +
+                        std::to_string(minor) + " (" + cuda_error(error) + "); it was built for " +
+                        built_architectures()};
+  return {device, ""};
+}
+
+const Found& found(int index) {
+  static std::mutex mutex;
+  static std::vector<Found> devices;
+  static std::vector<int> indices;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (size_t i = 0; i < indices.size(); ++i)
+    if (indices[i] == index) return devices[i];
+  devices.reserve(256);  // references stay valid
+  indices.push_back(index);
+  devices.push_back(find(index));
+  return devices.back();
+}
+
+}  // namespace
+
+std::string why_not_device(int index) { return found(index).why_not; }
+
+const Device& device_at(int index) {
+  const Found& entry = found(index);
+  if (!entry.why_not.empty()) throw std::runtime_error("fused_rnn's CUDA kernels cannot run: " + entry.why_not);
+  return entry.device;
+}
+
+void* current_stream(int index) {
+  static const auto get = torch_cuda_function<int (*)(int32_t, void**)>("aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  if (get(index, &stream) != 0) throw std::runtime_error("PyTorch has no current stream on GPU " + std::to_string(index));
+  return stream;
+}
+
+void check_launch(int error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + " could not be launched: " + cuda_error(error));
+}
+
+}  // namespace fused_rnn

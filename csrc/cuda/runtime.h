@@ -1,0 +1,31 @@
+// The devices of this machine, as the host code sees them. Plain C++: also where the extension was built without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "plan.h"
+
+namespace fused_rnn {
+
+// The architectures that the extension has code for, "80 90a 100", or "" for none.
+const char* built_architectures();
+
+// Why the kernels cannot run on that GPU, a sentence, or an empty string.
+std::string why_not_device(int index);
+
+// Throws std::runtime_error with the sentence of why_not_device.
+const Device& device_at(int index);
+
+// What float32 products multiply on a device.
+inline Math float32_math(bool allow_tf32, int capability) {
+  return allow_tf32 && capability >= 80 ? Math::kTf32 : Math::kFloat32;
+}
+
+// PyTorch's current stream of that GPU, a cudaStream_t. Throws std::runtime_error.
+void* current_stream(int index);
+
+// Throws std::runtime_error that says what failed and how, unless `error` is cudaSuccess.
+void check_launch(int error, const char* what);
+
+}  // namespace fused_rnn

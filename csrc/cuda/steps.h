@@ -1,0 +1,98 @@
+// What the kernels get: some steps of one layer in one direction. Sizes and pointers on the device, nothing of torch.
+// All arrays are contiguous; S is the storage type. One step of any array has less than 2^31 numbers, so that places
+// within a step are ints. A pass is cut into chunks of steps; what one chunk hands to the next
+// is the state: h or its gradient, and c or its gradient in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "../scalar.h"
+
+namespace fused_rnn {
+
+template <class S>
+struct Steps {
+  int T, B, H;             // of the whole layer; G: gates of the cell
+  bool reverse;            // the layer's time runs down
+  bool down;               // this pass's time runs down: the forward's with reverse, the backward's without
+  const int64_t* lengths;  // [B] or null: row b is active at time t iff t < lengths[b]
+  int begin, count;        // steps [begin, begin + count) of the pass, in its own order
+  const S* weight_hh;      // [G*H, H]
+  const S* hx;             // [B, H]
+  const S* cx;             // [B, H], LSTM only
+
+  FUSED_RNN_INLINE int time(int step) const { return down ? T - 1 - step : step; }
+  // Arrays of a chunk hold its times in rising order, from this one on.
+  FUSED_RNN_INLINE int lowest_time() const { return down ? T - begin - count : begin; }
+  FUSED_RNN_INLINE int place(int t) const { return t - lowest_time(); }
+  FUSED_RNN_INLINE bool is_first() const { return begin == 0; }
+  FUSED_RNN_INLINE bool is_last() const { return begin + count == T; }
+
+  // A length outside [0, T] would make the kernels read past an array, and nobody waits for the device to check it.
+  FUSED_RNN_INLINE int length(int b) const {
+    if (!lengths) return T;
+    const int64_t length = lengths[b];
+    return length < 0 ? 0 : length > T ? T : int(length);
+  }
+};
+
+template <class S>
+struct ForwardSteps : Steps<S> {
+  const float* gates_x;  // [count, B, G*H]: weight_ih x
+  const S* bias_ih;      // [G*H] or null
+  const S* bias_hh;      // [G*H] or null
+  S* output;             // [T, B, H], zero where a row is not active
+  S* hy;                 // [B, H]: the state h, written by every chunk
+  S* cy;                 // [B, H], LSTM only, written by the last chunk
+  float* c;              // [B, H], LSTM only: the state c; null where one chunk is all
+  float* saved;          // [T, B, kSaved, H] or null
+};
+
+template <class S>
+struct BackwardSteps : Steps<S> {
+  const S* grad_output;  // [T, B, H] or null for zeros
+  const S* grad_hy;      // [B, H] or null for zeros
+  const S* grad_cy;      // [B, H] or null for zeros
+  const S* output;       // [T, B, H]
+  const float* saved;    // [T, B, kSaved, H]
+  float* grad_h;         // [B, H]: the state, d loss / d h
+  float* grad_c;         // [B, H], LSTM only: the state, d loss / d c
+  S* grad_hx;            // [B, H], written by the last chunk
+  S* grad_cx;            // [B, H], LSTM only, written by the last chunk
+  S* grads_x;            // [count, B, G*H]: d loss / d gates_x, zero where a row is not active
+  S* grads_h;            // [count, B, G*H]: d loss / d gates_h; the same array as grads_x where they are the same
+  S* h_before;           // [count, B, H]: the h that weight_hh multiplied, zero where a row is not active
+  S* reset_h;            // [count, B, H]: r * h, reset before the matmul only
+};
+
+// One step of the stepwise tier, a chunk by itself, and what its matmuls gave or take.
+template <class S>
+struct ForwardStep {
+  ForwardSteps<S> steps;
+  float* gates_h;  // [B, G*H], without bias
+  S* reset_h;      // [B, H]: r * h, reset before the matmul only
+};
+
+template <class S>
+struct BackwardStep {
+  BackwardSteps<S> steps;
+  const float* grad_reset;  // [B, H]: d loss / d (r * h), reset before the matmul only
+};
+
+// from and to: [count, B, width]; zeros where a row is not active.
+template <class S>
+struct ActiveCopy {
+  Steps<S> steps;
+  int width;
+  const S* from;
+  S* to;
+};
+
+template <class To>
+struct Conversion {
+  int64_t n;
+  const float* from;
+  To* to;
+};
+
+}  // namespace fused_rnn
