@@ -1,14 +1,21 @@
-# make demo   install into .venv and train a character model with torch.nn and with fused_rnn
-# make test   install into .venv-test and run every test, the linters and the type checker
-# make wheel  one wheel in dist/, for every Python and every PyTorch from 2.10 on
+# make demo       install into .venv and train a character model with torch.nn and with fused_rnn
+# make test       install into .venv-test and run every test, the linters and the type checker
+# make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
+# make mutants    break the CUDA kernels one line at a time: each time a test on the emulator must fail
+# make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
+# CUDA kernels are built where nvcc is; the head of setup.py has the choices.
 PYTHON ?= python3
 # Pinned so that every machine tests the same PyTorch; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
 
-NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+# One for each generation of data centre GPUs that the tests look into; a wheel has all.
+TEST_CUDA_ARCHS := $(or $(FUSED_RNN_CUDA_ARCHS),80 90a 100)
+
+CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint format wheel mutants gpu-check clean
 
 demo: .venv/installed
 	.venv/bin/python examples/char_lm.py
@@ -19,16 +26,22 @@ test: .venv-test/installed lint
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check --quiet .
-	find csrc tests -name '*.h' -o -name '*.cpp' | xargs .venv-test/bin/clang-format --dry-run -Werror
+	.venv-test/bin/clang-format --dry-run -Werror $(CPP)
 	.venv-test/bin/mypy
 
 format: .venv-test/installed
 	.venv-test/bin/ruff check --fix .
 	.venv-test/bin/ruff format .
-	find csrc tests -name '*.h' -o -name '*.cpp' | xargs .venv-test/bin/clang-format -i
+	.venv-test/bin/clang-format -i $(CPP)
 
 wheel: .venv/ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+mutants: .venv-test/installed
+	.venv-test/bin/python tests/emu/mutants.py
+
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
 
 clean:
 	rm -rf .venv .venv-test build dist *.egg-info fused_rnn/_C.so
@@ -40,13 +53,16 @@ clean:
 	$*/$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja numpy
 	touch $@
 
+# No time goes into CUDA kernels where no GPU would run them.
+NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUSED_RNN_CUDA=$${FUSED_RNN_CUDA:-0}')
+
 .venv/installed: .venv/ready $(NATIVE) $(wildcard fused_rnn/*.py) examples/requirements.txt
 	.venv/$(PIP) install -r examples/requirements.txt
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 # The tests run on a build whose memory is full of NaN. It is editable, so that the checkout's Python is what is tested.
 .venv-test/installed: .venv-test/ready $(NATIVE)
-	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 \
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 FUSED_RNN_CUDA_ARCHS="$(TEST_CUDA_ARCHS)" \
 	  .venv-test/$(PIP) install --no-build-isolation --editable ".[test,lint]"
 	touch $@

@@ -2,18 +2,25 @@
 
 CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the
 tests.
+
+The CUDA kernels are built where nvcc is: $NVCC, in $CUDA_HOME/bin or on PATH. Nobody asks for a GPU, as one machine
+builds for another. FUSED_RNN_CUDA=1 insists on them, 0 leaves them out. FUSED_RNN_CUDA_ARCHS="80 90a" chooses the
+architectures; the newest one's PTX comes with them, for GPUs that are newer still. NVCCFLAGS is obeyed. A kernel whose
+registers spill does not compile.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -28,6 +35,9 @@ X86_64_FLAGS = {
     "avx2": "-mavx2 -mfma",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
 }
+
+OLDEST_NVCC = (12, 8)  # the first one that knows the architectures 100 and 120
+CUDA_ARCHITECTURES = "75 80 86 89 90a 100 120"
 
 
 def fail(sentence: str) -> NoReturn:
@@ -58,15 +68,80 @@ def program(name: str, purpose: str) -> str:
     return found
 
 
-def sources() -> list[tuple[Path, str]]:
+class Cuda(NamedTuple):
+    nvcc: list[str]
+    architectures: list[str]
+    targets: list[str]  # nvcc's flags for the architectures
+    includes: list[str]  # g++'s flags
+    libraries: list[str]
+
+    def names(self) -> str:
+        return " ".join(self.architectures)
+
+
+def what_it_says(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+
+def find_nvcc() -> list[str] | None:
+    wanted = env("FUSED_RNN_CUDA")
+    if wanted not in ("", "0", "1"):
+        fail(f"FUSED_RNN_CUDA must be 0, 1 or empty, got {wanted!r}")
+    if wanted == "0":
+        return None
+    nvcc = shlex.split(env("NVCC")) or ["nvcc"]
+    home = [f"{env('CUDA_HOME')}/bin"] if env("CUDA_HOME") else []
+    found = shutil.which(nvcc[0], path=os.pathsep.join([*home, env("PATH")]))
+    if found is None and (wanted == "1" or env("NVCC")):
+        fail(f"building the CUDA kernels needs nvcc, and {nvcc[0]!r} was found neither in $CUDA_HOME/bin nor on PATH")
+    return found and [found, *nvcc[1:]]
+
+
+def find_cuda() -> Cuda | None:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None
+    version = re.search(r"release (\d+)\.(\d+)", what_it_says([*nvcc, "--version"]))
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_NVCC:
+        got = version[0] if version else shlex.join(nvcc)
+        fail(f"building the CUDA kernels needs nvcc 12.8 or later, got {got}; FUSED_RNN_CUDA=0 builds without them")
+
+    asked = re.findall(r"[^\s;,]+", env("FUSED_RNN_CUDA_ARCHS")) or CUDA_ARCHITECTURES.split()
+    names = sorted(set(asked), key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
+    newest = names[-1].rstrip("af")  # the PTX of 90a would run on 90 only
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+
+    # nvcc may be a script somewhere else: only itself knows where its headers and libraries are.
+    plan = what_it_says([*nvcc, "--dryrun", *targets, "-x", "cu", "-c", os.devnull, "-o", os.devnull])
+    if unknown := re.search(r"Unsupported gpu architecture '\w+?_([^']*)'", plan):
+        known = " ".join(re.findall(r"sm_(\w+)", what_it_says([*nvcc, "--list-gpu-code"])))
+        fail(f"nvcc {version[0]} has no architecture {unknown[1]!r}, which FUSED_RNN_CUDA_ARCHS names; it has {known}")
+    folders = {name: shlex.split(value) for name, value in re.findall(r"^#\$ (INCLUDES|LIBRARIES)=(.*)$", plan, re.M)}
+    includes = [f"-isystem {flag.removeprefix('-I')}" for flag in folders.get("INCLUDES", [])]
+    libraries = [*folders.get("LIBRARIES", []), "-lcudart_static -ldl -lpthread -lrt"]
+    return Cuda(nvcc, names, targets, includes, libraries)
+
+
+def sources(cuda: Cuda | None) -> Iterator[tuple[Path, str]]:
     """Every source file with the flags of its own."""
+    csrc = ROOT / "csrc"
     x86_64 = platform.machine().lower() in ("x86_64", "amd64")
-    files = sorted([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")])
-    return [(f, X86_64_FLAGS.get(f.stem, "")) for f in files if x86_64 or f.stem not in X86_64_FLAGS]
+    for file in sorted([*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp")]):
+        if x86_64 or file.stem not in X86_64_FLAGS:
+            yield file, X86_64_FLAGS.get(file.stem, "")
+    architectures = cuda.names() if cuda else ""
+    without_cuda = {"plan": "", "report": f"-DFUSED_RNN_CUDA_ARCHS='\"{architectures}\"'"}  # files of every build
+    for file in sorted(csrc.glob("cuda/*.cpp")):
+        if cuda or file.stem in without_cuda:
+            yield file, without_cuda.get(file.stem, " ".join(cuda.includes) if cuda else "")
+    if cuda:
+        yield from ((file, "") for file in sorted(csrc.glob("cuda/kernels/*.cu")))
 
 
 def ninja_file(library: Path) -> str:
     torch = torch_directory()
+    cuda = find_cuda()
     cxx = shlex.split(env("CXX") or "c++")
     cxx[0] = program(cxx[0], "a C++17 compiler (set CXX to choose one)")
     flags = [
@@ -79,9 +154,15 @@ def ninja_file(library: Path) -> str:
         f"cxx = {shlex.join(cxx)}",
         f"cxxflags = {' '.join(flags)}",
         # -s: no debug symbols; -z defs: a symbol that no library has is found now and not at the user's
-        f"ldflags = -shared -s -L{torch}/lib -ltorch_cpu -Wl,--exclude-libs,ALL -Wl,-z,defs {env('LDFLAGS')}",
+        f"libraries = -L{torch}/lib -ltorch_cpu {' '.join(cuda.libraries) if cuda else ''}",
+        f"ldflags = -shared -s $libraries -Wl,--exclude-libs,ALL -Wl,-z,defs {env('LDFLAGS')}",
         "rule compile",
         "  command = $cxx -MD -MF $out.d $cxxflags $own -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $name",
+        "rule compile_cuda",
+        "  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compiling $name",
@@ -89,11 +170,20 @@ def ninja_file(library: Path) -> str:
         "  command = $cxx $in $ldflags -o $out",
         "  description = linking $out",
     ]
+    if cuda:
+        flags = [
+            "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+            "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
+            *cuda.targets,
+            env("NVCCFLAGS"),
+        ]
+        lines += [f"nvcc = {shlex.join(cuda.nvcc)}", f"nvccflags = {' '.join(flags)}"]
     objects = []
-    for source, own in sources():
+    for source, own in sources(cuda):
         name = source.relative_to(ROOT / "csrc")
         objects.append(str(name.with_suffix(".o")))
-        lines += [f"build {objects[-1]}: compile {source}", f"  own = {own}", f"  name = {name}"]
+        rule = "compile_cuda" if source.suffix == ".cu" else "compile"
+        lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own}", f"  name = {name}"]
     lines.append(f"build {library.resolve()}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

@@ -116,9 +116,20 @@ const S* const_data(const MaybeTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
+inline Tensor allocate_uninitialised(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+  try {
+    return torch::stable::new_empty(x, shape, dtype);
+  } catch (const std::exception& error) {  // the stable ABI's own message does not say what was too large
+    std::ostringstream message;
+    message << "out of memory: a layer needs " << shape_text(shape) << " numbers of dtype " << dtype
+            << " and PyTorch could not allocate them; " << error.what();
+    throw std::runtime_error(message.str());
+  }
+}
+
 // A new tensor of x's device and of `dtype`; in a build for tests it is full of NaN.
 inline Tensor allocate(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
-  Tensor tensor = torch::stable::new_empty(x, shape, dtype);
+  Tensor tensor = allocate_uninitialised(x, shape, dtype);
   if (x.is_cpu())
     with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
   return tensor;

@@ -12,8 +12,8 @@ namespace fused_rnn {
 
 constexpr int kElements = 4;  // of a thread
 
-template <bool kResident>
-constexpr int kBlockThreads = 32 * (kResident ? kResidentWarps : kSharedWarps);
+template <Math kMath, bool kResident>
+constexpr int kMostThreads = 32 * most_warps(kMath, kResident);
 
 // The place of a thread and its elements.
 template <class S>
@@ -47,7 +47,7 @@ struct BlockLengths {
 };
 
 template <class Cell, class S, Math kMath, bool kResident>
-FUSED_RNN_KERNEL void __launch_bounds__(kBlockThreads<kResident>, 1) block_forward(const __grid_constant__
+FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block_forward(const __grid_constant__
                                                                                 ForwardSteps<S> a) {
   using T = Tile<kMath>;
   using Element = typename T::Element;
@@ -132,7 +132,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kBlockThreads<kResident>, 1) block_forwa
 }
 
 template <class Cell, class S, Math kMath, bool kResident>
-FUSED_RNN_KERNEL void __launch_bounds__(kBlockThreads<kResident>, 1) block_backward(const __grid_constant__
+FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block_backward(const __grid_constant__
                                                                                  BackwardSteps<S> a) {
   using T = Tile<kMath>;
   using Element = typename T::Element;

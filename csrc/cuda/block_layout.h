@@ -16,10 +16,10 @@ enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
 
 constexpr int kUnitTile = 16, kBatchTile = 8;
 constexpr int kResidentDepth = 8;     // tiles of the depth of a product that a thread can keep in registers
-constexpr int kResidentWarps = 8;     // of a block whose weights are in registers
-constexpr int kSharedWarps = 12;      // of a block whose weights are in shared memory
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
+// Warps of a block, at the most: what its registers leave room for, and as many as there is shared memory for.
+constexpr int most_warps(Math math, bool resident) { return resident || element_bytes(math) == 4 ? 8 : 12; }
 // How far one tile's product sums; 0 where products are not tiles of a matrix unit.
 constexpr int tile_depth(Math math) { return math == Math::kFloat32 ? 0 : math == Math::kTf32 ? 8 : 16; }
 

@@ -75,21 +75,20 @@ Plan make_plan(const Shape& shape, const Device& device) {
     plan.reason = "fewer than " + std::to_string(kFewSteps) + " steps do not pay for loading weight_hh";
     return plan;
   }
-  // H past the first bound would overflow the layout's arithmetic; it is far past what fits.
-  const bool many_units = shape.H > kSharedWarps * kUnitTile;
-  BlockLayout layout{many_units ? kSharedWarps * kUnitTile : int(shape.H), G, element_bytes(shape.math), false};
   const int depth = tile_depth(shape.math);
-  layout.resident = depth > 0 && layout.padded() <= kResidentDepth * depth && layout.warps() <= kResidentWarps;
+  const bool resident = depth > 0 && shape.H <= kResidentDepth * depth;
+  const int most_units = most_warps(shape.math, resident) * kUnitTile;
+  const BlockLayout layout{int(std::min<int64_t>(shape.H, most_units)), G, element_bytes(shape.math), resident};
   const int64_t shared = layout.shared_bytes(shape.backward, shape.cell == CellKind::kGruResetBefore);
   const int64_t weights = G * shape.H * shape.H * element_bytes(shape.math);
-  if (many_units || shared > device.shared_bytes) {
+  if (shape.H > most_units || shared > device.shared_bytes) {
     plan.reason = "weight_hh, " + kib(weights) + ", does not fit in one block's " + kib(device.shared_bytes);
     return plan;
   }
   plan.tier = Tier::kBlock;
   plan.blocks = (shape.B + kBatchTile - 1) / kBatchTile;
   plan.threads = 32 * layout.warps();
-  plan.resident = layout.resident;
+  plan.resident = resident;
   plan.on_chip = weights;
   plan.shared_bytes = shared;
   return plan;

@@ -1,6 +1,6 @@
-// What kernels ask of the hardware. The only file with inline PTX: every function stands here with its PTX and with what
-// the tests' emulator does instead (tests/emu, where FUSED_RNN_EMULATOR is defined). Kernels synchronise, and get shared
-// memory, in these ways only, so that the emulator sees all of it.
+// What kernels ask of the hardware. The only file with inline PTX: every function stands here with its PTX and with
+// what the tests' emulator does instead (tests/emu, where FUSED_RNN_EMULATOR is defined). Kernels synchronise, and get
+// shared memory, in these ways only, so that the emulator sees all of it.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 #ifdef FUSED_RNN_EMULATOR
 
-#define FUSED_RNN_DEVICE inline
+#define FUSED_RNN_DEVICE FUSED_RNN_INLINE
 #define FUSED_RNN_KERNEL
 // Declares `name`, the start of the block's dynamic shared memory, aligned to 1024 bytes.
 #define FUSED_RNN_SHARED_MEMORY(name) unsigned char* const name = emu::shared_memory()
@@ -226,8 +226,8 @@ FUSED_RNN_DEVICE void cp_async_wait(Site site) {
 #endif
 }
 
-// An mbarrier is a uint64_t in shared memory. Its phase ends when `count` arrivals and all expected bytes are there; then
-// the next one begins. From here to the end of the clusters: capability 9.0 and later.
+// An mbarrier is a uint64_t in shared memory. Its phase ends when `count` arrivals and all expected bytes are there;
+// then the next one begins. From here to the end of the clusters: capability 9.0 and later.
 
 // By one thread; a block or cluster barrier must follow.
 FUSED_RNN_DEVICE void mbarrier_init(uint64_t* barrier, unsigned count) {
@@ -293,8 +293,8 @@ FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity, Site sit
 #endif
 }
 
-// Copies from global memory by one thread's order; the bytes count on the mbarrier. Addresses and bytes are multiples of
-// 16.
+// Copies from global memory by one thread's order; the bytes count on the mbarrier. Addresses and bytes are multiples
+// of 16.
 FUSED_RNN_DEVICE void bulk_copy(void* destination, const void* source, unsigned bytes, uint64_t* barrier) {
 #ifdef FUSED_RNN_EMULATOR
   emu::bulk_copy(destination, source, bytes, barrier);
@@ -439,9 +439,9 @@ FUSED_RNN_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) 
 #endif
 }
 
-// D [16, 8] += A [16, 16] B [16, 8], D in float32. With g = lane/4 and t = lane%4 a lane has of D rows g (d[0], d[1]) and
-// g + 8 at columns 2t and 2t + 1; of A rows g (a[0], a[2]) and g + 8 at k = 2t and 2t + 1 (a[0], a[1]) and 8 further; of
-// B column g at k = 2t and 2t + 1 (b[0]) and 8 further. Capability 8.0 and later.
+// D [16, 8] += A [16, 16] B [16, 8], D in float32. With g = lane/4 and t = lane%4 a lane has of D rows g (d[0], d[1])
+// and g + 8 at columns 2t and 2t + 1; of A rows g (a[0], a[2]) and g + 8 at k = 2t and 2t + 1 (a[0], a[1]) and 8
+// further; of B column g at k = 2t and 2t + 1 (b[0]) and 8 further. Capability 8.0 and later.
 FUSED_RNN_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
 #ifdef FUSED_RNN_EMULATOR
   emu::mma(d, a, b, emu::Operand::kBFloat16);
@@ -477,8 +477,9 @@ FUSED_RNN_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 #endif
 }
 
-// D [16, 8] += A [16, 8] B [8, 8] in TF32, of whose operands the low 13 bits are ignored. D as above; of A a lane has rows
-// g (a[0], a[2]) and g + 8 at k = t (a[0], a[1]) and t + 4; of B column g at k = t and t + 4. Capability 8.0 and later.
+// D [16, 8] += A [16, 8] B [8, 8] in TF32, of whose operands the low 13 bits are ignored. D as above; of A a lane has
+// rows g (a[0], a[2]) and g + 8 at k = t (a[0], a[1]) and t + 4; of B column g at k = t and t + 4. Capability 8.0 and
+// later.
 FUSED_RNN_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef FUSED_RNN_EMULATOR
   emu::mma(d, a, b, emu::Operand::kTf32);

@@ -58,6 +58,7 @@ cudaError_t load_kernel(int index) {
 Found find(int index) {
   int driver = 0, count = 0;
   cudaDriverGetVersion(&driver);
+  if (driver == 0) return {{}, "there is no NVIDIA driver"};
   if (const cudaError_t error = cudaGetDeviceCount(&count); error == cudaErrorInsufficientDriver)
     return {{}, "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
                     ", and the extension was built with CUDA " + version_text(CUDART_VERSION)};

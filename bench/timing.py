@@ -1,0 +1,103 @@
+"""Timing shared by the measurements: calls in turns, on the device's own clock, and CSV rows as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+Row = dict[str, object]
+
+FEWEST, MOST = 7, 60  # rounds
+
+
+def in_turns(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
+    """How long each call takes, in microseconds: for each of ``calls`` its time in every round.
+
+    The calls take turns, A B A B, so that what else the machine does falls on all alike. On a GPU the events of all
+    rounds are recorded before the host waits: a call starts when the last one ends, unless the host is too slow for
+    that, and then this is what the call costs.
+
+    Args:
+        seconds: about how long to measure, warm-up not counted; never fewer rounds than ``FEWEST``.
+    """
+
+    def once() -> float:
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        _wait(device)
+        return time.perf_counter() - start
+
+    once()
+    rounds = max(FEWEST, min(MOST, int(seconds / max(once(), 1e-9))))
+    return _rounds_on_gpu(calls, rounds) if device.type == "cuda" else _rounds_on_host(calls, rounds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _rounds_on_gpu(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    marks: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, own in zip(calls, marks, strict=True):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            own.append((start, end))
+    torch.cuda.synchronize()
+    return [[start.elapsed_time(end) * 1e3 for start, end in own] for own in marks]
+
+
+def _rounds_on_host(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append((time.perf_counter() - start) * 1e6)
+    return times
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile, in the unit of ``values``."""
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return statistics.median(values), deciles[0], deciles[-1]
+
+
+def write_csv(rows: Iterable[Row], columns: Sequence[str], about: str, out: Path | None) -> None:
+    """Write each row when it is there, so that a run that is cut off has lost none.
+
+    Args:
+        about: a comment above the rows.
+        out: the file, or None for standard output.
+    """
+    with contextlib.nullcontext(sys.stdout) if out is None else out.open("w", newline="") as file:
+        print(f"# {about}", file=file)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row)
+            file.flush()
+
+
+def machine(device: torch.device) -> str:
+    """The device and the versions that a time depends on, and the day."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
+    versions = f"torch {torch.__version__}" + (f", cuDNN {cudnn}" if cudnn else "")
+    return f"{name}, {versions}, {time.strftime('%Y-%m-%d')}"
+
+
+def first_sentence(error: BaseException) -> str:
+    """An error as one short line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]

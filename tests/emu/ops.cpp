@@ -1,0 +1,51 @@
+// The ops of csrc/cuda over the emulator, as fused_rnn_emu and for CPU tensors: the same checks, plans, launches and
+// kernels as on a GPU.
+#define FUSED_RNN_POISON
+
+#include "../../csrc/cuda/passes.h"
+#include "../../csrc/ops.h"
+#include "../../csrc/schemas.h"
+#include "emulator.h"
+#include "host.h"
+
+namespace fused_rnn {
+namespace {
+
+// One of the planner's devices, or with numbers that are not 0 a variation of it.
+void set_device(std::string name, int64_t shared_bytes, int64_t chunk_bytes) {
+  Device device = known_device(name);
+  if (shared_bytes) device.shared_bytes = int(shared_bytes);
+  if (chunk_bytes) device.chunk_bytes = chunk_bytes;
+  emulated_device() = device;
+}
+
+// The tier that the planner chooses there.
+std::string tier(std::string cell, std::string math, int64_t T, int64_t B, int64_t H, bool backward) {
+  const Plan plan = make_plan({cell_named(cell), math_named(math), T, B, H, backward}, emulated_device());
+  return plan.tier == Tier::kBlock ? "block" : "stepwise";
+}
+
+// The names of the synchronising calls that were reached so far.
+std::string sites() {
+  std::string names;
+  for (const auto& site : emu::sites()) names += (names.empty() ? "" : " ") + std::string(site.name);
+  return names;
+}
+
+}  // namespace
+}  // namespace fused_rnn
+
+STABLE_TORCH_LIBRARY(fused_rnn_emu, m) {
+  fused_rnn::define_ops(m);
+  m.def("set_device(str name, int shared_bytes, int chunk_bytes) -> ()");
+  m.def("tier(str cell, str math, int T, int B, int H, bool backward) -> str");
+  m.def("sites() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_emu, CPU, m) { fused_rnn::Ops<fused_rnn::Cuda>::implement(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_emu, CompositeExplicitAutograd, m) {
+  m.impl("set_device", TORCH_BOX(&fused_rnn::set_device));
+  m.impl("tier", TORCH_BOX(&fused_rnn::tier));
+  m.impl("sites", TORCH_BOX(&fused_rnn::sites));
+}

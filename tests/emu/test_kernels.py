@@ -1,0 +1,296 @@
+"""The CUDA kernels on the emulator, through their ops, against the float64 reference: outputs and all gradients.
+
+The ids name cell, arithmetic, tier, sizes and options, and the seed of the schedule. EMU_FLAVOUR chooses the build of
+the emulator; the sanitizers' builds run the cases of fewest threads (tests/emu/test_flavours.py).
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+import build
+import pytest
+import tf32
+import torch
+from closeness import assert_within_budget
+from problems import CELLS, Layer, Size
+
+from fused_rnn import autograd, reference, stock
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
+
+build.load()
+autograd.register("fused_rnn_emu")
+ops = torch.ops.fused_rnn_emu
+
+PLAIN = os.environ.get("EMU_FLAVOUR", "plain") == "plain"
+MATHS = {  # what products multiply: the storage type, and whether TF32 is allowed
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+}
+# The last H whose block backward fits into an H200's block; the forward's may be larger. With T at least 4.
+LARGEST_BLOCK = {
+    (LSTM, "float32"): 96,
+    (LSTM, "tf32"): 96,
+    (LSTM, "bfloat16"): 144,
+    (LSTM, "float16"): 144,
+    (GRU, "float32"): 128,
+    (GRU, "tf32"): 128,
+    (GRU, "bfloat16"): 176,
+    (GRU, "float16"): 176,
+    (GRU_RESET_BEFORE, "float32"): 128,
+    (GRU_RESET_BEFORE, "tf32"): 128,
+    (GRU_RESET_BEFORE, "bfloat16"): 176,
+    (GRU_RESET_BEFORE, "float16"): 176,
+}
+NO_BLOCK = 1  # bytes of shared memory with which every layer is stepwise
+
+
+@dataclass(frozen=True)
+class Case:
+    cell: Cell
+    math: str
+    tier: str
+    size: Size
+    reverse: bool = False
+    ragged: bool = False
+    bias: bool = True
+    chunk: int = 0  # steps of a chunk; 0: all of them
+    seed: int = 0
+
+    def __str__(self):
+        flags = [name for name in ("reverse", "ragged") if getattr(self, name)] + ["nobias"] * (not self.bias)
+        chunk = [f"chunk{self.chunk}"] if self.chunk else []
+        return "-".join([str(self.cell), self.math, self.tier, str(self.size), *flags, *chunk, f"seed{self.seed}"])
+
+
+SIZES = (
+    Size(T=4, B=1, I=1, H=1),  # the fewest steps of the block tier; one unit of a tile of 16, one row of 8
+    Size(T=5, B=8, I=5, H=16),  # exactly one tile
+    Size(T=5, B=9, I=3, H=17),  # a second block with one row, a second warp with one unit
+    Size(T=12, B=7, I=20, H=48),  # three warps
+)
+RESIDENT = {"tf32": (64, 65), "bfloat16": (128, 129), "float16": (128, 129)}  # in registers, in shared memory
+
+
+def cases():
+    for cell in CELLS:
+        for math in MATHS:
+            for tier in ("block", "stepwise"):
+                for size in SIZES:
+                    yield Case(cell, math, tier, size)
+                for reverse in (False, True):
+                    for ragged in (False, True):
+                        yield Case(cell, math, tier, Size(6, 9, 3, 17), reverse, ragged, bias=reverse)
+                for reverse in (False, True):
+                    yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, ragged=True, chunk=1 + 2 * reverse)
+            yield Case(cell, math, "few steps", Size(1, 9, 3, 17))
+            yield Case(cell, math, "few steps", Size(3, 9, 3, 17), reverse=True, ragged=True)
+            if PLAIN:
+                for H in RESIDENT.get(math, ()):
+                    yield Case(cell, math, "block", Size(4, 9, 3, H), ragged=H % 2 == 1)
+                H = LARGEST_BLOCK[cell, math]
+                yield Case(cell, math, "block", Size(4, 8, 3, H))
+                yield Case(cell, math, "block and stepwise", Size(4, 8, 3, H + 1))
+
+
+def seeded():
+    """Every case with one of the seeds 0 to 3 in turn, and one case of every loop with all of them."""
+    for i, case in enumerate(cases()):
+        every = case.size == Size(6, 9, 3, 17) and case.ragged and case.math in ("float32", "bfloat16")
+        for seed in range(4) if every else [i % 4]:
+            yield replace(case, seed=seed)
+
+
+def device_for(case):
+    """Sets the device that makes the planner choose the tier and the chunk."""
+    T, B, H = case.size.T, case.size.B, case.size.H
+    chunk_bytes = case.chunk * B * case.cell.gates * H * 4
+    ops.set_device("H200", NO_BLOCK if case.tier == "stepwise" else 0, chunk_bytes)
+    tiers = [ops.tier(str(case.cell), case.math, T, B, H, backward) for backward in (False, True)]
+    wanted = {"block": [["block"] * 2], "stepwise": [["stepwise"] * 2], "few steps": [["stepwise"] * 2]}
+    assert tiers in wanted.get(case.tier, [["block", "stepwise"], ["stepwise"] * 2])
+
+
+def runner(math):
+    _, allow_tf32 = MATHS[math]
+
+    def run(cell, x, states, weights, lengths, reverse):
+        return autograd.run(ops, cell, x, states, weights, lengths, reverse, allow_tf32)
+
+    return run
+
+
+def plain(case):
+    """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
+    if case.math == "tf32":
+        return tf32.run
+    return reference.run if case.ragged or not case.cell.reset_after else stock.run
+
+
+def check(case):
+    dtype, _ = MATHS[case.math]
+    device_for(case)
+    # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
+    count = 100 if case.size.H < 16 else 4 if case.size.H < 64 and PLAIN else 1
+    draws = [Layer.random(case.cell, dtype, case.size, ragged=case.ragged, bias=case.bias, seed=s) for s in range(count)]
+    got = [d.results(runner(case.math), case.reverse) for d in draws]
+    truth = [d.double().results(reference.run, case.reverse) for d in draws]
+    same = [d.results(plain(case), case.reverse) for d in draws]
+    for name in truth[0]:
+        assert all(g[name].dtype == dtype for g in got)
+        assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+
+
+@pytest.mark.parametrize("case", list(seeded()), ids=str)
+def test_forward_and_backward(case, monkeypatch):
+    monkeypatch.setenv("EMU_SEED", str(case.seed))
+    check(case)
+
+
+def one_block(cell, math="bfloat16", **options):
+    return Case(cell, math, "block", Size(6, 9, 3, 17), **options)
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_no_bit_depends_on_the_schedule(cell, math, tier, monkeypatch):
+    case = replace(one_block(cell, math, ragged=True), tier=tier)
+    device_for(case)
+    layer = Layer.random(cell, MATHS[math][0], case.size, ragged=True)
+    results = []
+    for seed in range(4):
+        monkeypatch.setenv("EMU_SEED", str(seed))
+        results.append(layer.results(runner(math)))
+    for other in results[1:]:
+        assert all(torch.equal(value, results[0][name]) for name, value in other.items())
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_chunks_change_no_bit_of_the_forward(cell, tier):
+    """h travels between chunks in the storage type and c in float32, as it does between steps."""
+    layer = Layer.random(cell, torch.bfloat16, Size(7, 9, 3, 17))
+    outputs = []
+    for chunk in (0, 1, 3):
+        device_for(Case(cell, "bfloat16", tier, Size(7, 9, 3, 17), chunk=chunk))
+        output, states = runner("bfloat16")(cell, layer.x, layer.states, layer.weights, None, False)
+        outputs.append((output, *states))
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, outputs[0], strict=True))
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_nothing_is_saved_without_a_backward(cell, tier):
+    device_for(replace(one_block(cell), tier=tier))
+    layer = Layer.random(cell, torch.bfloat16, Size(6, 9, 3, 17))
+    tensors = (layer.x, *layer.weights[:4], *layer.states)
+    flags = (False, False) if cell is LSTM else (cell.reset_after, False, False)
+    op = ops.lstm_forward if cell is LSTM else ops.gru_forward
+    with torch.no_grad():
+        *kept, saved = op(*tensors, None, *flags, True)
+        *results, nothing = op(*tensors, None, *flags, False)
+    assert saved.numel() > 0 and nothing.numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(kept, results, strict=True))
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_padding_may_hold_anything(cell, tier):
+    """What stands in x and in the incoming gradient past a row's end reaches no result."""
+    case = replace(one_block(cell, "float32", ragged=True), tier=tier)
+    device_for(case)
+    layer = Layer.random(cell, torch.float32, case.size, ragged=True)
+    padding = torch.arange(case.size.T)[:, None] >= layer.lengths
+    assert padding.any()
+    clean = layer.results(runner("float32"))
+    with torch.no_grad():
+        layer.x[padding] = float("nan")
+        layer.grads[0][padding] = float("nan")
+    for name, value in layer.results(runner("float32")).items():
+        assert torch.equal(value.nan_to_num(7.0), clean[name]), name
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_nan_is_not_hidden(cell, tier):
+    device_for(replace(one_block(cell), tier=tier))
+    layer = Layer.random(cell, torch.bfloat16, Size(6, 9, 3, 17))
+    with torch.no_grad():
+        layer.x[1, 0, 0] = float("nan")
+    output, _ = runner("bfloat16")(cell, layer.x, layer.states, layer.weights, None, False)
+    assert output[1:, 0].isnan().all() and output[0].isfinite().all() and output[:, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", ["x", "weights", "biases"])
+def test_gradients_that_nobody_needs(frozen):
+    case = one_block(LSTM, "float32")
+    device_for(case)
+    layer = Layer.random(LSTM, torch.float32, case.size)
+    everything = layer.results(runner("float32"))
+    leaves = layer.leaves()
+    kinds = {"x": ("x",), "weights": ("weight", "bias"), "biases": ("bias",)}
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(not name.startswith(kinds[frozen]))
+    output, states = runner("float32")(LSTM, layer.x, layer.states, layer.weights, None, False)
+    live = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    grads = torch.autograd.grad((output, *states), list(live.values()), layer.grads)
+    for name, grad in zip(live, grads, strict=True):
+        assert torch.equal(grad, everything[f"grad_{name}"])
+
+
+def test_an_absent_gradient_is_zero():
+    case = one_block(GRU, "float32")
+    for tier in ("block", "stepwise"):
+        device_for(replace(case, tier=tier))
+        layer = Layer.random(GRU, torch.float32, case.size)
+        output, (h,) = runner("float32")(GRU, layer.x, layer.states, layer.weights, None, False)
+        tensors = list(layer.leaves().values())
+        apart = [torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True) for y in (output, h)]
+        grads = torch.autograd.grad((output, h), tensors, (torch.ones_like(output), torch.ones_like(h)))
+        for both, one, other in zip(grads, *apart, strict=True):
+            torch.testing.assert_close(one + other, both)
+
+
+def test_empty_batch():
+    device_for(one_block(LSTM))
+    results = Layer.random(LSTM, torch.bfloat16, Size(4, 0, 2, 5)).results(runner("bfloat16"))
+    assert results["output"].shape == (4, 0, 5)
+    assert all((grad == 0).all() for name, grad in results.items() if "weight" in name or "bias" in name)
+
+
+def test_compiles_in_one_graph():
+    device_for(one_block(GRU, "float32"))
+    torch._dynamo.reset()
+    compiled = torch.compile(runner("float32"), fullgraph=True, backend="aot_eager")
+    layer = Layer.random(GRU, torch.float32, Size(6, 9, 3, 17))
+    for name, value in layer.results(compiled).items():
+        assert torch.equal(value, layer.results(runner("float32"))[name])
+
+
+REFUSED = {
+    "float64": (dict(), torch.float64, Size(4, 2, 3, 5), "for float32, bfloat16 and float16, got float64"),
+    "no steps": (dict(), torch.float32, Size(0, 2, 3, 5), r"with T, I, H > 0, got \[0, 2, 3\]"),
+    "bfloat16 on a T4": (dict(name="T4"), torch.bfloat16, Size(4, 2, 3, 5), "bfloat16 needs compute capability 8.0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    device, dtype, size, message = REFUSED[case]
+    ops.set_device(**({"name": "H200", "shared_bytes": 0, "chunk_bytes": 0} | device))
+    layer = Layer.random(LSTM, dtype, size)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+        runner("float32")(LSTM, layer.x, layer.states, layer.weights, None, False)
+
+
+def test_a_turing_gpu_computes_in_float32():
+    """TF32 came with compute capability 8.0: where it is allowed but not there, no factor is rounded."""
+    layer = Layer.random(LSTM, torch.float32, Size(6, 9, 3, 17))
+    ops.set_device("T4", 0, 0)
+    on_t4 = layer.results(runner("tf32"))
+    ops.set_device("H200", 0, 0)
+    assert all(torch.equal(on_t4[name], value) for name, value in layer.results(runner("float32")).items())
+    assert not torch.equal(layer.results(runner("tf32"))["output"], on_t4["output"])

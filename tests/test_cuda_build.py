@@ -1,0 +1,209 @@
+"""What the compiler made of the CUDA kernels, read from the built extension: a spilled register, or a product that is
+not on the tensor cores, shows without a GPU. And what the build says when it cannot build them.
+
+    python tests/test_cuda_build.py --write    rewrites the table of what every kernel takes
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fused_rnn import native
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "tests" / "data" / "cuda_resources.txt"
+LIBRARY = Path(native.__file__).with_name("_C.so")
+
+# Tensor cores, their loads from shared memory, copies to shared memory that run on, barriers of a block.
+COUNTED = ("HMMA", "LDSM", "LDGSTS", "BAR")
+COLUMNS = ("kernel", "arch", "registers", "shared", "stack", *COUNTED)
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)", re.MULTILINE)
+
+# For kernels, a regular expression of "name architecture": an instruction, and whether it must be there. There are no
+# products of bfloat16 and TF32 on 75, and no plan runs such a kernel there.
+RULES = (
+    (r"", "LDL", False),  # local memory
+    (r"", "STL", False),
+    (r"^block_.* Float16, ", "HMMA", True),
+    (r"^block_.* Float16, ", "LDSM", True),
+    (r"^block_.* (BFloat16|Tf32), .*> (?!75)", "HMMA", True),
+    (r"^block_.* BFloat16, .*> (?!75)", "LDSM", True),
+    (r"^block_.* Float32,", "HMMA", False),  # float32 without TF32 is float32
+    (r"^(?!block_)", "HMMA", False),
+    (r"^block_", "BAR", True),
+)
+
+
+class Kernel(NamedTuple):
+    name: str
+    architecture: str
+    registers: int
+    shared: int  # bytes, without what the launch adds
+    stack: int  # bytes
+    counts: collections.Counter[str]  # of all instructions
+
+    def row(self) -> list[str]:
+        return [str(value) for value in self[:-1]] + [str(self.counts[name]) for name in COUNTED]
+
+
+def tool(name: str) -> str | None:
+    """A program of the pip packages, or the toolkit's."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = [f"{place}/cu13/bin" for place in (packages and packages.submodule_search_locations) or ()]
+    return shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
+
+
+def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
+    return subprocess.run(command, cwd=cwd, input=text, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def readable(mangled: list[str]) -> list[str]:
+    """block_forward<LstmCell, float, Tf32, true> for each of the linker's names."""
+    header = (ROOT / "csrc" / "cuda" / "block_layout.h").read_text()
+    maths = re.findall(r"\bk(\w+)", re.search(r"enum class Math \{(.*?)\}", header, re.DOTALL)[1])
+    names = run("c++filt", text="\n".join(mangled))
+    names = re.sub(r"^void |fused_rnn::|<fused_rnn::Real>|\([^()]*\)$", "", names, flags=re.MULTILINE)
+    return re.sub(r"\(Math\)(\d+)", lambda found: maths[int(found[1])], names).splitlines()
+
+
+@functools.cache
+def built() -> tuple[str, list[Kernel]]:
+    """The release of nvcc that made the extension, and the kernels."""
+    releases, kernels = set(), []
+    with tempfile.TemporaryDirectory() as folder:
+        run(tool("cuobjdump"), "-xelf", "all", LIBRARY, cwd=Path(folder))
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            releases.update(re.findall(rb"Cuda compilation tools, release ([\d.]+)", cubin.read_bytes()))
+            usage = run(tool("cuobjdump"), "-res-usage", cubin)
+            functions = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+            sections = re.split(r"^\.text\.(\w+):$", run(tool("nvdisasm"), "-c", cubin), flags=re.MULTILINE)
+            code = dict(zip(sections[1::2], sections[2::2]))
+            architecture = re.search(r"\.sm_(\w+)\.cubin$", cubin.name)[1]
+            for (mangled, registers, stack, shared), name in zip(functions, readable([f[0] for f in functions])):
+                counts = collections.Counter(INSTRUCTION.findall(code[mangled]))
+                assert counts["EXIT"], f"the code of {name} was not understood"
+                kernels.append(Kernel(name, architecture, int(registers), int(shared), int(stack), counts))
+    return b" and ".join(sorted(releases)).decode(), sorted(
+        kernels, key=lambda k: (k.name, int(k.architecture.strip("af")))
+    )
+
+
+def table() -> str:
+    release, kernels = built()
+    rows = [list(COLUMNS), *(kernel.row() for kernel in kernels)]
+    width, *widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join([row[0].ljust(width), *map(str.rjust, row[1:], widths)]) for row in rows]
+    return "\n".join([f"# nvcc {release}", *lines]) + "\n"
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """Without the alignment, which depends on all rows."""
+    return [re.split(r"  +", line) for line in text.splitlines()[2:]]
+
+
+needs_cuda = pytest.mark.skipif(
+    native.load_error is not None or not native.cuda_architectures(), reason="the extension was built without CUDA"
+)
+needs_tools = pytest.mark.skipif(
+    not (tool("cuobjdump") and tool("nvdisasm") and shutil.which("c++filt")),
+    reason="needs cuobjdump and nvdisasm, which pip install '.[test]' brings on Linux, and c++filt of binutils",
+)
+
+
+@needs_cuda
+@needs_tools
+def test_architectures_are_those_it_says():
+    assert {kernel.architecture for kernel in built()[1]} == set(native.cuda_architectures().split())
+
+
+@needs_cuda
+@needs_tools
+@pytest.mark.parametrize(
+    "kernels, instruction, there", RULES, ids=[f"{'needs' if rule[2] else 'no'} {rule[1]} {rule[0]}" for rule in RULES]
+)
+def test_instructions(kernels, instruction, there):
+    concerned = [k for k in built()[1] if re.search(kernels, f"{k.name} {k.architecture}")]
+    assert concerned
+    wrong = [f"{k.name} for {k.architecture}" for k in concerned if (k.counts[instruction] > 0) != there]
+    assert not wrong, f"{'no' if there else 'there is'} {instruction} in\n" + "\n".join(wrong)
+
+
+@needs_cuda
+@needs_tools
+def test_kernels_take_what_the_table_says():
+    release, _ = built()
+    committed = TABLE.read_text()
+    if not committed.startswith(f"# nvcc {release}\n"):
+        of_the_table = committed.splitlines()[0].removeprefix("# ")
+        pytest.skip(
+            f"registers are the compiler's choice: the table is of {of_the_table}, this build of nvcc {release}"
+        )
+    tables = rows_of(committed), rows_of(table())
+    both = set.intersection(*({row[1] for row in rows} for rows in tables))
+    lines = [["  ".join(row) for row in rows if row[1] in both] for rows in tables]
+    difference = "\n".join(difflib.unified_diff(*lines, TABLE.name, "this build", n=0, lineterm=""))
+    assert not difference, f"if it is meant, python tests/test_cuda_build.py --write\n{difference}"
+
+
+def build(**environment):
+    """The build up to the compiler, in the project's own folder: each of these says its sentence before that."""
+    command = [sys.executable, "setup.py", "build_ext"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("NVCC", "CUDA_HOME")}
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=False)
+
+
+SENTENCES = {
+    "no nvcc": (
+        dict(FUSED_RNN_CUDA="1", PATH=os.devnull),
+        "building the CUDA kernels needs nvcc, and 'nvcc' was found",
+    ),
+    "nvcc that is not": (
+        dict(NVCC="no-such-nvcc"),
+        "building the CUDA kernels needs nvcc, and 'no-such-nvcc' was found",
+    ),
+    "another program": (dict(NVCC="true"), "building the CUDA kernels needs nvcc 12.8 or later, got"),
+    "old nvcc": (
+        dict(NVCC="echo release 11.8"),
+        "building the CUDA kernels needs nvcc 12.8 or later, got release 11.8",
+    ),
+    "FUSED_RNN_CUDA": (dict(FUSED_RNN_CUDA="yes"), "FUSED_RNN_CUDA must be 0, 1 or empty, got 'yes'"),
+}
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the project's sources")
+@pytest.mark.parametrize("case", SENTENCES)
+def test_build_says_what_it_needs(case):
+    environment, sentence = SENTENCES[case]
+    done = build(**{"FUSED_RNN_CUDA": "1"} | environment)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the project's sources")
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.parametrize("architectures, unknown", [("80 55", "55"), ("80;9.0", "9.0"), ("blackwell", "blackwell")])
+def test_build_for_an_unknown_architecture(architectures, unknown):
+    done = build(FUSED_RNN_CUDA="1", FUSED_RNN_CUDA_ARCHS=architectures)
+    assert done.returncode != 0
+    assert f"has no architecture '{unknown}', which FUSED_RNN_CUDA_ARCHS names; it has" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    TABLE.write_text(table())
