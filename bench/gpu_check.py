@@ -60,7 +60,7 @@ def parse_pytest(text: str) -> Figures:
 
 
 def parse_sanitizer(text: str) -> Figures:
-    """Errors and warnings from compute-sanitizer's summary, None where there is no summary, and the first complaints."""
+    """Errors and warnings of compute-sanitizer's summary, None where there is none, and the first complaints."""
     memory = re.search(r"ERROR SUMMARY: (\d+) error", text)
     races = re.search(r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) warnings?\)", text)
     found = races or memory

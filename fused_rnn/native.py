@@ -43,8 +43,8 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-# The compiler may take what these answer as a constant: it cannot look into them, and what they ask for does not change,
-# or (TF32) is as it was when the code was compiled.
+# The compiler may take what these answer as a constant: it cannot look into them, and what they ask for does not
+# change, or (TF32) is as it was when the code was compiled.
 @torch.compiler.assume_constant_result
 def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
@@ -56,7 +56,7 @@ def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
 @torch.compiler.assume_constant_result
 def allow_tf32() -> bool:
     """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it there."""
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def cuda_architectures() -> str:

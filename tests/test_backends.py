@@ -46,7 +46,10 @@ def test_the_last_backend_runs_everything():
 def test_a_wish_that_cannot_be_met_is_an_error():
     with backends.use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot run .*proj_size"):
         backends.choose(problem(projection=True))
-    with pytest.raises(ValueError, match="'gpu' is not one of cpu, torch, reference"), backends.use_backend("gpu"):
+    with (
+        pytest.raises(ValueError, match="'gpu' is not one of cuda, cpu, torch, reference"),
+        backends.use_backend("gpu"),
+    ):
         pass
 
 
@@ -67,7 +70,7 @@ def test_environment_forces_a_backend(monkeypatch):
 
 
 @pytest.mark.parametrize("cell", [LSTM, GRU], ids=str)
-@pytest.mark.parametrize("name", [b.name for b in backends.BACKENDS])
+@pytest.mark.parametrize("name", [b.name for b in backends.BACKENDS if b.name != "cuda"])  # which needs a GPU
 def test_the_forced_backend_ran(name, cell):
     """Seen in the operators that reach the dispatcher."""
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 4, 5))
@@ -114,6 +117,21 @@ def test_forced_instruction_set(name):
     tests = [str(TESTS / "test_recurrence.py"), "-k", "float64 or bfloat16 or float16"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_cuda_says_why_not():
+    """Here there is no driver, or the extension was built without CUDA: a sentence, and the next backend."""
+    posed = problem(device="cuda:0")
+    cuda = backends.by_name("cuda")
+    assert "float64" in cuda.why_not(problem(device="cuda:0", dtype=torch.float64))
+    assert "proj_size" in cuda.why_not(problem(device="cuda:0", projection=True))
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: tests/test_cuda.py runs the kernels")
+    reason = cuda.why_not(posed)
+    assert reason in ("there is no NVIDIA driver", "the extension was built without CUDA") or "CUDA" in reason
+    assert backends.choose(posed).name == "torch"
+    with backends.use_backend("cuda"), pytest.raises(ValueError, match=reason):
+        backends.choose(posed)
 
 
 def test_unknown_instruction_set():

@@ -76,3 +76,19 @@ def test_environment_report(monkeypatch):
     monkeypatch.setattr(native, "load_error", "a reason")
     assert "cpu        no: the extension could not be loaded: a reason" in report.report()
     assert subprocess.run([sys.executable, "-m", "fused_rnn"], check=True, capture_output=True).stdout
+
+
+def test_a_gpu_that_is_not_here():
+    x = torch.zeros(50, 8, 32)
+    text = str(fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="H100"))
+    assert "layer 0: cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
+    assert "backward: block:" in text
+    large = fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
+    assert "stepwise" in str(large) and "does not fit in one block's 227 KiB" in str(large)
+    turing = fused_rnn.explain(fused_rnn.GRU(32, 70, dtype=torch.bfloat16), x.bfloat16(), gpu="T4")
+    assert turing.choices[0].backend == "torch"
+    assert "not cuda: bfloat16 needs compute capability 8.0 or later, and this GPU has 7.5" in str(turing)
+    projected = fused_rnn.explain(fused_rnn.LSTM(32, 70, proj_size=5), x, gpu="A100")
+    assert "not cuda: it has no kernel for proj_size" in str(projected)
+    with pytest.raises(RuntimeError, match="'Voodoo' is neither here nor one of T4, A100"):
+        fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="Voodoo")

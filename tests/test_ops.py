@@ -20,7 +20,7 @@ def arguments(layer, reverse=True, save=True, **changes):
     named["lengths"] = layer.lengths
     if cell.name == "gru":
         named["reset_after"] = cell.reset_after
-    named.update(reverse=reverse, save=save)
+    named.update(reverse=reverse, allow_tf32=False, save=save)
     assert changes.keys() <= named.keys()
     return tuple((named | changes).values())
 

@@ -26,17 +26,17 @@ def tier(*arguments, **options):
     return plan(*arguments, **options).split(":")[0]
 
 
-# The largest H of the block tier, forward and backward. By hand, from 4 or 3 gates of H x H numbers (H in whole tiles of
-# 16, rows 16 bytes longer) and what a step needs beside them, against the device's shared memory.
+# The largest H of the block tier, forward and backward: from 4 or 3 gates of H x H numbers (H in whole tiles of 16,
+# rows 16 bytes longer) and what a step needs beside them, against the device's shared memory.
 LARGEST = {
     # cell, what is multiplied: T4, A100, L4, H100, H200, B200, RTX 5090
     (LSTM, "float32"): ((48, 96, 64, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 64)),
     (LSTM, "tf32"): ((48, 96, 64, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 64)),
     (LSTM, "float16"): ((128, 128, 128, 160, 160, 160, 128), (128, 128, 128, 144, 144, 144, 128)),
-    (GRU, "float32"): ((64, 112, 80, 128, 128, 128, 80), (48, 96, 80, 128, 128, 128, 80)),
-    (GRU, "tf32"): ((64, 112, 80, 128, 128, 128, 80), (48, 96, 80, 128, 128, 128, 80)),
+    (GRU, "float32"): ((64, 112, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
+    (GRU, "tf32"): ((64, 112, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
     (GRU, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
-    (GRU_RESET_BEFORE, "float32"): ((64, 112, 80, 128, 128, 128, 80), (48, 96, 80, 128, 128, 128, 80)),
+    (GRU_RESET_BEFORE, "float32"): ((64, 96, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
     (GRU_RESET_BEFORE, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
 }
 

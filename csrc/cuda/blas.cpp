@@ -12,11 +12,11 @@
 namespace fused_rnn {
 namespace {
 
-constexpr int kOpN = 0, kOpT = 1;                                     // cublasOperation_t
-constexpr int kR32F = 0, kR16F = 2, kR16BF = 14;                      // cudaDataType_t
-constexpr int kCompute32F = 68, kCompute32FFastTf32 = 77;             // cublasComputeType_t
-constexpr int kDefaultMath = 0, kDisallowReducedPrecisionSums = 16;   // cublasMath_t
-constexpr int kGemmDefault = -1;                                      // cublasGemmAlgo_t
+constexpr int kOpN = 0, kOpT = 1;                                    // cublasOperation_t
+constexpr int kR32F = 0, kR16F = 2, kR16BF = 14;                     // cudaDataType_t
+constexpr int kCompute32F = 68, kCompute32FFastTf32 = 77;            // cublasComputeType_t
+constexpr int kDefaultMath = 0, kDisallowReducedPrecisionSums = 16;  // cublasMath_t
+constexpr int kGemmDefault = -1;                                     // cublasGemmAlgo_t
 
 using SetMathMode = int (*)(void* handle, int mode);
 using GemmEx = int (*)(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a,
@@ -58,10 +58,10 @@ void Blas::multiply(const Product& p) const {
   const float one = 1, zero = 0;
   const int type = data_type(p.factor_type);
   // cuBLAS thinks in columns: what is row-major to us is its transpose to cuBLAS, and C^T = B^T A^T.
-  check(gemm(handle_, p.b.transposed ? kOpT : kOpN, p.a.transposed ? kOpT : kOpN, to_int(p.N), to_int(p.M),
-             to_int(p.K), &one, p.b.data, type, to_int(p.b.stride), p.a.data, type, to_int(p.a.stride),
-             p.accumulate ? &one : &zero, p.c, data_type(p.c_type), to_int(p.c_stride),
-             math_ == Math::kTf32 ? kCompute32FFastTf32 : kCompute32F, kGemmDefault),
+  check(gemm(handle_, p.b.transposed ? kOpT : kOpN, p.a.transposed ? kOpT : kOpN, to_int(p.N), to_int(p.M), to_int(p.K),
+             &one, p.b.data, type, to_int(p.b.stride), p.a.data, type, to_int(p.a.stride), p.accumulate ? &one : &zero,
+             p.c, data_type(p.c_type), to_int(p.c_stride), math_ == Math::kTf32 ? kCompute32FFastTf32 : kCompute32F,
+             kGemmDefault),
         "cublasGemmEx");
 }
 

@@ -53,8 +53,16 @@ class Blas {
   template <class S, class C>
   void multiply(int64_t M, int64_t N, int64_t K, Factor<S> a, Factor<S> b, C* c, int64_t c_stride,
                 bool accumulate = false) const {
-    multiply({M, N, K, {a.data, a.stride, a.transposed}, {b.data, b.stride, b.transposed}, c, c_stride,
-              NumberTypeOf<S>::value, NumberTypeOf<C>::value, accumulate});
+    multiply({M,
+              N,
+              K,
+              {a.data, a.stride, a.transposed},
+              {b.data, b.stride, b.transposed},
+              c,
+              c_stride,
+              NumberTypeOf<S>::value,
+              NumberTypeOf<C>::value,
+              accumulate});
   }
 
  private:

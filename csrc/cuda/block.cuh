@@ -47,8 +47,8 @@ struct BlockLengths {
 };
 
 template <class Cell, class S, Math kMath, bool kResident>
-FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block_forward(const __grid_constant__
-                                                                                ForwardSteps<S> a) {
+FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1)
+    block_forward(const __grid_constant__ ForwardSteps<S> a) {
   using T = Tile<kMath>;
   using Element = typename T::Element;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;
@@ -58,11 +58,10 @@ FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block
   const BlockLengths<S> lengths(a, place);
   const int lane = place.lane, stride = layout.stride();
   const int H = a.H;
-  const WarpWeights<kMath, kGates, kResident> weights(
-      layout, memory, place.warp, lane, [&](int gate, int row, int k) {
-        const int unit = place.warp * kUnitTile + row;
-        return T::element(unit < H && k < H ? to_float(a.weight_hh[(gate * H + unit) * H + k]) : 0.0f);
-      });
+  const WarpWeights<kMath, kGates, kResident> weights(layout, memory, place.warp, lane, [&](int gate, int row, int k) {
+    const int unit = place.warp * kUnitTile + row;
+    return T::element(unit < H && k < H ? to_float(a.weight_hh[(gate * H + unit) * H + k]) : 0.0f);
+  });
   float2* const biases = reinterpret_cast<float2*>(memory + layout.weight_bytes());  // [kGates, padded]: of x, of h
   Element* const factors = reinterpret_cast<Element*>(memory + layout.weight_bytes() + layout.bias_bytes());
   const auto put = [&](int factor, int e, float value) {  // factors: h of two steps, r * h
@@ -132,8 +131,8 @@ FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block
 }
 
 template <class Cell, class S, Math kMath, bool kResident>
-FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1) block_backward(const __grid_constant__
-                                                                                 BackwardSteps<S> a) {
+FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1)
+    block_backward(const __grid_constant__ BackwardSteps<S> a) {
   using T = Tile<kMath>;
   using Element = typename T::Element;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;

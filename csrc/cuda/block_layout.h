@@ -1,8 +1,8 @@
 // How the block tier lays a layer out on chip: what the plan counts and the kernels index.
 //
-// Units come in tiles of 16, one a warp: the rows of a warp's product. Rows of the batch come in tiles of 8: its columns.
-// H is padded to whole tiles with zeros. Rows in shared memory are 16 bytes longer than that, so that eight of them
-// start in different banks.
+// Units come in tiles of 16, one a warp: the rows of a warp's product. Rows of the batch come in tiles of 8: its
+// columns. H is padded to whole tiles with zeros. Rows in shared memory are 16 bytes longer than that, so that eight of
+// them start in different banks.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace fused_rnn {
 enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
 
 constexpr int kUnitTile = 16, kBatchTile = 8;
-constexpr int kResidentDepth = 8;     // tiles of the depth of a product that a thread can keep in registers
+constexpr int kResidentDepth = 8;  // tiles of the depth of a product that a thread can keep in registers
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
 // Warps of a block, at the most: what its registers leave room for, and as many as there is shared memory for.
@@ -41,8 +41,8 @@ struct BlockLayout {
   FUSED_RNN_INLINE int64_t factor_bytes() const { return int64_t(kBatchTile) * stride() * element; }
   // The forward keeps h of two steps and r * h, the backward the gradients of all gates of two steps.
   FUSED_RNN_INLINE int64_t shared_bytes(bool backward, bool reset_before) const {
-    return weight_bytes() + (backward ? 2 * gates * factor_bytes()
-                                      : bias_bytes() + (reset_before ? 3 : 2) * factor_bytes());
+    return weight_bytes() +
+           (backward ? 2 * gates * factor_bytes() : bias_bytes() + (reset_before ? 3 : 2) * factor_bytes());
   }
 };
 

@@ -48,8 +48,7 @@ FUSED_RNN_DEVICE void store_state(const ForwardSteps<S>& a, int at, const typena
 }
 
 template <class Cell, class S>
-FUSED_RNN_DEVICE void load_gates_x(const ForwardSteps<S>& a, int t, int b, int unit,
-                                   float (&x)[Cell::kGates]) {
+FUSED_RNN_DEVICE void load_gates_x(const ForwardSteps<S>& a, int t, int b, int unit, float (&x)[Cell::kGates]) {
   const float* from = of_element(a.gates_x, a, a.place(t), b, unit, Cell::kGates);
 #pragma unroll
   for (int gate = 0; gate < Cell::kGates; ++gate) x[gate] = from[gate * a.H];
@@ -57,9 +56,8 @@ FUSED_RNN_DEVICE void load_gates_x(const ForwardSteps<S>& a, int t, int b, int u
 
 // Applies the cell at time t to an active element and stores what it gives; x and h are with their biases.
 template <class Cell, class S>
-FUSED_RNN_DEVICE void step_forward(const ForwardSteps<S>& a, int t, int b, int unit,
-                                   const Real (&x)[Cell::kGates], const Real (&h)[Cell::kGates],
-                                   typename Cell::State& state) {
+FUSED_RNN_DEVICE void step_forward(const ForwardSteps<S>& a, int t, int b, int unit, const Real (&x)[Cell::kGates],
+                                   const Real (&h)[Cell::kGates], typename Cell::State& state) {
   typename Cell::Saved saved;
   state = Cell::forward(x, h, state, saved);
   const S rounded = from_float<S>(state.h.v);
@@ -154,8 +152,8 @@ FUSED_RNN_DEVICE StepGrads<Real, typename Cell::State, Cell::kGates> no_grads() 
   return none;
 }
 
-// The cell's backward at an active element; grad becomes the direct part of the previous state's gradient. grad_reset is
-// used with the reset before the matmul only.
+// The cell's backward at an active element; grad becomes the direct part of the previous state's gradient. grad_reset
+// is used with the reset before the matmul only.
 template <class Cell>
 FUSED_RNN_DEVICE StepGrads<Real, typename Cell::State, Cell::kGates> step_backward(typename Cell::State& grad,
                                                                                    const BackwardInputs<Cell>& in,

@@ -61,7 +61,6 @@ int launch_elements(void (*kernel)(Args), const Args& args, int64_t elements, St
                 args);
 }
 
-
 template <template <class> class CellOf, class S>
 Kernels<S> kernels() {
   using Cell = CellOf<Real>;

@@ -53,8 +53,8 @@ class Pass {
     require(layer.T > 0 && I_ > 0 && H_ > 0, "x must be [T, B, I] and weight_hh [G*H, H] with T, I, H > 0, got ",
             shape_text(layer.x.sizes()), " and ", shape_text(layer.weight_hh.sizes()));
     const int64_t most = std::max(GH_, saved_per_unit(layer.cell) * H_) * B_;
-    require(layer.T <= INT_MAX && most <= INT_MAX, "T and the numbers of one step must be below 2^31, got T = ", layer.T,
-            " and ", most, " numbers a step");
+    require(layer.T <= INT_MAX && most <= INT_MAX,
+            "T and the numbers of one step must be below 2^31, got T = ", layer.T, " and ", most, " numbers a step");
     if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) require(false, reason);
   }
 
@@ -165,7 +165,9 @@ template <class S>
 class GrowingGrad {
  public:
   GrowingGrad(const Layer& layer, S* target, int64_t n, bool is_one_chunk)
-      : target_(target), n_(n), in_place_(is_one_chunk || std::is_same<S, float>::value),
+      : target_(target),
+        n_(n),
+        in_place_(is_one_chunk || std::is_same<S, float>::value),
         sum_(layer, target && !in_place_ ? n : 0) {}
 
   explicit operator bool() const { return target_; }
@@ -260,17 +262,15 @@ class BackwardPass : Pass<S> {
     const int64_t rows = chunk.count * P::B_, I = P::I_, H = P::H_, GH = P::GH_, first = P::first_;
     const bool more = !chunk.is_first();
     const int64_t at = chunk.lowest_time() * P::B_ * I;
-    if (a.grad_x)
-      P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I);
+    if (a.grad_x) P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I);
     if (!weight_ih_) return;
     const S* x = a.x + at;
     if (active_x_.get()) {  // what stands in the padding may be NaN, which no zero of grads_x takes away
       check_launch(copy_active<S>({chunk, int(I), x, active_x_.get()}, P::stream_), "copy_active");
       x = active_x_.get();
     }
-    weight_ih_.add(0, [&](auto* c) {
-      P::blas_.multiply(GH, I, rows, Factor<S>{chunk.grads_x, GH, true}, {x, I}, c, I, more);
-    });
+    weight_ih_.add(
+        0, [&](auto* c) { P::blas_.multiply(GH, I, rows, Factor<S>{chunk.grads_x, GH, true}, {x, I}, c, I, more); });
     weight_hh_.add(0, [&](auto* c) {
       P::blas_.multiply(first, H, rows, Factor<S>{chunk.grads_h, GH, true}, {chunk.h_before, H}, c, H, more);
     });
@@ -280,9 +280,8 @@ class BackwardPass : Pass<S> {
       });
     const auto add_bias = [&](const GrowingGrad<S>& bias, const S* grads) {
       if (!bias) return;
-      bias.add(0, [&](auto* c) {
-        exact_.multiply(1, GH, rows, Factor<S>{ones_.get(), rows}, {grads, GH}, c, GH, more);
-      });
+      bias.add(0,
+               [&](auto* c) { exact_.multiply(1, GH, rows, Factor<S>{ones_.get(), rows}, {grads, GH}, c, GH, more); });
     };
     add_bias(bias_ih_, chunk.grads_x);
     add_bias(bias_hh_, chunk.grads_h);

@@ -11,8 +11,8 @@ constexpr int kKiB = 1024;
 
 // From NVIDIA's datasheets and the table of compute capabilities in the CUDA C++ Programming Guide.
 const Device kKnownDevices[] = {
-    {"T4", 75, 40, 64 * kKiB},      {"A100", 80, 108, 163 * kKiB},  {"L4", 89, 58, 99 * kKiB},
-    {"H100", 90, 132, 227 * kKiB},  {"H200", 90, 132, 227 * kKiB},  {"B200", 100, 148, 227 * kKiB},
+    {"T4", 75, 40, 64 * kKiB},         {"A100", 80, 108, 163 * kKiB}, {"L4", 89, 58, 99 * kKiB},
+    {"H100", 90, 132, 227 * kKiB},     {"H200", 90, 132, 227 * kKiB}, {"B200", 100, 148, 227 * kKiB},
     {"RTX 5090", 120, 170, 99 * kKiB},
 };
 
@@ -95,11 +95,10 @@ Plan make_plan(const Shape& shape, const Device& device) {
 }
 
 std::string to_string(const Plan& plan) {
-  if (plan.tier == Tier::kStepwise)
-    return "stepwise: one matmul and one kernel a step, because " + plan.reason;
+  if (plan.tier == Tier::kStepwise) return "stepwise: one matmul and one kernel a step, because " + plan.reason;
   std::ostringstream text;
-  text << "block: " << plan.blocks << (plan.blocks == 1 ? " block of " : " blocks of ") << plan.threads << " threads and "
-       << kBatchTile << " rows; weight_hh, " << kib(plan.on_chip) << ", in "
+  text << "block: " << plan.blocks << (plan.blocks == 1 ? " block of " : " blocks of ") << plan.threads
+       << " threads and " << kBatchTile << " rows; weight_hh, " << kib(plan.on_chip) << ", in "
        << (plan.resident ? "registers" : "shared memory") << "; " << kib(plan.shared_bytes) << " of shared memory";
   return text.str();
 }

@@ -60,8 +60,9 @@ Found find(int index) {
   cudaDriverGetVersion(&driver);
   if (driver == 0) return {{}, "there is no NVIDIA driver"};
   if (const cudaError_t error = cudaGetDeviceCount(&count); error == cudaErrorInsufficientDriver)
-    return {{}, "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
-                    ", and the extension was built with CUDA " + version_text(CUDART_VERSION)};
+    return {{},
+            "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
+                ", and the extension was built with CUDA " + version_text(CUDART_VERSION)};
   else if (error != cudaSuccess)
     return {{}, "CUDA does not start: " + cuda_error(error)};
   if (index < 0 || index >= count)
@@ -74,8 +75,8 @@ Found find(int index) {
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   const Device device{"cuda:" + std::to_string(index), 10 * major + minor, sm_count, shared};
   if (const std::string reason = why_not(Math::kFloat32, device.capability); !reason.empty()) return {device, reason};
-  for (const char* name :
-       {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle", "cublasSetMathMode", "cublasGemmEx"})
+  for (const char* name : {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle",
+                           "cublasSetMathMode", "cublasGemmEx"})
     if (!find_torch_cuda_symbol(name)) return {device, std::string("this PyTorch has no function ") + name};
   if (const cudaError_t error = load_kernel(index); error != cudaSuccess)
     return {device, "the extension has no code for compute capability " + std::to_string(major) + "." +
@@ -110,12 +111,14 @@ const Device& device_at(int index) {
 void* current_stream(int index) {
   static const auto get = torch_cuda_function<int (*)(int32_t, void**)>("aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
-  if (get(index, &stream) != 0) throw std::runtime_error("PyTorch has no current stream on GPU " + std::to_string(index));
+  if (get(index, &stream) != 0)
+    throw std::runtime_error("PyTorch has no current stream on GPU " + std::to_string(index));
   return stream;
 }
 
 void check_launch(int error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + " could not be launched: " + cuda_error(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + " could not be launched: " + cuda_error(error));
 }
 
 }  // namespace fused_rnn

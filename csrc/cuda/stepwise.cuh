@@ -22,7 +22,8 @@ FUSED_RNN_DEVICE void for_each_element(const Steps<S>& a, const Body& body) {
 
 // gates_x or gates_h of an element, with bias.
 template <class Cell, class S>
-FUSED_RNN_DEVICE void load_gates(const float* gates, const S* bias, const Steps<S>& a, int b, int unit, Real (&to)[Cell::kGates]) {
+FUSED_RNN_DEVICE void load_gates(const float* gates, const S* bias, const Steps<S>& a, int b, int unit,
+                                 Real (&to)[Cell::kGates]) {
 #pragma unroll
   for (int gate = 0; gate < Cell::kGates; ++gate)
     to[gate] = gates[(b * Cell::kGates + gate) * a.H + unit] + load(bias, gate * a.H + unit);

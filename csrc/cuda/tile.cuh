@@ -109,8 +109,8 @@ FUSED_RNN_DEVICE void fill_rows(Element* rows, int stride, int padded, int lane,
     for (int k = lane; k < padded; k += 32) rows[row * stride + k] = at(row, k);
 }
 
-// The weights that one warp multiplies with: kGates left factors of [16, padded], on chip for all steps. at(gate, row, k)
-// is an element; beyond H it gives zeros.
+// The weights that one warp multiplies with: kGates left factors of [16, padded], on chip for all steps. at(gate, row,
+// k) is an element; beyond H it gives zeros.
 template <Math kMath, int kGates, bool kResident>
 class WarpWeights;
 
@@ -164,7 +164,7 @@ class WarpWeights<kMath, kGates, false> {
     for (int gate = 0; gate < kGates; ++gate)
       fill_rows(rows_ + gate * kUnitTile * stride_, stride_, padded_, lane,
                 [&](int row, int k) { return at(gate, row, k); });
-    warp_barrier("weights.shared");
+    // No barrier: both passes have one of the whole block before their first product.
   }
   template <class F>
   FUSED_RNN_DEVICE void for_each_depth(const F& f) const {

@@ -1,5 +1,5 @@
-// Functions that only a CUDA build of PyTorch has, and those of the libraries it loads. They are looked up when they are
-// first needed, so that one extension works under every PyTorch.
+// Functions that only a CUDA build of PyTorch has, and those of the libraries it loads. They are looked up when they
+// are first needed, so that one extension works under every PyTorch.
 #pragma once
 
 namespace fused_rnn {

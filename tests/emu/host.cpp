@@ -1,4 +1,6 @@
 // What the host code of csrc/cuda asks of the machine, without one: a device that tests choose, and matrix products.
+#include "host.h"
+
 #include <stdexcept>
 #include <vector>
 
@@ -6,7 +8,6 @@
 #include "../../csrc/cuda/placement.h"
 #include "../../csrc/cuda/runtime.h"
 #include "emulator.h"
-#include "host.h"
 // after the emulator, which it needs
 #include "../../csrc/cuda/ptx.cuh"
 
@@ -55,8 +56,7 @@ std::vector<double> unpacked(const Factor<void>& factor, NumberType type, int64_
   std::vector<double> all(size_t(rows * columns));
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {
-      const double value =
-          number(factor.data, type, factor.transposed ? j * factor.stride + i : i * factor.stride + j);
+      const double value = number(factor.data, type, factor.transposed ? j * factor.stride + i : i * factor.stride + j);
       all[size_t(i * columns + j)] = math == Math::kTf32 ? round_to_tf32(float(value)) : value;
     }
   return all;

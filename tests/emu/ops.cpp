@@ -2,8 +2,9 @@
 // kernels as on a GPU.
 #define FUSED_RNN_POISON
 
-#include "../../csrc/cuda/passes.h"
 #include "../../csrc/ops.h"
+
+#include "../../csrc/cuda/passes.h"
 #include "../../csrc/schemas.h"
 #include "emulator.h"
 #include "host.h"

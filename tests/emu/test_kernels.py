@@ -133,7 +133,9 @@ def check(case):
     device_for(case)
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 100 if case.size.H < 16 else 4 if case.size.H < 64 and PLAIN else 1
-    draws = [Layer.random(case.cell, dtype, case.size, ragged=case.ragged, bias=case.bias, seed=s) for s in range(count)]
+    draws = [
+        Layer.random(case.cell, dtype, case.size, ragged=case.ragged, bias=case.bias, seed=s) for s in range(count)
+    ]
     got = [d.results(runner(case.math), case.reverse) for d in draws]
     truth = [d.double().results(reference.run, case.reverse) for d in draws]
     same = [d.results(plain(case), case.reverse) for d in draws]
