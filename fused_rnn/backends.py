@@ -72,7 +72,9 @@ def _cuda_why_not(problem: Problem) -> str | None:
 
 
 def _cuda_index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
+    if device.index is not None:
+        return device.index
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 def _cuda_plan(problem: Problem) -> str:
