@@ -11,7 +11,7 @@ namespace fused_rnn {
 namespace {
 
 constexpr int64_t kChunkRows = 256;  // rows (step, batch) whose gradients are multiplied while still in cache
-constexpr int64_t kSumBlock = 32;    // products in a part of a sum over rows: PyTorch's small sums are as exact
+constexpr int64_t kSumBlock = 32;    // products in a part of a sum: PyTorch's sums are as exact
 
 // In as many partial sums as a vector has lanes.
 template <class A>
@@ -114,7 +114,8 @@ class Backward {
           store(to, grad, units_.count(p));
         }
       for (int64_t p = 0; p < candidate_.count(); ++p)
-        candidate_.multiply(p, candidate_weight_, active - b0, {grads_x_ + (row0 + b0) * width + kFirst * a.H, width},
+        candidate_.multiply(p, candidate_weight_, active - b0,
+                            {grads_x_ + (row0 + b0) * width + kFirst * a.H, width, 1, kSumBlock},
                             [&](int64_t m, int64_t column, int64_t n, const A* sums) {
                               for (int64_t j = 0; j < n; ++j) grad_reset(b0 + m)[column + j] = sums[j];
                             });
@@ -127,7 +128,7 @@ class Backward {
           for (int g = 0; g < kGates; ++g) store_grads(row0 + b, g, p, V(A(0)), V(A(0)));
       }
     for (int64_t p = 0; p < hidden_.count(); ++p)
-      hidden_.multiply(p, hidden_weight_, active - b0, {grads_h() + (row0 + b0) * width, width},
+      hidden_.multiply(p, hidden_weight_, active - b0, {grads_h() + (row0 + b0) * width, width, 1, kSumBlock},
                        [&](int64_t m, int64_t column, int64_t n, const A* sums) {
                          for (int64_t j = 0; j < n; ++j) grad_h(b0 + m)[column + j] += sums[j];
                        });
@@ -190,7 +191,7 @@ class Backward {
     parallel_for(ceil_div(rows, block), 2.0 * block * width * a.I, [&](int64_t begin, int64_t end) {
       const int64_t r0 = begin * block, count = least(end * block, rows) - r0;
       for (int64_t p = 0; p < input_.count(); ++p)
-        input_.multiply(p, input_weight_, count, {grads_x_ + r0 * width, width},
+        input_.multiply(p, input_weight_, count, {grads_x_ + r0 * width, width, 1, kSumBlock},
                         [&](int64_t m, int64_t column, int64_t n, const A* sums) {
                           S* to = a.grad_x + (t0 * a.B + r0 + m) * a.I + column;
                           for (int64_t j = 0; j < n; ++j) to[j] = S(sums[j]);
