@@ -231,8 +231,7 @@ LOADED = """
 import torch
 torch.ops.load_library("fused_rnn/_C.so")
 print("architectures:", torch.ops.fused_rnn.cuda_architectures())
-if torch.cuda.is_available():
-    print("why not:", torch.ops.fused_rnn.cuda_why_not(0))
+print("why not:", torch.ops.fused_rnn.cuda_why_not(0, "float32"))
 """
 
 

@@ -28,9 +28,9 @@ CELLS = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (
-    (3, 3, 5, 17),  # T, B, I, H: no size divides a vector, a warp or a tile
-    (2, 9, 8, 64),  # one row past a tile of the batch
-    (2, 5, 3, 161),  # weights of this size stay on chip in some types and not in others
+    (5, 3, 5, 17),  # T, B, I, H: no size divides a vector, a warp or a tile; fewer than 4 steps never run in one block
+    (4, 9, 8, 64),  # one row past a tile of the batch
+    (4, 5, 3, 161),  # weights of this size stay on chip in some types and not in others
     (2, 2, 7, 300),  # past every layer that one block holds
 )
 

@@ -226,3 +226,10 @@ def test_small_grid_on_the_cpu(bench, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["small_grid.py", "--device=cpu", "--backend=reference"])
     assert small_grid.main() == 0
     assert capsys.readouterr().out == "18 of 18 layers ran\n"
+
+
+def test_the_build_stage_asks_what_the_extension_answers(bench):
+    gpu_check = bench("gpu_check")
+    status, text = gpu_check.Stage("build", limit=60, dry=True).python("-c", gpu_check.LOADED)
+    assert status == 0, text
+    assert "architectures:" in text and "why not:" in text
