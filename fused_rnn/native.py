@@ -5,6 +5,7 @@ If the extension cannot be loaded, ``load_error`` says why, the import warns onc
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def cpu_instruction_set() -> str:
 @torch.compiler.assume_constant_result
 def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
+    return _cuda_why_not(device_index, dtype)
+
+
+@functools.cache  # every layer asks at every call
+def _cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     if torch.version.hip is not None:
         return "it runs on NVIDIA GPUs, and this is a ROCm build of PyTorch"
     return torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None

@@ -1,6 +1,6 @@
 """The sizes worth testing, each with its reason, and random layers of those sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,20 +75,28 @@ class Layer:
         weights = {name: w for name, w in self.weights._asdict().items() if w is not None}
         return {"x": self.x, **weights, **dict(zip(self.cell.states, self.states, strict=True))}
 
+    def changed(self, change):
+        """The same layer with every tensor of numbers changed."""
+
+        def leaf(t):
+            return None if t is None else change(t.detach()).requires_grad_()
+
+        return replace(
+            self,
+            x=leaf(self.x),
+            states=tuple(map(leaf, self.states)),
+            weights=Weights(*map(leaf, self.weights)),
+            grads=tuple(map(change, self.grads)),
+        )
+
     def double(self):
         """The same layer in float64: its results are the truth."""
+        return self.changed(torch.Tensor.double)
 
-        def convert(t):
-            return None if t is None else t.detach().double().requires_grad_()
-
-        return Layer(
-            cell=self.cell,
-            x=convert(self.x),
-            states=tuple(map(convert, self.states)),
-            weights=Weights(*map(convert, self.weights)),
-            lengths=self.lengths,
-            grads=tuple(g.double() for g in self.grads),
-        )
+    def to(self, device):
+        """The same layer on another device."""
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return replace(self.changed(lambda t: t.to(device)), lengths=lengths)
 
     def results(self, run, reverse=False):
         """Outputs and all gradients of `run` (with the signature of reference.run), by name."""

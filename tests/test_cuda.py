@@ -3,38 +3,23 @@
 import pytest
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, Layer, Size
+from problems import CELLS, SIZES, Layer, Size
 
 import fused_rnn
-from fused_rnn import backends, layer, native, reference
+from fused_rnn import backends, layer, reference
 from fused_rnn.cell import LSTM
 
-REASON = "needs an NVIDIA GPU" if not torch.cuda.is_available() else native.cuda_why_not(0, torch.float32)
+POSED = backends.Problem(LSTM, torch.device("cuda:0"), torch.float32, T=4, B=2, I=3, H=5)
+REASON = backends.by_name("cuda").why_not(POSED)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIZES = (
-    Size(1, 3, 4, 5),
-    Size(5, 9, 3, 17),
+BOUNDARIES = (  # of the plan, and shapes that fill more than one block
     Size(40, 64, 32, 64),
     Size(20, 33, 40, 128),
     Size(9, 8, 5, 144),
     Size(6, 20, 7, 300),
 )
-
-
-def on_gpu(drawn):
-    def move(t):
-        return None if t is None else t.detach().cuda().requires_grad_(t.requires_grad)
-
-    return Layer(
-        drawn.cell,
-        move(drawn.x),
-        tuple(map(move, drawn.states)),
-        type(drawn.weights)(*map(move, drawn.weights)),
-        None if drawn.lengths is None else drawn.lengths.cuda(),
-        tuple(g.cuda() for g in drawn.grads),
-    )
 
 
 def run(*arguments):
@@ -43,13 +28,13 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", (*SIZES, *BOUNDARIES), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_against_float64(cell, dtype, size, ragged, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     drawn = Layer.random(cell, dtype, size, ragged=ragged)
-    got = {name: value.cpu() for name, value in on_gpu(drawn).results(run, reverse=ragged).items()}
+    got = {name: value.cpu() for name, value in drawn.to("cuda").results(run, reverse=ragged).items()}
     truth = drawn.double().results(reference.run, ragged)
     same = drawn.results(reference.run, ragged)
     for name in truth:
@@ -91,7 +76,7 @@ def test_graph_capture_and_replay(H):
 
 
 def test_bits_repeat():
-    drawn = on_gpu(Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 64)))
+    drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 64)).to("cuda")
     first, second = drawn.results(run), drawn.results(run)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 

@@ -1,4 +1,7 @@
-"""Every backend, cell, dtype and problem against the float64 reference: outputs and all gradients."""
+"""Every backend of the CPU, cell, dtype and problem against the float64 reference: outputs and all gradients.
+
+The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py.
+"""
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from problems import CELLS, DTYPES, SIZES, Layer, Size
 
 from fused_rnn import backends, layer, reference, stock
 
-TESTED = [b for b in backends.BACKENDS if b.name not in ("torch", "reference")]
+TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "reference")]
 
 
 def plain(cell, x, states, weights, lengths, reverse):

@@ -49,6 +49,13 @@ class Blas {
   // math: what float32 factors are rounded to. The device is the current one.
   explicit Blas(Math math);
 
+  // The same, for products whose float32 factors must not be rounded.
+  Blas exact() const {
+    Blas copy = *this;
+    copy.math_ = Math::kFloat32;
+    return copy;
+  }
+
   // Throws std::runtime_error.
   template <class S, class C>
   void multiply(int64_t M, int64_t N, int64_t K, Factor<S> a, Factor<S> b, C* c, int64_t c_stride,

@@ -54,6 +54,16 @@ FUSED_RNN_DEVICE void load_gates_x(const ForwardSteps<S>& a, int t, int b, int u
   for (int gate = 0; gate < Cell::kGates; ++gate) x[gate] = from[gate * a.H];
 }
 
+template <class Cell, class S>
+FUSED_RNN_DEVICE void store_forward(const ForwardSteps<S>& a, int t, int b, int unit, S output,
+                                    const typename Cell::Saved& saved) {
+  *of_element(a.output, a, t, b, unit) = output;
+  if (!a.saved) return;
+  float* to = of_element(a.saved, a, t, b, unit, Cell::kSaved);
+#pragma unroll
+  for (int k = 0; k < Cell::kSaved; ++k) to[k * a.H] = saved[k].v;
+}
+
 // Applies the cell at time t to an active element and stores what it gives; x and h are with their biases.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void step_forward(const ForwardSteps<S>& a, int t, int b, int unit, const Real (&x)[Cell::kGates],
@@ -62,21 +72,16 @@ FUSED_RNN_DEVICE void step_forward(const ForwardSteps<S>& a, int t, int b, int u
   state = Cell::forward(x, h, state, saved);
   const S rounded = from_float<S>(state.h.v);
   state.h = to_float(rounded);
-  *of_element(a.output, a, t, b, unit) = rounded;
-  if (!a.saved) return;
-  float* to = of_element(a.saved, a, t, b, unit, Cell::kSaved);
-#pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) to[k * a.H] = saved[k].v;
+  store_forward<Cell>(a, t, b, unit, rounded, saved);
 }
 
 // A row that takes no part in time t: its state stays, its output and what is saved are zero.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void skip_forward(const ForwardSteps<S>& a, int t, int b, int unit) {
-  *of_element(a.output, a, t, b, unit) = from_float<S>(0.0f);
-  if (!a.saved) return;
-  float* to = of_element(a.saved, a, t, b, unit, Cell::kSaved);
+  typename Cell::Saved nothing;
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) to[k * a.H] = 0.0f;
+  for (int k = 0; k < Cell::kSaved; ++k) nothing[k] = 0.0f;
+  store_forward<Cell>(a, t, b, unit, from_float<S>(0.0f), nothing);
 }
 
 // ---- Backward ----

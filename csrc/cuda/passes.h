@@ -199,7 +199,7 @@ class BackwardPass : Pass<S> {
   BackwardPass(const Layer& layer, const BackwardArgs<S>& args, bool allow_tf32)
       : P(layer, allow_tf32, true),
         args_(args),
-        exact_(Math::kFloat32),
+        exact_(P::blas_.exact()),
         rows_(P::plan_.chunk * P::B_),
         grads_x_(layer, rows_ * P::GH_),
         grads_h_(layer, layer.cell == CellKind::kGru ? rows_ * P::GH_ : 0),

@@ -11,17 +11,21 @@ namespace fused_rnn {
 template <Math kMath>
 struct Tile;
 
-// mma.m16n8k16 of 16-bit numbers
-template <class Number>
-struct HalfTile {
-  using Element = Number;
-  static constexpr int kDepth = 16;
+// A thread's registers of the two factors of an mma.
+struct MmaFactors {
   struct Left {
     uint32_t r[4];
   };
   struct Right {
     uint32_t r[2];
   };
+};
+
+// mma.m16n8k16 of 16-bit numbers
+template <class Number>
+struct HalfTile : MmaFactors {
+  using Element = Number;
+  static constexpr int kDepth = 16;
 
   FUSED_RNN_DEVICE static Element element(float value) { return from_float<Number>(value); }
   FUSED_RNN_DEVICE static Left load_left(int lane, const Element* from, int stride) {
@@ -45,15 +49,9 @@ struct Tile<Math::kFloat16> : HalfTile<Float16> {};
 
 // mma.m16n8k8 of float32 rounded to TF32
 template <>
-struct Tile<Math::kTf32> {
+struct Tile<Math::kTf32> : MmaFactors {
   using Element = float;
   static constexpr int kDepth = 8;
-  struct Left {
-    uint32_t r[4];
-  };
-  struct Right {
-    uint32_t r[2];
-  };
 
   FUSED_RNN_DEVICE static Element element(float value) { return round_to_tf32(value); }
 

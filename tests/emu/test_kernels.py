@@ -1,7 +1,7 @@
 """The CUDA kernels on the emulator, through their ops, against the float64 reference: outputs and all gradients.
 
 The ids name cell, arithmetic, tier, sizes and options, and the seed of the schedule. EMU_FLAVOUR chooses the build of
-the emulator; the sanitizers' builds run the cases of fewest threads (tests/emu/test_flavours.py).
+the emulator; the slower ones run the smaller cases (tests/emu/test_flavours.py).
 """
 
 import os
