@@ -1,7 +1,7 @@
 # make demo       install into .venv and train a character model with torch.nn and with fused_rnn
 # make test       install into .venv-test and run every test, the linters and the type checker
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
-# make mutants    break the CUDA kernels one line at a time: each time a test on the emulator must fail
+# make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
 # make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
 # CUDA kernels are built where nvcc is; the head of setup.py has the choices.
 PYTHON ?= python3
