@@ -147,6 +147,12 @@ print(fused_rnn.explain(fused_rnn.GRU(3, 4, reset_after=False), torch.zeros(2, 1
 """
 
 
+def test_import_does_not_import_the_compiler():
+    """PyTorch's compiler takes longer to import than everything else together."""
+    done = run([sys.executable, "-c", "import sys, fused_rnn; print('torch._dynamo' in sys.modules)"])
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize("library", [None, b"this is not a library"], ids=["missing", "broken"])
 def test_works_without_the_extension(library, tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
