@@ -31,6 +31,8 @@ except ImportError as error:
     print(f"bench: {error}: pip install -r bench/requirements.txt", file=sys.stderr)
     raise SystemExit(2) from None
 
+from fused_rnn import native
+
 from . import app, kernels, layers, machine, recorded, report, systems
 from .cases import cases_for, quick_cases, select, tasks
 from .rows import FIELDS, KEY, Results, Row
@@ -181,8 +183,12 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print_list(device)
         return 0
-    if systems.OURS.missing() is not None:
-        raise ValueError("fused_rnn is not installed: pip install --no-build-isolation .")
+    if native.load_error is not None:
+        raise ValueError(f"fused_rnn's extension could not be loaded: {native.load_error}")
+    if args.out == RESULTS and torch.ops.fused_rnn.poisoned():
+        raise ValueError(
+            "this build of fused_rnn fills memory with NaN, for tests: build it without FUSED_RNN_POISON"
+        )
     folder = args.out / machine.slug(machine.device_name(device))
     kind = KINDS.get(args.what, LAYERS)
     results = Results(folder / kind.file, kind.fields, kind.key)

@@ -250,6 +250,12 @@ def test_what_cannot_be_done_is_a_sentence(arguments, sentence, capsys):
     assert capsys.readouterr().err.startswith(f"bench: {sentence}")
 
 
+def test_no_results_of_a_build_for_tests(monkeypatch, capsys):
+    monkeypatch.setattr(load("__main__").torch.ops.fused_rnn, "poisoned", lambda: True)
+    assert main("cpu", "--case", "stream64") == 2
+    assert "build it without FUSED_RNN_POISON" in capsys.readouterr().err
+
+
 def test_list(capsys):
     assert main("--list") == 0
     out = capsys.readouterr().out

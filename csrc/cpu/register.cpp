@@ -45,6 +45,14 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
+bool poisoned() {
+#ifdef FUSED_RNN_POISON
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace fused_rnn
 
@@ -52,4 +60,5 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { fused_rnn::Ops<fused_rnn::Cpu>::i
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
+  m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }
