@@ -65,7 +65,7 @@ def model_keys(device: torch.device, threads: int) -> Iterator[tuple[str, ...]]:
 
 
 def _works(case: Case) -> tuple[str, ...]:
-    return ("streaming",) if case.T == 1 else ("inference", "training")
+    return case.works()[:1] if case.T == 1 else case.works()
 
 
 def _our_call(task: Task, device: torch.device) -> Callable[[], object]:

@@ -11,7 +11,9 @@ from fnmatch import fnmatchcase
 from itertools import product
 
 CELLS = ("LSTM", "GRU")
-WORKS = ("streaming", "inference", "training")
+# inference: forward. training: forward and all gradients. streaming: single steps, the state fed on; cell: the same by
+# LSTMCell or GRUCell.
+BATCHED, SINGLE = ("inference", "training"), ("streaming", "cell")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Case:
     ragged: bool = False  # sequences of T/4 to T steps in one batch
     source: str = ""
 
+    def works(self) -> tuple[str, ...]:
+        """What is done with it."""
+        return BATCHED if self.T > 1 else SINGLE
+
     def __str__(self) -> str:
         flags = [f"{self.layers} layers"] * (self.layers > 1)
         flags += ["bidirectional"] * self.bidirectional + ["ragged"] * self.ragged
@@ -40,7 +46,7 @@ class Task:
 
     case: Case
     cell: str  # LSTM or GRU
-    work: str  # inference: forward. training: forward and all gradients. streaming: single steps, the state fed on
+    work: str  # of BATCHED or SINGLE
     dtype: str = "float32"
     tf32: bool = False  # float32 products may round their factors to TF32, on a GPU
     device: str = "cpu"  # or cuda
@@ -143,6 +149,5 @@ def tasks(cases: Sequence[Case], device_type: str) -> Iterator[Task]:
     if device_type != "cuda":
         precisions = [("float32", False), ("bfloat16", False)]
     for case in cases:
-        works = ("streaming",) if case.T == 1 else ("inference", "training")
-        for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, CELLS, works):
+        for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, CELLS, case.works()):
             yield Task(case, cell, work, dtype, tf32, device_type)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .cases import Task
+from .cases import SINGLE, Task
 from .system import Layer
 
 CHECKED_STEPS = 16
@@ -24,7 +24,7 @@ def results(layer: Layer, x: Tensor, work: str) -> Results:
         return _with_gradients(layer, x)
     with torch.inference_mode():
         states, outputs = None, []
-        for part in x.split(1 if work == "streaming" else len(x)):
+        for part in x.split(1 if work in SINGLE else len(x)):
             output, states = layer.run(layer.give(part), states)
             outputs.append(layer.take(output).clone())
         return {"output": torch.cat(outputs), **_named(layer.take(state) for state in _as_tuple(states))}

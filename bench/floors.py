@@ -60,7 +60,7 @@ def _layer(task: Task, inputs: int, gpu: Gpu) -> float:
     G, B, H = {"LSTM": 4, "GRU": 3}[task.cell], case.B, case.H
     element = BYTES[task.dtype]
     projection = 2 * G * H * inputs * B / gpu.matmul
-    elements = {"inference": G + 1, "streaming": G + 1, "training": 2 * G + 3}[task.work] * H * B  # in and out, a step
+    elements = (2 * G + 3 if task.work == "training" else G + 1) * H * B  # in and out, a step
     step = _step(G, B, H, elements * element, element, gpu)
     if task.work != "training":
         return projection + step

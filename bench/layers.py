@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compare, machine, memory, systems
-from .cases import Task
+from .cases import SINGLE, Task
 from .compare import CHECKED_STEPS, OUR_SHARE, PEER_SHARE
 from .rows import Row
 from .system import Layer, System
@@ -54,7 +54,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
     with _tf32(task):
         rnn, x, lengths = inputs(task, device)
         start, start_lengths = x[:CHECKED_STEPS], None if lengths is None else lengths.clamp(max=CHECKED_STEPS)
-        if task.work == "streaming":
+        if task.work in SINGLE:
             start = x.repeat(CHECKED_STEPS, 1, 1)
         plain = compare.results(torch_layer(task, rnn, start, start_lengths), start, task.work)
         truth = compare.results(
@@ -65,7 +65,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
             row = _identity(task, system, setting) | machine.about(device)
             row |= machine.ceilings(device, task.dtype, task.tf32, setting.threads)
             try:
-                piece = start[:1] if task.work == "streaming" else start
+                piece = start[:1] if task.work in SINGLE else start
                 layer = system.build(task, rnn, piece, start_lengths)
                 found = compare.results(layer, start, task.work)
                 share = OUR_SHARE if system is systems.OURS else PEER_SHARE
@@ -76,13 +76,17 @@ def measure(task: Task, setting: Setting) -> list[Row]:
             except Exception as problem:  # one system's failure is its row's note, and no end of the others
                 row["note"] = first_sentence(problem)
             rows.append(row)
-        _time(task, layers, x, setting)
+        try:
+            _time(task, layers, x, setting)
+        except RuntimeError as problem:  # such as memory that is not there
+            for row, _ in layers:
+                row["note"] = first_sentence(problem)
     return rows
 
 
 def _time(task: Task, layers: list[tuple[Row, Layer]], x: Tensor, setting: Setting) -> None:
     calls = [work_of(task, layer, x) for _, layer in layers]
-    steps = STREAMED if task.work == "streaming" else task.case.T
+    steps = STREAMED if task.work in SINGLE else task.case.T
     times = in_turns(calls, setting.device, setting.seconds)
     ours = next((own for (row, _), own in zip(layers, times, strict=True) if row["system"] == systems.OURS.name), None)
     for (row, _), call, own in zip(layers, calls, times, strict=True):
@@ -134,7 +138,7 @@ def work_of(task: Task, layer: Layer, x: Tensor) -> Callable[[], object]:
                 _, states = layer.run(given, states)
         return states
 
-    return streaming if task.work == "streaming" else inference
+    return streaming if task.work in SINGLE else inference
 
 
 def _double(task: Task, rnn: nn.RNNBase) -> nn.RNNBase:

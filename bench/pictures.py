@@ -10,7 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .cases import CELLS, GPU_GRID, WORKS, Task, known_cases
+from .cases import BATCHED, CELLS, GPU_GRID, Task, known_cases
 from .recorded import Recorded, digest
 from .rows import Row
 from .tables import floor_of, precision
@@ -31,7 +31,7 @@ def pictures(machine: Recorded) -> dict[str, Callable[[Path], None]]:
                 f", threads: {threads}" * bool(threads)
             )
             if machine.on_gpu:
-                for work in WORKS[1:]:
+                for work in BATCHED:
                     for cell in CELLS:
                         grid = _grid(rows_of, cell, work)
                         if grid:
@@ -65,7 +65,7 @@ def _grid(rows_of: dict[tuple[str, str, str], Row], cell: str, work: str) -> Gri
 
 def _points(rows_of: dict[tuple[str, str, str], Row]) -> Grid | None:
     """The cases down, what is done with them across; a streaming case has its one figure under inference."""
-    columns = [(cell, work) for cell in CELLS for work in WORKS[1:]]
+    columns = [(cell, work) for cell in CELLS for work in BATCHED]
     cases = [case for case in known_cases("cpu") if any(key[0] == case.name for key in rows_of)]
     values = [
         [

@@ -8,19 +8,23 @@ before the clock starts, and a state is fed on as the system returned it.
 from __future__ import annotations
 
 from . import exported, gpu_peers, torch_systems
-from .cases import Task
+from .cases import SINGLE, Task
 from .system import System
 
 LONGEST_LOOP = 16  # steps; torch.compile unrolls them in about a minute
 
 
 def _compile_why_not(task: Task) -> str | None:
+    if task.work == "cell":
+        return "a layer of one step is the same"
     if task.case.T * task.case.layers * (1 + task.case.bidirectional) > LONGEST_LOOP:
         return f"it unrolls the loop, and more than {LONGEST_LOOP} steps take minutes to compile"
     return "a ragged batch is a graph for each of its shapes" if task.case.ragged else None
 
 
 def _reference_why_not(task: Task) -> str | None:
+    if task.work == "cell":
+        return "a layer of one step is the same"
     if task.device == "cuda" and task.case.T > LONGEST_LOOP:
         return "on a GPU so many small kernels cost more than they tell"
     return None
@@ -31,6 +35,8 @@ def _onnx_why_not(task: Task) -> str | None:
         return "it is measured on the CPU"
     if task.work == "training":
         return "it is for inference"
+    if task.work == "cell":
+        return "it has no cells"
     if task.dtype != "float32":
         return "it is measured in float32"
     return "its export has no lengths" if task.case.ragged else None
@@ -41,7 +47,7 @@ def _gpu_peer_why_not(task: Task) -> str | None:
         return "it needs an NVIDIA GPU"
     if task.case.layers > 1 or task.case.bidirectional or task.case.ragged:
         return "it has one layer, one direction and no lengths"
-    return "it has no initial states" if task.work == "streaming" else None
+    return "it has no initial states" if task.work in SINGLE else None
 
 
 def _flashrnn_why_not(task: Task) -> str | None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from . import floors, kernels, targets
-from .cases import CELLS, CPU_GRID, WORKS, Case, Task, known_cases
+from .cases import BATCHED, CELLS, CPU_GRID, SINGLE, Case, Task, known_cases
 from .recorded import Recorded
 from .rows import Row
 
@@ -60,7 +60,8 @@ def targets_table(machine: Recorded, threads: str) -> str:
 def ratios_table(machine: Recorded, cases: Sequence[Case], dtype: str, tf32: str, threads: str) -> str:
     """torch.nn's time by ours for each case: both cells, each work."""
     rows_of = machine.of("torch.nn", dtype=dtype, tf32=tf32, threads=threads)
-    columns = [(cell, work) for cell in CELLS for work in WORKS if any((c.name, cell, work) in rows_of for c in cases)]
+    every = [(cell, work) for cell in CELLS for work in (*SINGLE, *BATCHED)]
+    columns = [column for column in every if any((case.name, *column) in rows_of for case in cases)]
     rows = []
     for case in cases:
         cells = [ratio(rows_of.get((case.name, cell, work))) for cell, work in columns]
@@ -91,12 +92,12 @@ def share_table(machine: Recorded, threads: str) -> str:
         shares = [
             _share(by_system[system].get((case.name, cell, work)), Task(case, cell, work))
             for cell in CELLS
-            for work in WORKS[1:]
+            for work in BATCHED
             for system in systems
         ]
         if any(shares):
             rows.append([case.name, *shares])
-    head = [f"{cell} {work}{', torch.nn' * (s == systems[1])}" for cell in CELLS for work in WORKS[1:] for s in systems]
+    head = [f"{cell} {work}{', torch.nn' * (s == systems[1])}" for cell in CELLS for work in BATCHED for s in systems]
     return table(["% of the peak", *head], rows) if rows else ""
 
 
@@ -195,7 +196,7 @@ def summary_table(machine: Recorded) -> str:
     for dtype, tf32 in machine.precisions():
         rows_of = machine.of("torch.nn", dtype=dtype, tf32=tf32)
         for cell in CELLS:
-            for work in WORKS[1:]:
+            for work in BATCHED:
                 values = [
                     float(row["ratio"]) for key, row in rows_of.items() if key[1:] == (cell, work) and row["ratio"]
                 ]

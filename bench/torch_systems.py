@@ -18,6 +18,9 @@ from .system import Layer
 
 def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
     """torch.nn's layer; a ragged batch is packed and padded again, as its users do."""
+    if task.work == "cell":
+        cell = _cell_of(rnn)
+        return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
     rnn.flatten_parameters()
 
     def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
@@ -27,6 +30,24 @@ def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) 
         return pad_packed_sequence(packed, total_length=x.size(0))[0], states
 
     return Layer(run, dict(rnn.named_parameters()), path=lambda x: busiest(lambda: run(x, None), x.device))
+
+
+def _cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:
+    """torch.nn's cell with the weights of the layer."""
+    weight = next(rnn.parameters())
+    cell = getattr(nn, f"{rnn.mode}Cell")(rnn.input_size, rnn.hidden_size, device=weight.device, dtype=weight.dtype)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in rnn.state_dict().items()})
+    return cell
+
+
+def _steps(cell: Any) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """A cell with a layer's input and output, for a single step."""
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        states = cell(x[0], states)
+        return (states[0] if isinstance(states, tuple) else states)[None], states
+
+    return run
 
 
 def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> str:
@@ -45,18 +66,21 @@ def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> 
     return " | ".join(f"{event.key[:70]} x{event.count}" for event in events[:count])
 
 
-def _converted(rnn: nn.RNNBase) -> Any:
+def _converted(rnn: nn.Module) -> Any:
     return fused_rnn.convert(copy.deepcopy(rnn))
 
 
 def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    ours = _converted(rnn)
+    ours = _converted(_cell_of(rnn) if task.work == "cell" else rnn)
     lengths = None if lengths is None else lengths.to(x.device)
 
     def path(x: Tensor) -> str:
-        choice = fused_rnn.explain(ours, x, lengths=lengths).choices[0]
+        example = x[0] if task.work == "cell" else x
+        choice = fused_rnn.explain(ours, example, lengths=lengths).choices[0]
         return f"{choice.backend}: {choice.plan}" if choice.plan else choice.backend
 
+    if task.work == "cell":
+        return Layer(_steps(ours), dict(ours.named_parameters()), path=path)
     return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
 
 

@@ -58,7 +58,7 @@ def test_cases():
         every = cases.known_cases(device)
         assert len({case.name for case in every}) == len(every)
         done = list(cases.tasks(every, device))
-        assert {task.work for task in done} == set(cases.WORKS)
+        assert {task.work for task in done} == {*cases.SINGLE, *cases.BATCHED}
         assert {task.cell for task in done} == set(cases.CELLS)
     assert all(case.source for case in cases.USES)
     assert len(cases.CPU_GRID) == 14
@@ -86,12 +86,12 @@ def _is_here(name):
     return name == "reference" or importlib.util.find_spec(name) is not None
 
 
-@pytest.mark.parametrize("work", ["inference", "training", "streaming"])
+@pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 @pytest.mark.parametrize("form", [{}, {"layers": 2, "bidirectional": True}, {"ragged": True}], ids=str)
 def test_every_system_is_compared_and_timed(cell, work, form, layers):
-    if work == "streaming":
-        form = {**form, "T": 1}
+    if work in load("cases").SINGLE:
+        form = {"T": 1} if work == "cell" else {**form, "T": 1}
     task = tiny(cell, work, **form)
     asked = setting(*installed(), with_memory=False)
     rows = layers.measure(task, asked)
@@ -216,10 +216,11 @@ def test_a_run_goes_on_where_it_was_stopped(layers, monkeypatch, tmp_path, capsy
     assert main(*run) == 130
     assert "what was measured is in" in capsys.readouterr().err
     assert main(*run) == 0
-    names = [f"stream64 {cell} streaming {dtype}" for dtype in ("float32", "bfloat16") for cell in ("LSTM", "GRU")]
-    assert measured == [*names[:3], *names[2:]]
+    cases = load("cases")
+    names = [str(task) for task in cases.tasks(cases.select(cases.CPU_GRID, ["stream64"]), "cpu")]
+    assert len(names) == 8 and measured == [*names[:3], *names[2:]]
     assert main(*run, "--fresh") == 0
-    assert measured[5:] == names
+    assert measured[9:] == names
 
 
 def test_the_whole_way(tmp_path, capsys):
@@ -227,7 +228,7 @@ def test_the_whole_way(tmp_path, capsys):
     assert "| stream64 LSTM, streaming " in capsys.readouterr().out
     (path,) = tmp_path.glob("*/layers.csv")
     with path.open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 8
+        assert len(list(csv.DictReader(file))) == 16
     assert main("report", "--out", tmp_path) == 0
     assert "| stream64 |" in (path.parent / "README.md").read_text()
     assert (path.parent / "speedup-float32-1-threads.svg").exists()
