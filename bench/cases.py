@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-CELLS = ("LSTM", "GRU")
+GATES = {"LSTM": 4, "GRU": 3}
+CELLS = tuple(GATES)
 # inference: forward. training: forward and all gradients. streaming: single steps, the state fed on; cell: the same by
 # LSTMCell or GRUCell.
 BATCHED, SINGLE = ("inference", "training"), ("streaming", "cell")
@@ -56,7 +57,7 @@ class Task:
 
     def flops(self) -> float:
         """Of the products of one time step, all layers and directions; training is a forward and twice as much more."""
-        case, gates, directions = self.case, {"LSTM": 4, "GRU": 3}[self.cell], 1 + self.case.bidirectional
+        case, gates, directions = self.case, GATES[self.cell], 1 + self.case.bidirectional
         inputs = [case.I, *[directions * case.H] * (case.layers - 1)]
         forward = sum(2 * gates * case.H * (size + case.H) * case.B * directions for size in inputs)
         return forward * (3 if self.work == "training" else 1)

@@ -14,7 +14,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from .cases import Task
+from .cases import GATES, Task
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,19 @@ def floor(task: Task, gpu: Gpu) -> float:
     return sum(directions * _layer(task, size, gpu) for size in inputs)
 
 
+def traffic(task: Task) -> float:
+    """Bytes to and from device memory at a step of one direction, in each pass.
+
+    The projected input and the output; in training also the gates and c that are kept, or their gradients.
+    """
+    G = GATES[task.cell]
+    return (2 * G + 3 if task.work == "training" else G + 1) * task.case.H * task.case.B * BYTES[task.dtype]
+
+
 def _layer(task: Task, inputs: int, gpu: Gpu) -> float:
-    case = task.case
-    G, B, H = {"LSTM": 4, "GRU": 3}[task.cell], case.B, case.H
-    element = BYTES[task.dtype]
+    G, B, H = GATES[task.cell], task.case.B, task.case.H
     projection = 2 * G * H * inputs * B / gpu.matmul
-    elements = (2 * G + 3 if task.work == "training" else G + 1) * H * B  # in and out, a step
-    step = _step(G, B, H, elements * element, element, gpu)
+    step = _step(G, B, H, traffic(task), BYTES[task.dtype], gpu)
     if task.work != "training":
         return projection + step
     return 3 * projection + 2 * step + 2 * G * H * H * B / gpu.matmul

@@ -132,10 +132,17 @@ def gpu_table(machine: Recorded) -> str:
         us, floor = float(row["us_per_step"]), floor_of(row, task)
         name = f"{row['case']} {row['cell']}, {row['work']}, {precision(row['dtype'], row['tf32'])}"
         figures = [f"{us:.2f}", f"{float(row['p10']):.2f} to {float(row['p90']):.2f}", f"{100 * floor / us:.0f}"]
-        figures += [f"{task.flops() / us / 1e6:.1f}", f"{int(row['peak_bytes'] or 0) / 2**20:.0f}", row["ratio"]]
+        figures += [f"{task.flops() / us / 1e6:.1f}", f"{moved(task) / us / 1e3:.0f}"]
+        figures += [f"{int(row['peak_bytes'] or 0) / 2**20:.0f}", row["ratio"]]
         rows.append([name, row["system"], *figures, row["path"]])
-    head = ["", "", "us a step", "p10 to p90", "% of the floor", "TFLOP/s", "MiB", "ratio", "what ran"]
+    head = ["", "", "us a step", "p10 to p90", "% of the floor", "TFLOP/s", "GB/s", "MiB", "ratio", "what ran"]
     return table(head, rows) if rows else ""
+
+
+def moved(task: Task) -> float:
+    """Bytes that the loops of all layers, directions and passes move at a step, at least."""
+    passes = 2 if task.work == "training" else 1
+    return passes * task.case.layers * (1 + task.case.bidirectional) * floors.traffic(task)
 
 
 def floor_of(row: Row, task: Task) -> float:
