@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-from fused_rnn import native
-
 from .rows import Row
 from .timing import in_turns, spread
 
@@ -23,7 +21,7 @@ BUILT = ROOT / "build" / "bench"  # programs, and what quick runs write
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's, with its cores and the instruction set of our kernels."""
+    """The GPU's name, or the processor's, with its cores and its best instruction set."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     found = None
@@ -31,8 +29,7 @@ def device_name(device: torch.device) -> str:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    isa = native.cpu_instruction_set() if native.load_error is None else "no kernels"
-    return f"{name}, {cores} cores, {isa}"
+    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def slug(name: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import re
 import statistics
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,17 @@ def test_kernels():
             rows = kernels.measure(kernel, CPU, "", 1, 0.0)
             assert [tuple(r[name] for name in kernels.KEY) for r in rows] == list(kernels.keys(kernel, CPU, "", 1))
             assert all(r["us"] and not r["note"] and set(r) <= set(kernels.FIELDS) for r in rows)
+
+
+def test_a_forced_kernel_is_what_runs(tmp_path):
+    command = [sys.executable, "-m", "bench", "kernel", "--quick", "--plan", "generic", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--seconds", "0.001", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*/kernels.csv")
+    with path.open(newline="") as file:
+        assert {(row["plan"], row["path"]) for row in csv.DictReader(file)} == {("generic", "generic")}
 
 
 def test_fitted():
