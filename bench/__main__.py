@@ -108,8 +108,10 @@ def layers_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo
     every = cases_for(device.type)
     cases = select(every, args.case) if args.case else quick_cases(device.type) if args.quick else every
     peers = systems.peers(args.peers, args.quick)
-    for threads in threads_of(args, device):
-        setting = layers.Setting(device, threads, peers, args.seconds, with_memory=not args.quick)
+    every_threads = threads_of(args, device)
+    for threads in every_threads:
+        with_memory = not args.quick and threads == every_threads[-1]
+        setting = layers.Setting(device, threads, peers, args.seconds, with_memory)
         for task in tasks(cases, device.type):
             if args.quick and device.type == "cpu" and task.dtype != "float32":
                 continue
