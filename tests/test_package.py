@@ -38,10 +38,11 @@ def test_nothing_of_python():
 
 @needs_nm
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
-@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_instruction_sets_share_no_code(name, tmp_path):
     """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
-    flags = {"generic": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"]}
+    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    flags = {"generic": [], "avx2": ["-mavx2", "-mfma"], "avx512": avx512, "avx512_bf16": [*avx512, "-mavx512bf16"]}
     compile_ = [
         "c++",
         "-std=c++17",

@@ -1,26 +1,12 @@
-// CPU implementations of the ops, and PyTorch's threads for the loops.
+// CPU implementations of the ops.
 #include <tuple>
 
 #include "../ops.h"
 #include "isa.h"
-#include "parallel.h"
 
 namespace fused_rnn {
 
-// ---- parallel.h ----
-
-void parallel_for(int64_t n, double flops, void (*body)(int64_t, int64_t, void*), void* context) {
-  constexpr double kFlopsWorthAThread = 2e5;  // some 10 us of one core: what waking a thread costs, a few times over
-  const double items = kFlopsWorthAThread / (flops < 1 ? 1 : flops);
-  const int64_t grain = items < 1 ? 1 : items > double(n) ? n : int64_t(items);
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
-}
-
-int64_t thread_count() { return int64_t(torch::stable::get_num_threads()); }
-
 namespace {
-
-// ---- The ops ----
 
 template <class S>
 const CellLoops<S>& loops_of(CellKind cell) {

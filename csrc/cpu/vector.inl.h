@@ -7,6 +7,10 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "../cells.h"
 #include "../scalar.h"
 
@@ -42,6 +46,14 @@ struct Real<double> {
 };
 
 template <class A>
+struct Vec;
+template <class A>
+Vec<A> quotient(Vec<A> a, Vec<A> b);
+#ifdef __AVX512F__
+Vec<float> quotient(Vec<float> a, Vec<float> b);
+#endif
+
+template <class A>
 struct Vec {
   using Lanes = typename Real<A>::Lanes;
   static constexpr int kLanes = FUSED_RNN_VECTOR_BYTES / sizeof(A);
@@ -55,7 +67,7 @@ struct Vec {
   friend FUSED_RNN_INLINE Vec operator+(Vec a, Vec b) { return Vec(a.v + b.v); }
   friend FUSED_RNN_INLINE Vec operator-(Vec a, Vec b) { return Vec(a.v - b.v); }
   friend FUSED_RNN_INLINE Vec operator*(Vec a, Vec b) { return Vec(a.v * b.v); }
-  friend FUSED_RNN_INLINE Vec operator/(Vec a, Vec b) { return Vec(a.v / b.v); }
+  friend FUSED_RNN_INLINE Vec operator/(Vec a, Vec b) { return quotient(a, b); }
   FUSED_RNN_INLINE Vec& operator+=(Vec b) { return *this = *this + b; }
 
  private:
@@ -75,10 +87,14 @@ FUSED_RNN_INLINE FloatLanes widened(BFloat16, HalfWords bits) {
 }
 
 FUSED_RNN_INLINE HalfWords narrowed(BFloat16, FloatLanes value) {
+#ifdef __AVX512BF16__
+  return bit_cast<HalfWords>(_mm512_cvtneps_pbh(value));
+#else
   const Words u = bit_cast<Words>(value);
   const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const Words bits = (u & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc0u : rounded;
   return __builtin_convertvector(bits, HalfWords);
+#endif
 }
 
 FUSED_RNN_INLINE FloatLanes widened(Float16, HalfWords half) {
@@ -162,6 +178,37 @@ FUSED_RNN_INLINE Vec<A> rounded(Vec<A> a) {
   return Stored<A, S>::to(Stored<A, S>::from(a));
 }
 
+// ---- Comparison and division ----
+
+// The larger and the smaller of two. Where x is NaN, so is the result.
+template <class A>
+FUSED_RNN_INLINE Vec<A> at_least(Vec<A> x, Vec<A> low) {
+  return Vec<A>(low.v > x.v ? low.v : x.v);
+}
+template <class A>
+FUSED_RNN_INLINE Vec<A> at_most(Vec<A> x, Vec<A> high) {
+  return Vec<A>(high.v < x.v ? high.v : x.v);
+}
+
+// a / b for finite b
+template <class A>
+FUSED_RNN_INLINE Vec<A> quotient(Vec<A> a, Vec<A> b) {
+  return Vec<A>(a.v / b.v);
+}
+
+#ifdef __AVX512F__
+// GCC makes two instructions of a comparison and a choice.
+FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>(_mm512_max_ps(low.v, x.v)); }
+FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> high) { return Vec<float>(_mm512_min_ps(high.v, x.v)); }
+
+// An estimate, and what is left by it: within 1 ulp, in half the time of the division.
+FUSED_RNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
+  const Vec<float> inverse(_mm512_rcp14_ps(b.v));
+  const Vec<float> estimate = a * inverse;
+  return estimate + inverse * (a - b * estimate);
+}
+#endif
+
 // ---- exp and tanh ----
 
 template <class A>
@@ -187,30 +234,23 @@ FUSED_RNN_INLINE void split_exp(Vec<A> x, Vec<A>& power, Vec<A>& expm1_r) {
 // Relative error about 1 ulp for x in [kExpMin, kExpMax]; clamped outside.
 template <class A>
 FUSED_RNN_INLINE Vec<A> exp(Vec<A> x) {
-  const Vec<A> min(Real<A>::kExpMin), max(Real<A>::kExpMax);
   Vec<A> power, expm1_r;
-  x.v = x.v < min.v ? min.v : x.v;  // NaN stays NaN: a comparison with it is false
-  x.v = x.v > max.v ? max.v : x.v;
-  split_exp(x, power, expm1_r);
+  split_exp(at_most(at_least(x, Vec<A>(Real<A>::kExpMin)), Vec<A>(Real<A>::kExpMax)), power, expm1_r);
   return power + power * expm1_r;
 }
 
-// With E = expm1(2|x|): |tanh x| = E / (E + 2), exact at 0, and from E = 2 on 1 - 2 / (E + 2), exact at infinity.
-// Relative error below 2.5 ulp.
+// With E = expm1(2|x|): |tanh x| = E / (E + 2), exact at 0 and at infinity. Relative error below 2.5 ulp.
 template <class A>
 FUSED_RNN_INLINE Vec<A> tanh(Vec<A> x) {
-  const Vec<A> zero(A(0)), one(A(1)), two(A(2)), max(Real<A>::kTanhMax);
-  Vec<A> size = x, power, expm1_r;
-  size.v = x.v < zero.v ? -x.v : x.v;
-  size.v = size.v > max.v ? max.v : size.v;  // NaN stays NaN
-  split_exp(size * two, power, expm1_r);
-  const Vec<A> e = power * expm1_r + (power - one);
-  Vec<A> numerator = e, offset = zero;
-  numerator.v = e.v < two.v ? e.v : -two.v;
-  offset.v = e.v < two.v ? zero.v : one.v;
-  Vec<A> y = offset + numerator / (e + two);
-  y.v = x.v < zero.v ? -y.v : y.v;
-  return y;
+  using Lanes = typename Vec<A>::Lanes;
+  using Bits = typename Real<A>::Bits;
+  const Bits sign = bit_cast<Bits>(x.v) & bit_cast<Bits>(Vec<A>(A(-0.0)).v);
+  const Vec<A> size = at_most(Vec<A>(bit_cast<Lanes>(bit_cast<Bits>(x.v) ^ sign)), Vec<A>(Real<A>::kTanhMax));
+  Vec<A> power, expm1_r;
+  split_exp(size + size, power, expm1_r);
+  const Vec<A> e = power * expm1_r + (power - Vec<A>(A(1)));
+  const Vec<A> y = e / (e + Vec<A>(A(2)));
+  return Vec<A>(bit_cast<Lanes>(bit_cast<Bits>(y.v) | sign));
 }
 
 }  // namespace
