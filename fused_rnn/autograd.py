@@ -52,12 +52,18 @@ def run(
     save = will_differentiate(*tensors)
     op = ops.lstm_forward if cell.name == "lstm" else ops.gru_forward
     flags = (reverse, allow_tf32) if cell.name == "lstm" else (cell.reset_after, reverse, allow_tf32)
-    if save or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         output, *final, _ = op(*tensors, lengths, *flags, save)
+    elif save:
+        output, *final, _ = _functions[op].apply(*tensors, lengths, *flags, save)
     else:
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: past the Python half of autograd, some 5 us
             output, *final, _ = op(*tensors, lengths, *flags, save)
     return output, tuple(final)
+
+
+# The forward ops as eager autograd records them: what register_autograd does, without its detour of some 50 us.
+_functions: dict[Any, type[torch.autograd.Function]] = {}
 
 
 def register(namespace: str) -> None:
@@ -101,7 +107,12 @@ def _register(namespace: str, name: str, n_states: int) -> None:
         *tensors, output, saved, lengths = ctx.saved_tensors
         needs = ctx.needs_input_grad[:n_tensors]
         op = getattr(getattr(torch.ops, namespace), f"{name}_backward")
-        results = op(*grads[:-1], *tensors, output, saved, lengths, *ctx.flags, needs[0], any(needs[1:5]))
+        args = (*grads[:-1], *tensors, output, saved, lengths, *ctx.flags, needs[0], any(needs[1:5]))
+        if torch.is_grad_enabled():  # create_graph: the backward is recorded too
+            results = op(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = op(*args)
         wanted = (grad if need else None for grad, need in zip(results, needs, strict=True))
         return *wanted, *(None,) * (2 + len(ctx.flags))
 
@@ -126,6 +137,18 @@ def _register(namespace: str, name: str, n_states: int) -> None:
         # output and saved are functions of the other inputs, so their part is in those gradients already.
         return *second, *(None,) * (5 + len(ctx.flags))
 
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*inputs)
+            forward_setup(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(forward_derivative)
+
+    op = getattr(getattr(torch.ops, namespace), f"{name}_forward")
+    _functions[op] = Forward
     torch.library.register_fake(forward_op, forward_fake)
     torch.library.register_autograd(forward_op, forward_derivative, setup_context=forward_setup)
     torch.library.register_fake(backward_op, backward_fake)

@@ -60,10 +60,10 @@ class _Layers(nn.RNNBase):
 
         Anything that is not exactly so takes the other way, which has all the checks.
         """
-        if self.num_layers > 1 or self.bidirectional or self.proj_size or not isinstance(input, Tensor):
+        if torch.is_grad_enabled() or self.num_layers > 1 or self.bidirectional or self.proj_size:
             return None
         weights = _own_parameters(self, self._all_weights[0])
-        if weights is None or input.dim() != 3:
+        if weights is None or not isinstance(input, Tensor) or input.dim() != 3:
             return None
         x = input.transpose(0, 1) if self.batch_first else input
         T, B, I = x.shape
@@ -372,6 +372,8 @@ class GRUCell(_Gru, nn.GRUCell):
 
 def _run_plain_cell(module: Any, input: Any, states: Any) -> Sequence[Tensor] | None:
     """The new states of a batch where :func:`layer.is_plain`; None for anything else, as :meth:`_Layers._run_plain`."""
+    if torch.is_grad_enabled():
+        return None
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
     weights = _own_parameters(module, names)
     if weights is None or not isinstance(input, Tensor) or input.dim() != 2:
