@@ -55,7 +55,7 @@ def load_each(array, places, stride, mask, COUNT: tl.constexpr):
     """COUNT tiles, `stride` numbers apart, in the type of the array; zero where the mask is not."""
     tiles = ()
     for k in tl.static_range(COUNT):
-        tiles = (*tiles, tl.load(array + k * stride + places, mask=mask, other=0.0))
+        tiles = tiles + (tl.load(array + k * stride + places, mask=mask, other=0.0),)
     return tiles
 
 
@@ -64,7 +64,7 @@ def load_bias(bias, units, H, COUNT: tl.constexpr):
     """For every gate its bias, [1, BLOCK_N] in float32; zero if there is none."""
     tiles = ()
     for k in tl.static_range(COUNT):
-        tiles = (*tiles, load(bias, (k * H + units)[None, :], (units < H)[None, :]))
+        tiles = tiles + (load(bias, (k * H + units)[None, :], (units < H)[None, :]),)
     return tiles
 
 
@@ -80,7 +80,7 @@ def store_each(array, places, stride, tiles, active, inside, COUNT: tl.constexpr
 def add_each(tiles, others):
     sums = ()
     for k in tl.static_range(len(tiles)):
-        sums = (*sums, tiles[k] + others[k])
+        sums = sums + (tiles[k] + others[k],)
     return sums
 
 
@@ -101,14 +101,14 @@ def products(
     """A tile of each product of one left factor and COUNT right ones, read from memory BLOCK_K deep at a time."""
     sums = ()
     for _ in tl.static_range(COUNT):
-        sums = (*sums, tl.zeros((left.shape[0], right.shape[1]), tl.float32))
+        sums = sums + (tl.zeros((left.shape[0], right.shape[1]), tl.float32),)
     for begin in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
         k = begin + tl.arange(0, BLOCK_K)
         a = tl.load(left + k[None, :], mask=has_row & (k < depth)[None, :], other=0.0)
         b = load_each(right, k[:, None] * stride_k, stride_factor, (k < depth)[:, None] & has_column, COUNT)
         more = ()
         for f in tl.static_range(COUNT):
-            more = (*more, tl.dot(a, b[f], sums[f], input_precision=PRECISION))
+            more = more + (tl.dot(a, b[f], sums[f], input_precision=PRECISION),)
         sums = more
     return sums
 
@@ -137,7 +137,7 @@ def hidden_gates(CELL: tl.constexpr, x, h, weights, bias_h, PRECISION: tl.conste
     for k in tl.static_range(len(weights)):
         if CELL == "gru_reset_before" and k == 2:
             left = cells.reset(x[0], gates_h[0], h.to(tl.float32)).to(h.dtype)
-        gates_h = (*gates_h, tl.dot(left, weights[k], input_precision=PRECISION) + bias_h[k])
+        gates_h = gates_h + (tl.dot(left, weights[k], input_precision=PRECISION) + bias_h[k],)
     return gates_h
 
 

@@ -1,7 +1,7 @@
 """The four ops of a layer in the namespace ``fused_rnn_triton``, with the schemas of ``csrc/schemas.h``.
 
-On a GPU they run Triton's compiled kernels. On the CPU they run in Triton's interpreter (``TRITON_INTERPRET=1``), which is
-how they are tested without a GPU.
+On a GPU they run Triton's compiled kernels; on the CPU they run in Triton's interpreter (``TRITON_INTERPRET=1``), which
+is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import autograd
-from ..cell import GRU, GRU_RESET_BEFORE, LSTM
+from .. import autograd, native
+from ..cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, States, Weights
 from .passes import Pass, backward, forward
 
 NAMESPACE = "fused_rnn_triton"
@@ -37,30 +37,28 @@ SCHEMAS = {
 def lstm_forward(*args: Any) -> tuple[Tensor, ...]:
     x, weight_ih, weight_hh, bias_ih, bias_hh, hx, cx, lengths, reverse, allow_tf32, save = args
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, hy, cy, saved = forward(Pass(LSTM, x, *weights, (hx, cx), lengths, reverse, allow_tf32, False), save)
-    return output, hy, cy, saved  # type: ignore[return-value]
+    return forward(Pass(LSTM, x, *weights, (hx, cx), lengths, reverse, allow_tf32, False), save)
 
 
 def gru_forward(*args: Any) -> tuple[Tensor, ...]:
     x, weight_ih, weight_hh, bias_ih, bias_hh, hx, lengths, reset_after, reverse, allow_tf32, save = args
     cell, weights = GRU if reset_after else GRU_RESET_BEFORE, (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, hy, _, saved = forward(Pass(cell, x, *weights, (hx,), lengths, reverse, allow_tf32, False), save)
-    return output, hy, saved
+    return forward(Pass(cell, x, *weights, (hx,), lengths, reverse, allow_tf32, False), save)
 
 
 def lstm_backward(*args: Any) -> tuple[Tensor, ...]:
     *grads, x, weight_ih, weight_hh, bias_ih, bias_hh, hx, cx, output, saved = args[:12]
-    lengths, reverse, allow_tf32, *needs = args[12:]
+    lengths, reverse, allow_tf32, needs_x, needs_weights = args[12:]
     layer = Pass(LSTM, x, weight_ih, weight_hh, bias_ih, bias_hh, (hx, cx), lengths, reverse, allow_tf32, True)
-    return backward(layer, *grads, output, saved, *needs)  # type: ignore[return-value]
+    return backward(layer, grads, output, saved, needs_x, needs_weights)
 
 
 def gru_backward(*args: Any) -> tuple[Tensor, ...]:
     *grads, x, weight_ih, weight_hh, bias_ih, bias_hh, hx, output, saved = args[:10]
-    lengths, reset_after, reverse, allow_tf32, *needs = args[10:]
+    lengths, reset_after, reverse, allow_tf32, needs_x, needs_weights = args[10:]
     cell = GRU if reset_after else GRU_RESET_BEFORE
     layer = Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, (hx,), lengths, reverse, allow_tf32, True)
-    return backward(layer, *grads, None, output, saved, *needs)[:-1]  # type: ignore[return-value]
+    return backward(layer, grads, output, saved, needs_x, needs_weights)
 
 
 def _define() -> torch.library.Library:
@@ -75,3 +73,11 @@ def _define() -> torch.library.Library:
 
 
 _LIBRARY = _define()  # the ops exist as long as it does
+
+
+def run(
+    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
+) -> tuple[Tensor, States]:
+    """One layer in one direction through these ops; as :func:`reference.run`."""
+    tf32 = x.dtype == torch.float32 and native.allow_tf32()
+    return autograd.run(getattr(torch.ops, NAMESPACE), cell, x, states, weights, lengths, reverse, tf32)

@@ -1,7 +1,7 @@
 """Both passes of a layer on the host: library matmuls over all steps, and between them the loop that the plan names.
 
-There are no atomics, and every sum over T is one library matmul, so the same input gives the same bits. Nothing waits for
-the device. Scratch memory grows with T: gates_x, [T, B, G*H] float32; in the backward the gradients of the gates.
+There are no atomics, and every sum over T is one library matmul, so the same input gives the same bits. Nothing waits
+for the device. Scratch memory grows with T: gates_x, [T, B, G*H] float32; in the backward the gradients of the gates.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def forward(layer: Pass, save: bool) -> tuple[Tensor, Tensor, MaybeTensor, Tensor]:
-    """output [T, B, H], hy and cy [B, H] (a GRU has no cy), saved [T, B, K, H] float32 or [0]."""
+def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
+    """output [T, B, H]; the final states, each [B, H]; saved [T, B, K, H] float32, or [0]."""
     T, B, H = layer.T, layer.B, layer.H
     output = layer.empty(T, B, H)
     saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=torch.float32)
@@ -153,7 +153,7 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, Tensor, MaybeTensor, Tenso
                 layer.launch(kernels.block_forward, **arrays, h=h)
             else:
                 h = _forward_steps(layer, arrays, h)
-    return output, h, None if c is None else c.to(layer.x.dtype), saved
+    return (output, h, saved) if c is None else (output, h, c.to(layer.x.dtype), saved)
 
 
 def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Tensor:
@@ -171,26 +171,24 @@ def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Te
 
 def backward(
     layer: Pass,
-    grad_output: MaybeTensor,  # [T, B, H]
-    grad_hy: MaybeTensor,  # [B, H]
-    grad_cy: MaybeTensor,  # [B, H]
-    output: Tensor,
-    saved: Tensor,
+    grads: Sequence[MaybeTensor],  # of output [T, B, H] and the final states [B, H]
+    output: Tensor,  # [T, B, H]
+    saved: Tensor,  # [T, B, K, H] float32
     needs_x: bool,
     needs_weights: bool,
-) -> tuple[MaybeTensor, ...]:
-    """The gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, hx and cx; [0] for what is not needed."""
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight_ih, weight_hh, bias_ih, bias_hh and the states; [0] for what is not needed."""
     T, B, H, G = layer.T, layer.B, layer.H, layer.G
-    arrays = {
-        "grad_output": layer.checked_if("grad_output", grad_output, (T, B, H)),
+    arrays: dict[str, Any] = {
+        "grad_output": layer.checked_if("grad_output", grads[0], (T, B, H)),
         "output": layer.checked("output", output, (T, B, H)),
         "saved": layer.checked("saved", saved, (T, B, layer.K, H), torch.float32),
         "grads_x": layer.empty(T, B, G * H),
         "grads_h": layer.empty(T, B, G * H) if layer.cell is GRU else None,
         "h_before": layer.empty(T, B, H),
         "reset_h": layer.empty(T, B, H) if layer.resets_before else None,
-        "dh": _start(layer, "grad_hy", grad_hy),
-        "dc": _start(layer, "grad_cy", grad_cy) if layer.cell is LSTM else None,
+        "dh": _start(layer, "grad_hy", grads[1]),
+        "dc": _start(layer, "grad_cy", grads[2]) if layer.cell is LSTM else None,
     }
     with layer.running():
         if B and layer.plan.form == "block":
@@ -198,7 +196,8 @@ def backward(
         elif B:
             _backward_steps(layer, arrays)
         sums = _sums(layer, arrays, needs_x, needs_weights)
-    return *sums, *(None if d is None else d.to(layer.x.dtype) for d in (arrays["dh"], arrays["dc"]))
+    states = (arrays[name] for name in ("dh", "dc"))
+    return *sums, *(grad.to(layer.x.dtype) for grad in states if grad is not None)
 
 
 def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
