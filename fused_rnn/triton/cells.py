@@ -5,7 +5,8 @@ et al. 2014). All arguments are tiles of float32 numbers, one for every row of t
 the gates, or of what the backward needs (``saved``: i, f, g, o, c; r, z, n, n_h; r, z, n).
 
 In all cells: x is ``weight_ih x_t + bias_ih``, h is ``weight_hh h_{t-1} + bias_hh``, h_prev and c_prev are the state
-before the step, dh and dc the gradients of the state after it. A GRU has no c and hands back what it was given.
+before the step, dh and dc the gradients of the state after it. A GRU has no c and hands back what it was given. 1 - n^2
+is written (1 - n) (1 + n): where n is near 1, the rounding of n^2 would be a large part of what is left.
 """
 
 import triton
@@ -53,7 +54,7 @@ def reset(r_x, r_h, h_prev):
 @triton.jit
 def candidate_grad(dh, saved):
     """The gradient of a GRU's candidate before its tanh; with the reset before the matmul it goes back by weight_hn."""
-    return dh * (1.0 - saved[1]) * (1.0 - saved[2] * saved[2])
+    return dh * (1.0 - saved[1]) * (1.0 - saved[2]) * (1.0 + saved[2])
 
 
 @triton.jit
@@ -65,11 +66,11 @@ def backward(CELL: tl.constexpr, dh, dc, saved, h_prev, c_prev, d_reset):
     if CELL == "lstm":
         i, f, g, o, c = saved
         tanh_c = tanh(c)
-        dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
+        dc = dc + dh * o * (1.0 - tanh_c) * (1.0 + tanh_c)
         d = (
             dc * g * i * (1.0 - i),
             dc * c_prev * f * (1.0 - f),
-            dc * i * (1.0 - g * g),
+            dc * i * (1.0 - g) * (1.0 + g),
             dh * tanh_c * o * (1.0 - o),
         )
         return d, d, tl.zeros_like(dh), dc * f

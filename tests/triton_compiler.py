@@ -22,7 +22,6 @@ from fused_rnn.triton import passes, plan
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), plan.Device("nvidia", 80, 163 << 10)),
-    "sm_86": (GPUTarget("cuda", 86, 32), plan.Device("nvidia", 86, 99 << 10)),
     "sm_90": (GPUTarget("cuda", 90, 32), plan.Device("nvidia", 90, 227 << 10)),
     "sm_100": (GPUTarget("cuda", 100, 32), plan.Device("nvidia", 100, 227 << 10)),
     "sm_120": (GPUTarget("cuda", 120, 32), plan.Device("nvidia", 120, 99 << 10)),
