@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import CELLS, Layer, Size
+from closeness import assert_within_budget
+from problems import CELLS, SIZES, Layer, Size
 
-from fused_rnn import autograd, backends, native
+from fused_rnn import autograd, backends, layer, native, reference
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 from fused_rnn.triton import plan
 
@@ -203,6 +204,12 @@ def test_every_shape_has_a_plan(cell, target):
                     assert (made.precision == "tf32") == (math == "tf32" and target != "gfx942")
 
 
+def test_the_tuner_tries_every_row():
+    done = python(str(TESTS.parent / "bench" / "tune_triton.py"), "--list")
+    assert done.stdout.count("Row(") == len(plan.TABLE), done.stderr
+    assert all(int(n) > 10 for n in re.findall(r"# (\d+) candidates", done.stdout))
+
+
 # ---- Among the backends ----
 
 
@@ -274,6 +281,59 @@ def test_schemas_are_the_native_ones(name):
         str(getattr(getattr(torch.ops, space), name).default._schema) for space in (ops.NAMESPACE, "fused_rnn")
     )
     assert ours.removeprefix(f"{ops.NAMESPACE}::") == theirs.removeprefix("fused_rnn::")
+
+
+# ---- On a GPU ----
+
+REASON = backends.by_name("triton").why_not(posed("cuda:0"))
+needs_gpu = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+def forced(*arguments):
+    with backends.use_backend("triton"):
+        return layer.run(*arguments)
+
+
+@needs_gpu
+@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("size", (*SIZES, Size(40, 64, 32, 64), Size(20, 33, 40, 128), Size(9, 40, 5, 300)), ids=str)
+@pytest.mark.parametrize("math", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_against_float64_on_a_gpu(cell, math, size, ragged, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    drawn = Layer.random(cell, MATHS[math][0], size, ragged=ragged)
+    got = {name: value.cpu() for name, value in drawn.to("cuda").results(forced, reverse=ragged).items()}
+    truth = drawn.double().results(reference.run, ragged)
+    same = drawn.results(reference.run, ragged)
+    for name in truth:
+        assert_within_budget(name, [got[name]], [truth[name]], [same[name]])
+
+
+@needs_gpu
+@pytest.mark.parametrize("H", [64, 300], ids=["block", "stepwise"])
+def test_bits_repeat_on_a_gpu(H):
+    drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, H)).to("cuda")
+    first, second = drawn.results(forced), drawn.results(forced)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@needs_gpu
+@pytest.mark.parametrize("H", [64, 300], ids=["block", "stepwise"])
+def test_graph_capture_and_replay_on_a_gpu(H):
+    drawn = Layer.random(GRU, torch.float32, Size(20, 8, 32, H)).to("cuda")
+    arguments = (GRU, drawn.x, drawn.states, drawn.weights, None, False)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            forced(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, _ = forced(*arguments)
+        for _ in range(3):
+            drawn.x.normal_()
+            graph.replay()
+            assert torch.equal(output, forced(*arguments)[0])
 
 
 if __name__ == "__main__":
