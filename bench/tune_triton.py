@@ -5,8 +5,9 @@
 
 Each row of the table that is there keeps what it is for; its tiles are measured against others at its largest H and B
 (without a limit: H 512, B 64 or 256), forward and backward, for each cell. What does not compile, does not fit or is
-off by more than rounding is out. The tiles with the least geometric mean of the times win. Nothing is changed: paste what
-you agree with, run ``python tests/test_triton.py --write``, and commit the measurement beside it.
+off by more than rounding is out. The tiles with the least geometric mean of the times win. Nothing is changed: paste
+what you agree with, run ``python tests/test_triton.py --write``, and commit the measurement beside it. It has not run
+on a GPU yet.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Pass:
             raise RuntimeError(f"weight_hh must be [G*H, H], got {list(weight_hh.shape)}")
         self.cell, self.reverse, self.backward = cell, reverse, backward
         (self.T, self.B, I), self.H = x.shape, weight_hh.size(1)
-        self.G, self.K = cell.gates, autograd._saved_per_unit(cell)
+        self.G, self.K = cell.gates, autograd.saved_per_unit(cell)
         self.resets_before = cell is GRU_RESET_BEFORE
         self.first = (2 if self.resets_before else self.G) * self.H  # rows of weight_hh that multiply h, others r * h
         rows = self.G * self.H
@@ -134,7 +134,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32."""
     if a.dtype == torch.float32:
         return a @ b
-    if a.is_cuda and torch.version.hip is None:
+    if a.is_cuda and torch.version.hip is None and a.numel():
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..autograd import _saved_per_unit
+from ..autograd import saved_per_unit
 from ..cell import Cell
 
 OLDEST_TRITON = (3, 6)
@@ -101,7 +101,7 @@ def shared_bytes(cell: Cell, tiles: Tiles, itemsize: int, backward: bool) -> int
     weights = G * tiles.units**2 * itemsize
     states = (2 if cell.name == "lstm" else 1) * 2  # loads of a state: of the initial one and of what came before
     if backward:
-        ahead = _saved_per_unit(cell) * 4 + (1 + states) * itemsize + (cell.name == "lstm") * (4 - itemsize)
+        ahead = saved_per_unit(cell) * 4 + (1 + states) * itemsize + (cell.name == "lstm") * (4 - itemsize)
         return weights + (G + 1) * element * itemsize + (tiles.stages - 1) * element * ahead
     return weights + element * 4 + (tiles.stages - 1) * element * G * 4
 
