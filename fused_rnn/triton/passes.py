@@ -7,7 +7,8 @@ for the device. Scratch memory grows with T: gates_x, [T, B, G*H] float32; in th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ MaybeTensor = Tensor | None
 
 
 class Pass:
-    """One pass of one layer in one direction: its tensors, checked and contiguous, its plan, the launch of its kernels.
+    """One pass of one layer in one direction: its tensors, checked and contiguous, its plan, how kernels are launched.
 
     Raises:
         RuntimeError: a tensor has not the shape, dtype or device that the others ask for.
@@ -112,8 +113,8 @@ class Pass:
                 if switch:
                     matmul.fp32_precision = before
 
-    def launch(self, kernel: Any, **arguments: Any) -> None:
-        """Launch a kernel with ``arguments`` and, of what it asks for besides, what is this pass's."""
+    def launcher(self, kernel: Any, **arguments: Any) -> Callable[..., None]:
+        """Launches a kernel with what a call gives, with ``arguments``, and of what it asks for with this pass's own."""
         tiles = self.plan.tiles
         own = {
             **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx", "lengths")},
@@ -123,7 +124,7 @@ class Pass:
         }
         known = {name: value for name, value in (own | arguments).items() if name in kernel.arg_names}
         units = 1 if self.plan.form == "block" else triton.cdiv(self.H, tiles.units)
-        kernel[(triton.cdiv(self.B, tiles.rows), units)](**known, num_warps=tiles.warps)
+        return functools.partial(kernel[(triton.cdiv(self.B, tiles.rows), units)], **known, num_warps=tiles.warps)
 
     def times(self) -> Sequence[int]:
         """The times of the steps in the order of the pass."""
@@ -150,7 +151,7 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
             gates_x = product(layer.x.flatten(0, 1), layer.weight_ih.t())
             arrays = {"gates_x": gates_x, "output": output, "saved": saved if save else None, "c": c}
             if layer.plan.form == "block":
-                layer.launch(kernels.block_forward, **arrays, h=h)
+                layer.launcher(kernels.block_forward, **arrays, h=h)()
             else:
                 h = _forward_steps(layer, arrays, h)
     return (output, h, saved) if c is None else (output, h, c.to(layer.x.dtype), saved)
@@ -161,10 +162,12 @@ def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Te
     h_next = torch.empty_like(h)
     arrays["gates_h"] = layer.empty(layer.B, 2, layer.H, dtype=torch.float32) if layer.resets_before else None
     arrays["reset_h"] = torch.empty_like(h) if layer.resets_before else None
+    reset = layer.launcher(kernels.stepwise_reset, **arrays)
+    step = layer.launcher(kernels.stepwise_forward, **arrays)
     for t in layer.times():
         if layer.resets_before:
-            layer.launch(kernels.stepwise_reset, **arrays, h=h, t=t)
-        layer.launch(kernels.stepwise_forward, **arrays, h=h, h_next=h_next, t=t)
+            reset(h=h, t=t)
+        step(h=h, h_next=h_next, t=t)
         h, h_next = h_next, h
     return h
 
@@ -192,7 +195,7 @@ def backward(
     }
     with layer.running():
         if B and layer.plan.form == "block":
-            layer.launch(kernels.block_backward, **arrays)
+            layer.launcher(kernels.block_backward, **arrays)()
         elif B:
             _backward_steps(layer, arrays)
         sums = _sums(layer, arrays, needs_x, needs_weights)
@@ -209,11 +212,13 @@ def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
 
 def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
     """The stepwise form."""
+    candidate = layer.launcher(kernels.stepwise_candidate, **arrays)
+    step = layer.launcher(kernels.stepwise_backward, **arrays)
     later, depth = 0, 0
     for t in layer.times():
         if layer.resets_before:
-            layer.launch(kernels.stepwise_candidate, **arrays, t=t, later=later, depth=depth)
-        layer.launch(kernels.stepwise_backward, **arrays, t=t, later=later, depth=depth)
+            candidate(t=t, later=later, depth=depth)
+        step(t=t, later=later, depth=depth)
         later, depth = t, layer.first
     if depth:
         grads = arrays["grads_x" if arrays["grads_h"] is None else "grads_h"][later, :, :depth]
