@@ -114,7 +114,7 @@ class Pass:
                     matmul.fp32_precision = before
 
     def launcher(self, kernel: Any, **arguments: Any) -> Callable[..., None]:
-        """Launches a kernel with what a call gives, with ``arguments``, and of what it asks for with this pass's own."""
+        """Launches a kernel with what a call gives, ``arguments`` and, of what it asks for besides, this pass's own."""
         tiles = self.plan.tiles
         own = {
             **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx", "lengths")},
