@@ -1,5 +1,6 @@
 # make demo       install into .venv and train a character model with torch.nn and with fused_rnn
 # make test       install into .venv-test and run every test, the linters and the type checker
+# make bench      install into .venv and measure this machine in two minutes: torch.nn and every peer against fused_rnn
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
 # make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
 # make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
@@ -15,10 +16,14 @@ CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu
 NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format wheel mutants gpu-check clean
+.PHONY: demo bench test lint format wheel mutants gpu-check clean
 
 demo: .venv/installed
 	.venv/bin/python examples/char_lm.py
+
+bench: .venv/installed
+	.venv/$(PIP) install -r bench/requirements.txt
+	.venv/bin/python -m bench --quick
 
 test: .venv-test/installed lint
 	.venv-test/bin/python -m pytest -q

@@ -30,10 +30,14 @@ ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 10)
 TARGET_VERSION = "0x020a000000000000ull"  # the stable ABI of OLDEST_TORCH
 
+# GCC 12 warns of its own header of intrinsics.
+AVX512_FLAGS = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
+
 # Kernels of one instruction set: source file, flags. Other processors than x86-64 build without these files.
 X86_64_FLAGS = {
     "avx2": "-mavx2 -mfma",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
+    "avx512": AVX512_FLAGS,
+    "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16",
 }
 
 OLDEST_NVCC = (12, 8)  # the first one that knows the architectures 100 and 120

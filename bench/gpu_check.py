@@ -91,13 +91,6 @@ def differing(a: dict[str, list[str]], b: dict[str, list[str]]) -> dict[str, str
     return found
 
 
-def parse_csv(text: str) -> Figures:
-    """Comments and rows of a measurement's CSV; a last row that was cut off is left out."""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    about = [line[2:] for line in lines if line.startswith("# ")]
-    return {"about": about, "rows": list(csv.DictReader(line for line in lines if not line.startswith("#")))}
-
-
 def parse_json_lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
@@ -218,7 +211,7 @@ def environment(stage: Stage) -> None:
             "capability": f"{p.major}.{p.minor}",
             "sms": p.multi_processor_count,
             "memory_bytes": p.total_memory,
-            "shared_bytes_per_block": p.shared_memory_per_block_optin,
+            "shared_bytes_per_block": getattr(p, "shared_memory_per_block_optin", None),
             "cudnn": torch.backends.cudnn.version(),
         }
         _, driver = stage.run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -328,11 +321,6 @@ def sanitized(stage: Stage, tool: str, *options: str, **environment: str) -> Non
         raise Failure("the small grid did not come to its end.")
 
 
-def baselines(stage: Stage) -> None:
-    """What torch.nn's layers cost here, on a small grid."""
-    measured(stage, "baselines.py", *(["--device=cpu"] if stage.dry else ["--quick"]))
-
-
 def exchange(stage: Stage) -> None:
     """What one exchange between blocks costs."""
     status, text = stage.run(stage.compiled(BENCH / "exchange.cu"))
@@ -343,23 +331,18 @@ def exchange(stage: Stage) -> None:
 
 
 def speed(stage: Stage) -> None:
-    """Our layers against torch.nn's."""
-    measured(stage, "speed.py", *(["--device=cpu", "--tiny"] if stage.dry else []))
-    if wrong := [row for row in stage.figures["rows"] if "not timed" in row["note"]]:
-        raise Failure(f"{len(wrong)} rows were not timed because results were off, the first: {wrong[0]['note']}.")
-
-
-def measured(stage: Stage, script: str, *options: str) -> None:
-    """Run a measurement. One that is cut off keeps its rows, and is no failure unless it has none."""
-    out = BUILT / Path(script).with_suffix(".csv")
-    BUILT.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    status, _ = stage.python(BENCH / script, "--out", out, *options)
-    stage.figures |= parse_csv(out.read_text() if out.exists() else "")
-    stage.figures.setdefault("cut_off", status is None)
-    if status or not stage.figures["rows"]:
-        stage.check(script, status)
-        raise Failure(f"{script} wrote no rows.")
+    """Our layers against torch.nn's, and which kernels torch.nn runs. A run that is cut off keeps its rows."""
+    out = BUILT / "gpu_check"
+    shutil.rmtree(out, ignore_errors=True)
+    what = ["cpu", "--case", "stream64", "--seconds", "0.01"] if stage.dry else ["gpu", "--quick"]
+    status, _ = stage.python("-m", "bench", *what, "--peers", "--out", out)
+    rows = [row for path in out.glob("*/layers.csv") for row in csv.DictReader(path.open(newline=""))]
+    stage.figures |= {"rows": rows, "cut_off": status is None}
+    if wrong := [row["note"] for row in rows if row["system"] == "fused_rnn" and row["note"]]:
+        raise Failure(f"{len(wrong)} layers were not timed, the first: {wrong[0]}.")
+    if status or not rows:
+        stage.check("python -m bench", status)
+        raise Failure("python -m bench wrote no rows.")
 
 
 STAGES: dict[Callable[[Stage], None], float] = {  # in order of worth, with the limit of each in seconds
@@ -369,9 +352,8 @@ STAGES: dict[Callable[[Stage], None], float] = {  # in order of worth, with the 
     primitives: 60,
     memcheck: 50,
     racecheck: 50,
-    baselines: 45,
     exchange: 30,
-    speed: 100,
+    speed: 145,
 }
 NEED_BUILD = (tests, memcheck, racecheck, speed)
 
@@ -408,7 +390,7 @@ def check(names: Iterable[str], path: Path, device: str, dry: bool) -> bool:
     report: Figures = {"device": device, "stages": {}}
     if path.exists():
         report["stages"] = json.loads(path.read_text())["stages"]
-    wanted, statuses = set(names), {}
+    wanted, statuses = set(names), dict[str, str]()
     path.parent.mkdir(parents=True, exist_ok=True)
     for run, limit in STAGES.items():
         name = run.__name__

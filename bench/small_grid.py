@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -21,7 +21,7 @@ import torch
 
 import fused_rnn
 
-CELLS = {
+CELLS: dict[str, Callable[..., torch.nn.Module]] = {
     "LSTM": fused_rnn.LSTM,
     "GRU": fused_rnn.GRU,
     "GRU(reset_after=False)": partial(fused_rnn.GRU, reset_after=False),

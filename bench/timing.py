@@ -1,20 +1,14 @@
-"""Timing shared by the measurements: calls in turns, on the device's own clock, and CSV rows as they come."""
+"""The clock: calls in turns, on the device's own time."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
-Row = dict[str, object]
-
-FEWEST, MOST = 7, 60  # rounds
+FEWEST, MOST = 7, 200  # rounds
 
 
 def in_turns(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
@@ -74,30 +68,6 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), deciles[0], deciles[-1]
 
 
-def write_csv(rows: Iterable[Row], columns: Sequence[str], about: str, out: Path | None) -> None:
-    """Write each row when it is there, so that a run that is cut off has lost none.
-
-    Args:
-        about: a comment above the rows.
-        out: the file, or None for standard output.
-    """
-    with contextlib.nullcontext(sys.stdout) if out is None else out.open("w", newline="") as file:
-        print(f"# {about}", file=file)
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row)
-            file.flush()
-
-
-def machine(device: torch.device) -> str:
-    """The device and the versions that a time depends on, and the day."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
-    versions = f"torch {torch.__version__}" + (f", cuDNN {cudnn}" if cudnn else "")
-    return f"{name}, {versions}, {time.strftime('%Y-%m-%d')}"
-
-
-def first_sentence(error: BaseException) -> str:
-    """An error as one short line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+def ratios(these: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Round by round, how many times as long these took."""
+    return [a / b for a, b in zip(these, ours, strict=True)]

@@ -1,7 +1,7 @@
 """Chooses the tiles of the Triton kernels by measurement: a table for ``fused_rnn/triton/plan.py``, on standard output.
 
-    python bench/tune_triton.py           every row for this GPU, most of the time compiling
-    python bench/tune_triton.py --list    the candidates of every row; needs no GPU
+    python -m bench.tune_triton           every row for this GPU, most of the time compiling
+    python -m bench.tune_triton --list    the candidates of every row; needs no GPU
 
 Each row of the table that is there keeps what it is for; its tiles are measured against others at its largest H and B
 (without a limit: H 512, B 64 or 256), forward and backward, for each cell. What does not compile, does not fit or is
@@ -18,17 +18,15 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 import torch
+from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-from problems import CELLS, Layer, Size  # noqa: E402
-
-from fused_rnn import autograd  # noqa: E402
-from fused_rnn.triton import plan  # noqa: E402
-from fused_rnn.triton.plan import Plan, Row, Tiles  # noqa: E402
+from fused_rnn import autograd
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, Weights
+from fused_rnn.triton import plan
+from fused_rnn.triton.plan import Plan, Row, Tiles
 
 T, I = 64, 64
 
@@ -44,37 +42,42 @@ def candidates(row: Row) -> Iterator[Tiles]:
     yield from (tiles for tiles in others if tiles != row.tiles)
 
 
-def layers(row: Row) -> list[tuple[Layer, bool]]:
-    """A layer of each cell at the largest size of a row, and whether it may use TF32."""
-    B = row.B or (256 if row.form == "stepwise" else 64)
-    dtype = getattr(torch, {"tf32": "float32"}.get(row.maths[0], row.maths[0]))
-    size = Size(T, B, I, row.H or 512)
-    return [(Layer.random(cell, dtype, size).to("cuda"), row.maths[0] == "tf32") for cell in CELLS]
+def passes_of(cell: Cell, row: Row) -> Callable[[], list[Tensor]]:
+    """Forward and backward of a random layer at the largest size of a row: what it computes."""
+    B, H = row.B or (256 if row.form == "stepwise" else 64), row.H or 512
+    tf32 = row.maths[0] == "tf32"
+    dtype = torch.float32 if tf32 else getattr(torch, row.maths[0])
+
+    def random(*shape: int) -> Tensor:
+        return (torch.randn(shape, device="cuda") * H**-0.5).to(dtype).requires_grad_()
+
+    rows = cell.gates * H
+    x, states = random(T, B, I), tuple(random(B, H) for _ in cell.states)
+    leaves = [random(rows, I), random(rows, H), random(rows), random(rows)]
+    weights = Weights(*leaves)
+
+    def run() -> list[Tensor]:
+        output, final = autograd.run(torch.ops.fused_rnn_triton, cell, x, states, weights, None, False, tf32)
+        outputs = [output, *final]
+        return [output, *torch.autograd.grad(outputs, [x, *states, *leaves], list(map(torch.ones_like, outputs)))]
+
+    return run
 
 
-def call(layer: Layer, allow_tf32: bool) -> Callable[[], dict[str, torch.Tensor]]:
-    def run(*arguments):  # type: ignore[no-untyped-def]
-        return autograd.run(torch.ops.fused_rnn_triton, *arguments, allow_tf32)
-
-    return lambda: layer.results(run)
-
-
-def milliseconds(row: Row, tiles: Tiles, posed: list[tuple[Layer, bool]]) -> float | None:
-    """The geometric mean over the cells, forward and backward; None if it does not run or is wrong."""
+def milliseconds(row: Row, tiles: Tiles, layers: list[Callable[[], list[Tensor]]]) -> float | None:
+    """The geometric mean over the layers, forward and backward; None if one does not run or is wrong."""
     import triton
 
     from fused_rnn.triton import passes
 
+    tolerance = 1e-4 if row.maths[0] == "float32" else 2e-2
+    forced = Plan(row.form, tiles, "tf32" if row.maths[0] == "tf32" else "ieee", "")
     times = []
-    for layer, allow_tf32 in posed:
-        forced = Plan(row.form, tiles, "tf32" if allow_tf32 else "ieee", "")
-        run = call(layer, allow_tf32)
+    for run in layers:
         wanted = run()
-        with mock.patch.object(passes, "make_plan", lambda *args, forced=forced: forced):
+        with mock.patch.object(passes, "make_plan", lambda *args: forced):
             try:
-                got = run()
-                tolerance = 2e-2 if allow_tf32 or layer.x.element_size() == 2 else 1e-4
-                if any((got[n] - wanted[n]).abs().max() > tolerance * wanted[n].abs().max() for n in wanted):
+                if any((a - b).abs().max() > tolerance * b.abs().max() for a, b in zip(run(), wanted, strict=True)):
                     return None
                 times.append(triton.testing.do_bench(run, return_mode="median"))
             except Exception as error:  # out of resources, or the compiler gives up
@@ -101,8 +104,8 @@ def main() -> int:
     for row in plan.TABLE:
         if plan.device_of(device).vendor not in row.vendors:
             continue
-        posed = layers(row)
-        measured = {tiles: milliseconds(row, tiles, posed) for tiles in candidates(row)}
+        layers = [passes_of(cell, row) for cell in (LSTM, GRU, GRU_RESET_BEFORE)]
+        measured = {tiles: milliseconds(row, tiles, layers) for tiles in candidates(row)}
         times = {tiles: time for tiles, time in measured.items() if time is not None}
         if not times:
             print(f"# nothing runs for {row}")

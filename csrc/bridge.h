@@ -2,6 +2,7 @@
 // device is a function that runs prepared arguments. Only .cpp files that talk to torch include this.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -49,13 +50,17 @@ inline void check_shape(const Tensor& tensor, const char* name, const std::vecto
   if (!same) require(false, name, " must be ", shape_text(wanted), ", got ", shape_text(got));
 }
 
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // the op costs half a microsecond
+}
+
 // `tensor`, contiguous, after checking that it has the shape, and the dtype and device of `like`.
 inline Tensor prepared(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
   check_shape(tensor, name, shape);
   require(tensor.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(), " like x, got ",
           tensor.scalar_type());
   require(tensor.device() == like.device(), name, " must be on the device of x");
-  return torch::stable::contiguous(tensor);
+  return as_contiguous(tensor);
 }
 
 inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, const std::vector<int64_t>& shape,
@@ -116,9 +121,22 @@ const S* const_data(const MaybeTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
+// PyTorch's op, or on the CPU the function behind it: a streaming step allocates four times.
+inline Tensor new_empty(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+  if (!x.is_cpu()) return torch::stable::new_empty(x, shape, dtype);
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i > 1; --i) strides[i - 2] = strides[i - 1] * (shape[i - 1] > 1 ? shape[i - 1] : 1);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 inline Tensor allocate_uninitialised(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
   try {
-    return torch::stable::new_empty(x, shape, dtype);
+    return new_empty(x, shape, dtype);
   } catch (const std::exception& error) {  // the stable ABI's own message does not say what was too large
     std::ostringstream message;
     message << "out of memory: a layer needs " << shape_text(shape) << " numbers of dtype " << dtype
@@ -145,6 +163,7 @@ struct Layer {
   Tensor hx;
   MaybeTensor cx, lengths;
   int64_t T, B, I, H;
+  std::vector<int64_t> state_shape;  // of hx, cx and everything like them: [B, H], or [1, B, H] as a module has them
 
   Layer(CellKind cell, const Tensor& x_, const Tensor& weight_ih_, const Tensor& weight_hh_,
         const MaybeTensor& bias_ih_, const MaybeTensor& bias_hh_, const Tensor& hx_, const MaybeTensor& cx_,
@@ -154,19 +173,20 @@ struct Layer {
     require(weight_hh_.dim() == 2, "weight_hh must be [G*H, H], got ", shape_text(weight_hh_.sizes()));
     T = x_.size(0), B = x_.size(1), I = x_.size(2), H = weight_hh_.size(1);
     const int64_t rows = gates(cell) * H;
-    x = torch::stable::contiguous(x_);
+    x = as_contiguous(x_);
     weight_ih = prepared(weight_ih_, "weight_ih", {rows, I}, x);
     weight_hh = prepared(weight_hh_, "weight_hh", {rows, H}, x);
     bias_ih = prepared(bias_ih_, "bias_ih", {rows}, x);
     bias_hh = prepared(bias_hh_, "bias_hh", {rows}, x);
-    hx = prepared(hx_, "hx", {B, H}, x);
-    cx = prepared(cx_, "cx", {B, H}, x);
+    state_shape = hx_.dim() == 3 ? std::vector<int64_t>{1, B, H} : std::vector<int64_t>{B, H};
+    hx = prepared(hx_, "hx", state_shape, x);
+    cx = prepared(cx_, "cx", state_shape, x);
     if (lengths_) {
       check_shape(*lengths_, "lengths", {B});
       require(lengths_->scalar_type() == ScalarType::Long, "lengths must have dtype int64, got ",
               lengths_->scalar_type());
       require(lengths_->device() == x.device(), "lengths must be on the device of x");
-      lengths = torch::stable::contiguous(*lengths_);
+      lengths = as_contiguous(*lengths_);
       if (x.is_cpu())
         for (int64_t b = 0; b < B; ++b) {
           const int64_t length = const_data<int64_t>(*lengths)[b];
@@ -201,9 +221,9 @@ struct ForwardResult {
 template <class Launch>
 ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Launch& launch) {
   const ScalarType accumulate = accumulate_type(layer.x.scalar_type());
-  ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate({layer.B, layer.H}), std::nullopt,
+  ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate(layer.state_shape), std::nullopt,
                        allocate(layer.x, save ? layer.saved_shape() : std::vector<int64_t>{0}, accumulate)};
-  if (layer.cx) result.cy = layer.allocate({layer.B, layer.H});
+  if (layer.cx) result.cy = layer.allocate(layer.state_shape);
   if (layer.B == 0) return result;
   with_storage_type(layer.x.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -232,13 +252,13 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
                             bool needs_x, bool needs_weights, const Launch& launch) {
   const int64_t T = layer.T, B = layer.B, H = layer.H, rows = gates(layer.cell) * H;
   const MaybeTensor grad_output = prepared(grad_output_, "grad_output", {T, B, H}, layer.x);
-  const MaybeTensor grad_hy = prepared(grad_hy_, "grad_hy", {B, H}, layer.x);
-  const MaybeTensor grad_cy = prepared(grad_cy_, "grad_cy", {B, H}, layer.x);
+  const MaybeTensor grad_hy = prepared(grad_hy_, "grad_hy", layer.state_shape, layer.x);
+  const MaybeTensor grad_cy = prepared(grad_cy_, "grad_cy", layer.state_shape, layer.x);
   const Tensor output = prepared(output_, "output", {T, B, H}, layer.x);
   check_shape(saved_, "saved", layer.saved_shape());
   require(saved_.scalar_type() == accumulate_type(layer.x.scalar_type()), "saved must have dtype ",
           accumulate_type(layer.x.scalar_type()), ", got ", saved_.scalar_type());
-  const Tensor saved = torch::stable::contiguous(saved_);
+  const Tensor saved = as_contiguous(saved_);
 
   const auto allocate_if = [&](bool needed, std::vector<int64_t> shape) {
     return layer.allocate(needed ? shape : std::vector<int64_t>{0});
@@ -248,9 +268,9 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
                         allocate_if(needs_weights, {rows, H}),
                         allocate_if(needs_weights && layer.bias_ih, {rows}),
                         allocate_if(needs_weights && layer.bias_hh, {rows}),
-                        layer.allocate({B, H}),
+                        layer.allocate(layer.state_shape),
                         std::nullopt};
-  if (layer.cx) result.grad_cx = layer.allocate({B, H});
+  if (layer.cx) result.grad_cx = layer.allocate(layer.state_shape);
   if (B == 0) {
     for (Tensor* grad : {&result.grad_weight_ih, &result.grad_weight_hh, &result.grad_bias_ih, &result.grad_bias_hh})
       torch::stable::zero_(*grad);

@@ -6,6 +6,7 @@
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   fused_rnn::define_ops(m);
   m.def("cpu_instruction_set() -> str");
+  m.def("poisoned() -> bool");  // built with FUSED_RNN_POISON: for tests, and slow
   // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.
   m.def("cuda_architectures() -> str");
   // Why the CUDA kernels cannot run on a GPU that is here, a sentence, or "" if they can.

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import fused_rnn
 
@@ -37,6 +37,11 @@ LARGEST_DIFFERENCE = 1e-3
 WARM_UP = 5  # steps before the clock starts
 TURN = 10  # steps of one model before the other's turn
 TEMPERATURE = 0.7  # of the sample; lower is more careful
+
+
+def manual() -> str:
+    """Python's own manual: the text that the models read."""
+    return "".join(topics[name] for name in sorted(topics))
 
 
 class Vocabulary:
@@ -220,7 +225,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    text = "".join(topics[name] for name in sorted(topics))
+    text = manual()
     if len(text) // args.batch <= args.length:
         sys.exit(f"The text's {len(text)} characters are too few for --batch {args.batch} --length {args.length}.")
     vocabulary = Vocabulary(text)

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import cell as cells
-from . import layer, stack
+from . import layer, native, stack
 from .cell import Cell, States, Weights
 
 
@@ -47,11 +47,39 @@ class _Layers(nn.RNNBase):
         Raises:
             RuntimeError, ValueError: as torch.nn does, before any kernel runs.
         """
+        if lengths is None and (result := self._run_plain(input, hx)) is not None:
+            return result
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return self._traced(input, hx, lengths)
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, lengths)
         return self._run_padded(input, hx, lengths)
+
+    def _run_plain(self, input: Any, hx: Any) -> Any:
+        """What :meth:`forward` gives for a batch in a single layer where :func:`layer.is_plain`; otherwise None.
+
+        Anything that is not exactly so takes the other way, which has all the checks.
+        """
+        if self.num_layers > 1 or self.bidirectional or self.proj_size or not isinstance(input, Tensor):
+            return None
+        weights = _own_parameters(self, self._all_weights[0])
+        if weights is None or input.dim() != 3:
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        T, B, I = x.shape
+        names, shape = self._cell.states, (1, B, self.hidden_size)
+        if hx is None:
+            states = (x.new_zeros(shape),) * len(names)
+        else:
+            states = (hx,) if isinstance(hx, Tensor) else hx
+            if isinstance(hx, Tensor) != (len(names) == 1) or type(states) is not tuple or len(states) != len(names):
+                return None
+            if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
+                return None
+        if T == 0 or self.input_size != I or not layer.is_plain(x, *weights, *states):
+            return None
+        output, *final, _ = native.run_plain(self._cell, x, states, weights)
+        return output.transpose(0, 1) if self.batch_first else output, self._as_hx(tuple(final))
 
     def _run_padded(self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
         if input.dim() not in (2, 3):
@@ -297,6 +325,8 @@ class LSTMCell(nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
+        if hx is not None and (plain := _run_plain_cell(self, input, hx)) is not None:
+            return plain[0], plain[1]
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return super().forward(input, hx)
         h, c = _run_cell(self, input, None if hx is None else tuple(hx))
@@ -327,6 +357,8 @@ class GRUCell(_Gru, nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
+        if isinstance(hx, Tensor) and (plain := _run_plain_cell(self, input, (hx,))) is not None:
+            return plain[0]
         if (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()) and self.reset_after:
             return super().forward(input, hx)
         (h,) = _run_cell(self, input, None if hx is None else (_checked_gru_hx(hx),))
@@ -336,6 +368,22 @@ class GRUCell(_Gru, nn.GRUCell):
         if not self.reset_after:
             raise RuntimeError("torch.nn has no GRUCell with reset_after=False")
         return _with_class(self, nn.GRUCell)
+
+
+def _run_plain_cell(module: Any, input: Any, states: Any) -> Sequence[Tensor] | None:
+    """The new states of a batch where :func:`layer.is_plain`; None for anything else, as :meth:`_Layers._run_plain`."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
+    weights = _own_parameters(module, names)
+    if weights is None or not isinstance(input, Tensor) or input.dim() != 2:
+        return None
+    shape = (input.size(0), module.hidden_size)
+    if type(states) is not tuple or len(states) != len(module._cell.states):
+        return None
+    if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
+        return None
+    if input.size(1) != module.input_size or not layer.is_plain(input, *weights, *states):
+        return None
+    return native.run_plain(module._cell, input.unsqueeze(0), states, weights)[1:-1]
 
 
 def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
@@ -369,6 +417,14 @@ def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"
             )
+
+
+def _own_parameters(module: nn.Module, names: Sequence[str]) -> list[Tensor | None] | None:
+    """weight_ih, weight_hh, bias_ih and bias_hh of a layer, or None if one is not a parameter but computed."""
+    weights: list[Tensor | None] = [module._parameters.get(name) for name in names]
+    if any(weight is None for weight in weights):
+        return None
+    return weights if len(weights) == 4 else [*weights, None, None]
 
 
 def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:

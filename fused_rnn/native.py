@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from .cell import Cell, States, Weights
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load() -> str | None:
@@ -44,9 +48,16 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-# The compiler may take what these answer as a constant: it cannot look into them, and what they ask for does not
-# change, or (TF32) is as it was when the code was compiled.
-@torch.compiler.assume_constant_result
+def constant(function: F) -> F:
+    """torch.compile may take the answer as a constant: it cannot look inside, and what is asked does not change.
+
+    What ``torch.compiler.assume_constant_result`` does, without importing the compiler: that takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
     return _cuda_why_not(device_index, dtype)
@@ -59,9 +70,9 @@ def _cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     return torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def allow_tf32() -> bool:
-    """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it there."""
+    """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it; compiled code keeps what it was then."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
@@ -89,6 +100,21 @@ def cuda_plan(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def run_plain(cell: Cell, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """output and final states of one layer on the CPU, nothing recorded and nothing asked: see :func:`layer.is_plain`.
+
+    Args:
+        x: [T, B, I].
+        states: each [B, H] or [1, B, H]; the final ones have that shape too.
+        weights: weight_ih, weight_hh, bias_ih, bias_hh.
+    """
+    ops = torch.ops.fused_rnn
+    with torch._C._AutoDispatchBelowAutograd():
+        if cell.name == "lstm":
+            return ops.lstm_forward.default(x, *weights, *states, None, False, False, False)
+        return ops.gru_forward.default(x, *weights, *states, None, cell.reset_after, False, False, False)
 
 
 def run(

@@ -93,7 +93,11 @@ def test_torch_backend_projects():
 
 def instruction_sets():
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return [name for name, flag in (("avx512", "avx512vl"), ("avx2", "avx2")) if f" {flag} " in flags] + ["generic"]
+    return [
+        name
+        for name, flag in (("avx512_bf16", "avx512_bf16"), ("avx512", "avx512vl"), ("avx2", "avx2"))
+        if f" {flag} " in flags
+    ] + ["generic"]
 
 
 def run_python(*arguments, **environment):

@@ -1,235 +1,388 @@
-"""The GPU check reads what programs print, keeps what came of its stages, and its measurements run on a CPU."""
+"""The benchmark compares before it times, keeps what it measured, and the README shows what the rows say."""
 
-import importlib
-import json
+import csv
+import importlib.util
+import re
+import statistics
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[1] / "bench"
+import fused_rnn
+from fused_rnn import native
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.skipif(native.load_error is not None, reason=f"needs the extension: {native.load_error}"),
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("tqdm", "matplotlib")),
+        reason="needs tqdm and matplotlib: pip install -r bench/requirements.txt",
+    ),
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def bench(monkeypatch):
+    """The package, which stands in the checkout and is not installed; one thread afterwards, as before."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield pytest.importorskip("bench")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    """Imports a file of bench/ by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
+def layers(bench):
+    return importlib.import_module("bench.layers")
 
 
-PYTEST = """\
-============================= test session starts ==============================
-collected 5 items
-
-tests/test_cuda.py::test_rows[lstm a-1] PASSED                           [ 20%]
-tests/test_cuda.py::test_rows[gru-1] FAILED                              [ 40%]
-tests/test_cuda.py::test_other SKIPPED (needs capability 9.0)            [ 60%]
-tests/test_cuda.py::test_setup ERROR                                     [ 80%]
-tests/test_cuda.py::test_last PASSED                                     [100%]
-"""
-PYTEST_END = """\
-=================================== FAILURES ===================================
-E       AssertionError: output is off by 1.00e-02, budget 1.00e-03
-=========================== short test summary info ============================
-FAILED tests/test_cuda.py::test_rows[gru-1] - AssertionError: output is off
-ERROR tests/test_cuda.py::test_setup - RuntimeError: no
-============== 1 failed, 2 passed, 1 skipped, 1 error in 3.21s =================
-"""
+def load(name):
+    return importlib.import_module(f"bench.{name}")
 
 
-@pytest.mark.parametrize("text", [PYTEST, PYTEST + PYTEST_END], ids=["stopped", "whole"])
-def test_pytest_output(bench, text):
-    assert bench("gpu_check").parse_pytest(text) == {
-        "passed": 2,
-        "failed": 1,
-        "error": 1,
-        "skipped": 1,
-        "failures": ["tests/test_cuda.py::test_rows[gru-1]", "tests/test_cuda.py::test_setup"],
-    }
+def tiny(cell="LSTM", work="inference", dtype="float32", **sizes):
+    cases = load("cases")
+    case = replace(cases.Case("tiny", 3, 2, 5, 6), **sizes)
+    return cases.Task(case, cell, work, dtype)
 
 
-MEMCHECK = """\
-========= COMPUTE-SANITIZER
-========= Invalid __global__ write of size 4 bytes
-=========     at void fused_rnn::block_forward<float>(int)+0x2f0
-=========     by thread (33,0,0) in block (0,0,0)
-=========     Access at 0x7f0d0a000084 is out of bounds
-72 of 72 layers ran
-========= ERROR SUMMARY: 1 error
-"""
-RACECHECK = """\
-========= COMPUTE-SANITIZER
-========= Error: Race reported between Read access at fused_rnn::block_forward(int)+0x180
-=========     and Write access at fused_rnn::block_forward(int)+0xe0 [128 hazards]
-========= Error: Race reported between Read access at fused_rnn::block_forward(int)+0x180
-=========     and Write access at fused_rnn::block_forward(int)+0xe0 [128 hazards]
-========= RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)
-"""
-CLEAN = {"errors": 0, "warnings": 0, "complaints": []}
+def setting(*peers, **options):
+    return load("layers").Setting(CPU, 1, load("systems").peers(list(peers), False), 0.0, **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "figures"),
-    [
-        (MEMCHECK, {"errors": 1, "warnings": 0, "complaints": ["Invalid __global__ write of size 4 bytes"]}),
-        (
-            RACECHECK,
-            {
-                "errors": 2,
-                "warnings": 1,
-                "complaints": ["Error: Race reported between Read access at fused_rnn::block_forward(int)+0x180"],
-            },
-        ),
-        ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", CLEAN),
-        ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", CLEAN),
-        ("========= COMPUTE-SANITIZER\n", {**CLEAN, "errors": None}),
-    ],
-    ids=["memcheck", "racecheck", "memcheck-clean", "racecheck-clean", "no-summary"],
-)
-def test_sanitizer_output(bench, text, figures):
-    assert bench("gpu_check").parse_sanitizer(text) == figures
+def test_cases():
+    cases = load("cases")
+    for device in ("cpu", "cuda"):
+        every = cases.known_cases(device)
+        assert len({case.name for case in every}) == len(every)
+        done = list(cases.tasks(every, device))
+        assert {task.work for task in done} == {*cases.SINGLE, *cases.BATCHED}
+        assert {task.cell for task in done} == set(cases.CELLS)
+    assert all(case.source for case in cases.USES)
+    assert len(cases.CPU_GRID) == 14
+    assert {(case.H, case.B) for case in cases.GPU_GRID} >= {(64, 1), (2048, 256)}
+    with pytest.raises(ValueError, match="no case is called 'typ7'; there are stream64, "):
+        cases.select(cases.CPU_GRID, ["typ*", "typ7"])
+    assert [case.name for case in cases.select(cases.CPU_GRID, ["typ*"])] == ["typ256", "typ512"]
 
 
-def test_words_that_differ(bench):
-    gpu_check = bench("gpu_check")
-    gpu = gpu_check.parse_words("same 00000001 00000002\nbits 00000001 00000003 0a000000\nshort 01\ngpu 00\n")
-    emulated = gpu_check.parse_words(
-        "same 00000001 00000002\n\nbits 00000001 00000004 0b000000\nshort 01 02\nemulated 00\n"
-    )
-    assert gpu_check.differing(gpu, gpu) == {}
-    assert gpu_check.differing(gpu, emulated) == {
-        "bits": "2 of 3 words, first word 1: 00000003 against 00000004",
-        "short": "1 words against 2",
-        "gpu": "only the first has it",
-        "emulated": "only the second has it",
-    }
+def test_flops():
+    """Two for each weight and row, three times that with the gradients."""
+    for task in (tiny(), tiny("GRU", layers=2, bidirectional=True)):
+        case = task.case
+        rnn = getattr(torch.nn, task.cell)(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+        numbers = sum(p.numel() for name, p in rnn.named_parameters() if name.startswith("weight"))
+        assert task.flops() == 2 * numbers * case.B
+        assert replace(task, work="training").flops() == 3 * task.flops()
 
 
-def test_measurements_that_were_cut_off(bench):
-    gpu_check = bench("gpu_check")
-    assert gpu_check.parse_csv("# GPU, torch\na,b\n1,x\n2,") == {
-        "about": ["GPU, torch"],
-        "rows": [{"a": "1", "b": "x"}],
-    }
-    assert gpu_check.parse_csv("") == {"about": [], "rows": []}
-    assert gpu_check.parse_json_lines('{"us": 1.5}\nother\n{"us": 2') == [{"us": 1.5}]
+def installed():
+    return [peer for peer in ("reference", "onnxruntime", "openvino") if _is_here(peer)]
 
 
-@pytest.mark.parametrize(
-    ("architectures", "capability", "expected"),
-    [
-        ("80 90a 100", (8, 6), True),
-        ("80 90a 100", (9, 0), True),
-        ("80 90a 100", (7, 5), False),
-        ("80 90a 100", (10, 3), True),
-        ("80 90a 100", (12, 0), False),
-        ("86 120", (8, 0), False),
-        ("86 120", (12, 0), True),
-        ("", (9, 0), False),
-    ],
-)
-def test_code_for_a_gpu(bench, architectures, capability, expected):
-    assert bench("gpu_check").has_code(architectures, capability) is expected
+def _is_here(name):
+    return name == "reference" or importlib.util.find_spec(name) is not None
 
 
-def test_a_program_that_takes_too_long_is_stopped_and_what_it_printed_is_kept(bench):
-    gpu_check = bench("gpu_check")
-
-    def slow(stage):
-        status, _ = stage.python("-c", "import time; print('begun'); time.sleep(60)")
-        stage.check("the program", status)
-
-    start = time.monotonic()
-    entry = gpu_check.outcome(slow, gpu_check.Stage("slow", limit=2, dry=True))
-    assert time.monotonic() - start < 30
-    assert (entry["status"], entry["output"]) == ("failed", ["begun"])
-    assert entry["sentence"] == "the program was stopped at the limit of the stage, 2 s."
-
-
-def test_every_stage_is_recorded_and_a_later_run_keeps_the_others(bench, monkeypatch, tmp_path):
-    gpu_check = bench("gpu_check")
-    path = tmp_path / "results" / "gpu_check-x.json"
-    seen = []
-
-    def environment(stage):
-        stage.figures["sms"] = 132
-
-    def build(stage):
-        raise gpu_check.Failure("no compiler.")
-
-    def tests(stage):
-        raise AssertionError("must not run after a failed build")
-
-    def exchange(stage):
-        seen.append(json.loads(path.read_text()))
-        raise ZeroDivisionError("a mistake")
-
-    monkeypatch.setattr(gpu_check, "STAGES", dict.fromkeys((environment, build, tests, exchange), 9))
-    monkeypatch.setattr(gpu_check, "NEED_BUILD", (tests,))
-    names = ["environment", "build", "tests", "exchange"]
-    assert not gpu_check.check(names, path, "x", dry=True)
-    assert list(seen[0]["stages"]) == names[:3]  # written before the next stage began
-    stages = json.loads(path.read_text())["stages"]
-    assert [stages[name]["status"] for name in names] == ["ok", "failed", "skipped", "failed"]
-    assert stages["environment"]["figures"] == {"sms": 132}
-    assert stages["exchange"]["sentence"] == "ZeroDivisionError: a mistake"
-    assert gpu_check.check(["environment"], path, "x", dry=True)
-    assert list(json.loads(path.read_text())["stages"]) == names
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, BENCH / "gpu_check.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("gpu_check needs an NVIDIA GPU")
-
-
-def test_baselines_on_the_cpu(bench):
-    baselines, device = bench("baselines"), torch.device("cpu")
-    rows = list(baselines.rows(device, seconds=0.0))
-    assert len(rows) == 2 * len(list(baselines.cases(device, quick=False)))
+@pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("form", [{}, {"layers": 2, "bidirectional": True}, {"ragged": True}], ids=str)
+def test_every_system_is_compared_and_timed(cell, work, form, layers):
+    if work in load("cases").SINGLE:
+        form = {"T": 1} if work == "cell" else {**form, "T": 1}
+    task = tiny(cell, work, **form)
+    asked = setting(*installed(), with_memory=False)
+    rows = layers.measure(task, asked)
+    assert [row["system"] for row in rows] == [system.name for system in layers.systems_for(task, asked)]
+    fields = load("rows").FIELDS
     for row in rows:
-        assert set(row) <= set(baselines.COLUMNS)
-        assert "note" not in row
-        assert 0 < float(row["p10"]) <= float(row["us_per_step"]) <= float(row["p90"])
+        assert set(row) <= set(fields)
+        assert row["note"] == "", row["system"]
+        assert float(row["p10"]) <= float(row["us_per_step"]) <= float(row["p90"])
+        assert float(row["ratio"]) > 0 and row["path"] and row["version"] and row["commit"]
+    assert rows[0]["ratio"] == "1.000"
 
 
-def test_speed_on_the_cpu(bench):
-    speed = bench("speed")
-    for row in speed.rows(torch.device("cpu"), tiny=True, seconds=0.0):
-        assert set(row) == set(speed.COLUMNS)
-        assert row["note"] == ""
-        assert float(row["ratio"]) > 0
-
-
-def test_no_time_for_a_wrong_result(bench, monkeypatch):
-    speed = bench("speed")
-    convert = speed.fused_rnn.convert
+def test_no_time_for_a_wrong_result(layers, monkeypatch):
+    convert = fused_rnn.convert
 
     def broken(rnn):
         with torch.no_grad():
-            rnn.bias_hh_l0 += 0.5
+            rnn.bias_hh_l0 += 0.01
         return convert(rnn)
 
-    monkeypatch.setattr(speed.fused_rnn, "convert", broken)
-    row = next(iter(speed.rows(torch.device("cpu"), tiny=True, seconds=0.0)))
-    assert "us_per_step" not in row
-    assert row["note"].endswith("not timed")
+    monkeypatch.setattr(fused_rnn, "convert", broken)
+    ours, theirs = layers.measure(tiny(), setting())
+    assert ours["note"].startswith("output is off by") and ours["note"].endswith("not timed")
+    assert "us_per_step" not in ours and "ratio" not in ours
+    assert theirs["us_per_step"] and "ratio" not in theirs
 
 
-def test_small_grid_on_the_cpu(bench, capsys, monkeypatch):
-    small_grid = bench("small_grid")
-    monkeypatch.setattr(small_grid, "SIZES", ((3, 3, 5, 17),))
-    monkeypatch.setattr(sys, "argv", ["small_grid.py", "--device=cpu", "--backend=reference"])
-    assert small_grid.main() == 0
-    assert capsys.readouterr().out == "18 of 18 layers ran\n"
+def test_no_time_for_a_wrong_gradient(layers, monkeypatch):
+    """The output is right, and one gradient is not."""
+    compare = load("compare")
+    with_gradients = compare._with_gradients
+    calls = []
+
+    def wrong_third(layer, x):  # after torch.nn in this dtype and in float64 comes ours
+        calls.append(layer)
+        found = dict(with_gradients(layer, x))
+        if len(calls) == 3:
+            found["grad_weight_hh_l0"] = found["grad_weight_hh_l0"] * 1.0001
+        return found
+
+    monkeypatch.setattr(compare, "_with_gradients", wrong_third)
+    ours, _ = layers.measure(tiny(work="training"), setting(with_memory=False))
+    assert ours["note"].startswith("grad_weight_hh_l0 is off by")
 
 
-def test_the_build_stage_asks_what_the_extension_answers(bench):
-    gpu_check = bench("gpu_check")
-    status, text = gpu_check.Stage("build", limit=60, dry=True).python("-c", gpu_check.LOADED)
-    assert status == 0, text
-    assert "architectures:" in text and "why not:" in text
+def test_a_peer_that_fails_is_a_note_and_the_others_go_on(layers):
+    def build(*arguments):
+        raise RuntimeError("no such kernel\nand more")
+
+    broken = load("system").System("broken", "torch", lambda task: None, build)
+    rows = layers.measure(tiny(), replace(setting(), peers=[broken]))
+    assert rows[-1]["note"] == "RuntimeError: no such kernel"
+    assert rows[0]["us_per_step"] and rows[1]["ratio"]
+
+
+def test_peers():
+    systems = load("systems")
+    assert systems.peers([], False) == []
+    with pytest.raises(ValueError, match=r"no peer is called 'cudnn'; there are torch\.compile, "):
+        systems.peers(["cudnn"], False)
+    if not _is_here("haste_pytorch"):
+        with pytest.raises(ValueError, match="the peer 'haste' cannot run: haste_pytorch is not installed"):
+            systems.peers(["haste"], False)
+    for peer in systems.PEERS:
+        sentence = peer.why_not(tiny("GRU", "training", "bfloat16", layers=2, ragged=True))
+        assert sentence is None or not sentence.endswith(".")
+
+
+def test_memory(layers):
+    """A process of its own sees what a step allocates."""
+    memory = load("memory")
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the peak of memory")
+    kept = []
+    grown = memory.resident_peak(lambda: kept.append(torch.ones(8 << 20)))
+    assert memory.STEPS * (32 << 20) * 0.9 < grown < memory.STEPS * (32 << 20) * 1.2
+    (task,) = (
+        t for t in load("cases").tasks(load("cases").CPU_GRID, "cpu") if str(t) == "tiny32 LSTM training float32"
+    )
+    saved = 128 * 64 * 5 * 32 * 4  # numbers that the forward keeps
+    assert saved < memory.peak_bytes_on_cpu(str(task), "fused_rnn", 1) < 10 * saved
+
+
+def row(**values):
+    about = {"device": "X", "torch": "2", "date": "2026-01-01", "commit": "abc", "tf32": "0", "dtype": "float32"}
+    return dict.fromkeys(load("rows").FIELDS, "") | about | values
+
+
+def test_rows_are_kept(tmp_path):
+    rows = load("rows")
+    results = rows.Results(tmp_path / "machine" / "layers.csv")
+    first, second = row(case="a", system="x", us_per_step="1"), row(case="b", system="x", us_per_step="2")
+    results.put([first])
+    results.put([second, {**first, "us_per_step": "3"}])
+    again = rows.Results(results.path)
+    assert [r["us_per_step"] for r in again] == ["3", "2"]
+    assert rows.key(first) in again and rows.key(row(case="c")) not in again
+    (tmp_path / "other.csv").write_text("case,time\na,1\n")
+    with pytest.raises(ValueError, match="has other columns"):
+        rows.Results(tmp_path / "other.csv")
+
+
+def main(*arguments):
+    return load("__main__").main([str(argument) for argument in arguments])
+
+
+def test_a_run_goes_on_where_it_was_stopped(layers, monkeypatch, tmp_path, capsys):
+    measured = []
+
+    def measure(task, setting):
+        measured.append(str(task))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return [
+            dict(zip(load("rows").KEY, layers.key(task, s, setting), strict=True)) | {"note": ""}
+            for s in layers.systems_for(task, setting)
+        ]
+
+    monkeypatch.setattr(load("__main__").layers, "measure", measure)
+    run = ("cpu", "--case", "stream64", "--peers", "--threads", 1, "--out", tmp_path)
+    assert main(*run) == 130
+    assert "what was measured is in" in capsys.readouterr().err
+    assert main(*run) == 0
+    cases = load("cases")
+    names = [str(task) for task in cases.tasks(cases.select(cases.CPU_GRID, ["stream64"]), "cpu")]
+    assert len(names) == 8 and measured == [*names[:3], *names[2:]]
+    assert main(*run, "--fresh") == 0
+    assert measured[9:] == names
+
+
+def test_the_whole_way(tmp_path, capsys):
+    assert main("cpu", "--case", "stream64", "--peers", "--threads", 1, "--seconds", 0.001, "--out", tmp_path) == 0
+    assert "| stream64 LSTM, streaming " in capsys.readouterr().out
+    (path,) = tmp_path.glob("*/layers.csv")
+    with path.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 16
+    assert main("report", "--out", tmp_path) == 0
+    assert "| stream64 |" in (path.parent / "README.md").read_text()
+    assert (path.parent / "speedup-float32-1-threads.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("cpu", "--case", "typ7"), "no case is called 'typ7'"),
+        (("cpu", "--peers", "cudnn"), "no peer is called 'cudnn'"),
+        (("report", "--out", "nowhere"), "there are no rows under"),
+        (("gpu",), "gpu needs an NVIDIA GPU"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_a_sentence(arguments, sentence, capsys):
+    if arguments == ("gpu",) and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(*arguments) == 2
+    assert capsys.readouterr().err.startswith(f"bench: {sentence}")
+
+
+def test_no_results_of_a_build_for_tests(monkeypatch, capsys):
+    monkeypatch.setattr(load("__main__").torch.ops.fused_rnn, "poisoned", lambda: True)
+    assert main("cpu", "--case", "stream64") == 2
+    assert "build it without FUSED_RNN_POISON" in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert main("--list") == 0
+    out = capsys.readouterr().out
+    assert "voice-activity" in out and "Silero VAD" in out and re.search(r"^onnxruntime ", out, re.MULTILINE)
+
+
+def test_kernels():
+    kernels = load("kernels")
+    for cell in kernels.CELLS:
+        for op in kernels.OPS:
+            kernel = kernels.Kernel(cell, op, "float32", 2, 8)
+            rows = kernels.measure(kernel, CPU, "", 1, 0.0)
+            assert [tuple(r[name] for name in kernels.KEY) for r in rows] == list(kernels.keys(kernel, CPU, "", 1))
+            assert all(r["us"] and not r["note"] and set(r) <= set(kernels.FIELDS) for r in rows)
+
+
+def test_a_forced_kernel_is_what_runs(tmp_path):
+    command = [sys.executable, "-m", "bench", "kernel", "--quick", "--plan", "generic", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--seconds", "0.001", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*/kernels.csv")
+    with path.open(newline="") as file:
+        assert {(row["plan"], row["path"]) for row in csv.DictReader(file)} == {("generic", "generic")}
+
+
+def test_fitted():
+    kernels = load("kernels")
+    call, step = kernels.fitted([20 + 3 * T for T in kernels.STEPS], kernels.STEPS)
+    assert (call, step) == (pytest.approx(20), pytest.approx(3))
+
+
+def test_lstm_and_gru_side_by_side():
+    app = load("app")
+    cases = load("cases")
+    case = cases.Case("tiny", 3, 2, 5, 6)
+    rows = list(app.layers_side_by_side([case], CPU, 1, 0.0))
+    assert [tuple(r[name] for name in app.KEY) for r in rows] == list(app.layer_keys(case, CPU, 1))
+    assert [r["parameters"] for r in rows[:2]] == [str(4 * 6 * (5 + 6 + 2)), str(3 * 6 * (5 + 6 + 2))]
+    rows = list(app.language_models(CPU, 1, steps=10, hidden=8))
+    assert [(r["cell"], r["work"]) for r in rows[:2]] == [("LSTM", "equal steps"), ("LSTM", "equal time")]
+    assert all(set(r) <= set(app.FIELDS) and 0 < float(r["loss"]) < 6 for r in rows)
+    lstm, gru = int(rows[0]["parameters"]), int(rows[-1]["parameters"])
+    assert abs(lstm - gru) < 0.05 * lstm
+    assert next(app.model_keys(CPU, 1)) in [tuple(r[name] for name in app.KEY) for r in rows]
+
+
+def test_targets():
+    """The means and the least of ratios that are put in; a wrong result misses, whatever the others say."""
+    cases, targets = load("cases"), load("targets")
+    ratios = {case.name: 2.0 + k for k, case in enumerate(cases.CPU_GRID)}
+    rows = [
+        row(case=name, cell="LSTM", threads="1", system="torch.nn", ratio=str(value),
+            work="streaming" if name.startswith("stream") else "inference")
+        for name, value in ratios.items()
+    ]  # fmt: skip
+    (found,) = targets.outcomes(rows, "1")
+    assert found.points == 14 and found.least == 2.0 and found.worst == "stream64"
+    assert found.mean == pytest.approx(statistics.geometric_mean(ratios.values()))
+    assert found.mean_of_batches == pytest.approx(statistics.geometric_mean(list(ratios.values())[3:]))
+    assert found.reached()
+    wrong = row(case="typ256", cell="LSTM", threads="1", system="fused_rnn", work="inference", note="not timed")
+    assert not targets.outcomes([*rows, wrong], "1")[0].reached()
+    slow = [{**r, "ratio": "0.99"} if r["case"] == "typ256" else r for r in rows]
+    assert not targets.outcomes(slow, "1")[0].reached()
+    assert targets.outcomes(rows, "2") == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "H", "B", "microseconds"),
+    [("LSTM", 128, 16, 0.42), ("LSTM", 256, 16, 0.5), ("LSTM", 512, 16, 0.62), ("LSTM", 1024, 16, 1.07),
+     ("LSTM", 1024, 256, 3.65), ("LSTM", 2048, 256, 11.9), ("GRU", 256, 256, 0.67), ("GRU", 1024, 64, 1.55)],
+)  # fmt: skip
+def test_floors(cell, H, B, microseconds):
+    """Close to figures that were worked out by hand for an H200: bfloat16, keeping what a backward needs."""
+    floors = load("floors")
+    G = {"LSTM": 4, "GRU": 3}[cell]
+    assert floors._step(G, B, H, (2 * G + 3) * H * B * 2, 2, floors.Gpu()) == pytest.approx(microseconds, rel=0.1)
+
+
+def test_the_page_of_a_gpu(tmp_path):
+    """As if there had been one: absolute figures, a heat map for each precision and pass, the floor."""
+    cases, rows, report = load("cases"), load("rows"), load("report")
+    results = rows.Results(tmp_path / "gpu" / "layers.csv")
+    made = []
+    for task in cases.tasks(cases.select(cases.GPU_GRID, ["h64-*", "h256-*"]), "cuda"):
+        for system, us in (("fused_rnn", 2.0), ("torch.nn", 5.0)):
+            made.append(
+                row(case=task.case.name, cell=task.cell, work=task.work, dtype=task.dtype, tf32=str(int(task.tf32)),
+                    system=system, us_per_step=str(us), p10=str(us), p90=str(us), ratio=f"{us / 2:.3f}",
+                    peak_bytes="1048576", peak_gflops="600000", copy_gbs="3000", note="", path="a kernel")
+            )  # fmt: skip
+    results.put(made)
+    written = report.write(tmp_path, None)
+    names = {path.name for path in written}
+    assert {"README.md", "floor.svg", "memory.svg", "speedup-lstm-training-bfloat16.svg"} <= names
+    text = (tmp_path / "gpu" / "README.md").read_text()
+    assert "us a step" in text and " 2.500 |" in text
+    (section,) = [report.readme_section(load("recorded").all_recorded(tmp_path), "bench/results")]
+    assert "geometric mean" in section and "2.50" in section
+
+
+def test_readme_and_pages_are_what_the_rows_say():
+    recorded, report, pictures = load("recorded"), load("report"), load("pictures")
+    results = ROOT / "bench" / "results"
+    machines = recorded.all_recorded(results)
+    if not machines:
+        pytest.skip("no measurement has been committed")
+    readme = (ROOT / "README.md").read_text()
+    assert report.with_section(readme, report.readme_section(machines, "bench/results")) == readme, (
+        "the README's numbers are not those of bench/results: python -m bench report"
+    )
+    for machine in machines:
+        assert report.page(machine) == (machine.folder / "README.md").read_text(), machine.folder
+        for name in pictures.pictures(machine):
+            drawn = (machine.folder / name).read_text()
+            assert f"rows {recorded.digest(machine.layers)}" in drawn, f"{name} is older than its rows"
+
+
+def test_without_what_it_needs_it_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith("bench.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("bench.__main__")
+    assert end.value.code == 2
+    assert "pip install -r bench/requirements.txt" in capsys.readouterr().err

@@ -38,10 +38,11 @@ def test_nothing_of_python():
 
 @needs_nm
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
-@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_instruction_sets_share_no_code(name, tmp_path):
     """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
-    flags = {"generic": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"]}
+    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    flags = {"generic": [], "avx2": ["-mavx2", "-mfma"], "avx512": avx512, "avx512_bf16": [*avx512, "-mavx512bf16"]}
     compile_ = [
         "c++",
         "-std=c++17",
@@ -146,6 +147,12 @@ with warnings.catch_warnings(record=True) as caught:
 print([str(w.message) for w in caught if "fused_rnn" in str(w.message)])
 print(fused_rnn.explain(fused_rnn.GRU(3, 4, reset_after=False), torch.zeros(2, 1, 3)))
 """
+
+
+def test_import_does_not_import_the_compiler():
+    """PyTorch's compiler takes longer to import than everything else together."""
+    done = run([sys.executable, "-c", "import sys, fused_rnn; print('torch._dynamo' in sys.modules)"])
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize("library", [None, b"this is not a library"], ids=["missing", "broken"])

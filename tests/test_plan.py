@@ -104,3 +104,17 @@ def test_what_a_device_cannot_do():
         plan(LSTM, torch.float32, 64, "GTX 970")
     with pytest.raises(RuntimeError, match="dtype 'float64' is not one of float32"):
         plan(LSTM, torch.float64, 64, "H100")
+
+
+def test_a_forced_tier(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", "stepwise")
+    assert plan(LSTM, torch.bfloat16, 64, "H100") == (
+        "stepwise: one matmul and one kernel a step, because FUSED_RNN_TIER forces it"
+    )
+    monkeypatch.setenv("FUSED_RNN_TIER", "block")
+    assert tier(LSTM, torch.bfloat16, 64, "H100") == "block"
+    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER=block cannot run this layer: weight_hh, 2048 KiB"):
+        plan(LSTM, torch.bfloat16, 512, "H100")
+    monkeypatch.setenv("FUSED_RNN_TIER", "grid")
+    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'grid' is not one of block, stepwise"):
+        plan(LSTM, torch.bfloat16, 64, "H100")

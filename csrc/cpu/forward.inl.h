@@ -1,5 +1,4 @@
-// Forward of one layer in one direction. The batch is cut into slices, one a thread, that run all their steps without
-// meeting. Included by each instruction set's source file.
+// Forward of one layer in one direction, in one team of workers. Included by each instruction set's source file.
 #pragma once
 
 #include "layout.inl.h"
@@ -7,187 +6,183 @@
 namespace fused_rnn {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;  // projected input of a chunk of steps: stays in the second-level cache
+constexpr int64_t kChunkBytes =
+    256 * 1024;  // a worker's projected input of some steps: stays in its second-level cache
 
 // Up to this many rows (step, batch), weights are not packed; fewer if each use converts them.
 constexpr int64_t kUnpackedRows = 16, kUnpackedRowsConverted = 4;
 
-// Rows that are A already are used where they are; others are converted into `converted` first.
-template <class A, class S>
-FUSED_RNN_INLINE const A* as_accumulate(const S* from, int64_t n, A* converted) {
-  if constexpr (std::is_same<S, A>::value) {
-    return from;
-  } else {
-    for (int64_t i = 0; i < n; i += Vec<A>::kLanes) {
-      const int left = int(least(Vec<A>::kLanes, n - i));
-      store(converted + i, load<A>(from + i, left), left);
-    }
-    return converted;
-  }
-}
-
-template <class S, class A>
-constexpr bool kConverted = !std::is_same<S, A>::value;
-
 template <class Cell, class S, class A>
 class Forward {
   using V = Vec<A>;
+  using F = factor_t<S>;
+  using Part = Division::Part;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kFirst = kHiddenGates<Cell>;
-  static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
   explicit Forward(const ForwardArgs<S>& args)
       : args_(args),
         units_{args.H},
+        division_(args.B, units_.panels(), 2.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
         input_(args.weight_ih, args.bias_ih, 0, args.I, args.H, is_packed(args)),
         hidden_(args.weight_hh, args.bias_hh, 0, args.H, args.H, is_packed(args)),
         candidate_(args.weight_hh, args.bias_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0,
-                   args.H, is_packed(args)) {}
+                   args.H, is_packed(args)),
+        x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
+        x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
+        steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kGates * kLanes *
+                                                    int64_t(sizeof(A)))))),
+        gates_x_(units_.panels() * steps_ * args.B * kGates * kLanes),
+        x_(x_in_place_ ? 0 : division_.workers * steps_ * args.B * x_row_),
+        h_(2 * args.B * h_row()),
+        reset_(Cell::kResetBefore ? args.B * h_row() : 0),
+        first_(Cell::kResetBefore ? units_.panels() * args.B * kFirst * kLanes : 0),
+        c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
 
   void run() {
-    const auto& a = args_;
-    parallel_for(units_.panels(), double(kGates * kLanes * (a.I + a.H)), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        input_.pack(p);
-        hidden_.pack(p);
-        if constexpr (Cell::kResetBefore) candidate_.pack(p);
-      }
-    });
-
-    const Slices slices(a.B);
-    const int64_t rows = slices.rows(), padded = units_.padded();
-    const int64_t steps = most(1, least(a.T, kChunkBytes / int64_t(rows * kGates * padded * sizeof(A))));
-    const int64_t gates_x = steps * rows * kGates * padded;
-    const int64_t x = kConverted<S, A> ? steps * rows * a.I : 0;
-    const int64_t states = (Cell::kResetBefore ? 6 : 3) * rows * padded;
-    const int64_t each = gates_x + states + x;
-    const Scratch<A> scratch(slices.count * each);
-    parallel_for(slices.count, 2.0 * a.T * rows * kGates * a.H * (a.I + a.H), [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin; s < end; ++s) {
-        A* own = scratch + s * each;
-        Slice slice{slices.begin(s),       slices.begin(s + 1) - slices.begin(s), steps, own, own + gates_x,
-                    own + gates_x + states};
-        run_slice(slice);
-      }
-    });
+    run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
   }
 
  private:
   static bool is_packed(const ForwardArgs<S>& args) {
-    return args.T * args.B > (kConverted<S, A> ? kUnpackedRowsConverted : kUnpackedRows);
+    return args.T * args.B > (std::is_same<S, F>::value ? kUnpackedRows : kUnpackedRowsConverted);
   }
+  // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
+  int64_t h_row() const { return units_.padded() + kLanes; }
+  F* h_at(F* h, int64_t b, int64_t p) const { return h + b * h_row() + p * kLanes; }
+  A* c_at(int64_t b, int64_t p) const { return c_ + b * units_.padded() + p * kLanes; }
+  // Step i of a chunk, row b, panel p: the kGates vectors of gates_x.
+  A* gates_x_at(int64_t i, int64_t b, int64_t p) const {
+    return gates_x_ + ((p * steps_ + i) * args_.B + b) * kGates * kLanes;
+  }
+  A* first_at(int64_t b, int64_t p) const { return first_ + (p * args_.B + b) * kFirst * kLanes; }
 
-  struct Slice {
-    int64_t b0, rows;  // of the batch
-    int64_t steps;     // of a chunk
-    A* gates_x;        // [steps, rows, panels, kGates, kLanes]
-    A* states;         // h twice, c; reset before: r * h, and what r and z were made of: [rows, padded] each
-    A* x;              // [steps, rows, I], unless x is of type A already
-  };
-
-  void run_slice(Slice& s) {
+  void run_part(const Worker& worker, const Part& part) const {
     const auto& a = args_;
-    const int64_t padded = units_.padded(), size = s.rows * padded;
-    A *h = s.states, *h_next = h + size, *c = h_next + size;
-    for (int64_t m = 0; m < s.rows; ++m) {
-      copy_padded(a.hx + (s.b0 + m) * a.H, a.H, h + m * padded, padded);
-      if constexpr (Cell::kSavedCell >= 0) copy_padded(a.cx + (s.b0 + m) * a.H, a.H, c + m * padded, padded);
+    for (int64_t p = worker.first(units_.panels()); p < worker.last(units_.panels()); ++p) {
+      input_.pack(p);
+      hidden_.pack(p);
+      if constexpr (Cell::kResetBefore) candidate_.pack(p);
     }
-    for (int64_t done = 0; done < a.T; done += s.steps) {
-      const int64_t n = least(s.steps, a.T - done);
+    F *h = h_, *h_next = h + a.B * h_row();
+    for (int64_t b = part.b0; b < part.b1; ++b)
+      for (int64_t p = part.p0; p < part.p1; ++p) {
+        const int64_t at = b * a.H + p * kLanes;
+        store(h_at(h, b, p), load<A>(a.hx + at, units_.count(p)));
+        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), load<A>(a.cx + at, units_.count(p)));
+      }
+    worker.wait();
+    for (int64_t done = 0; done < a.T; done += steps_) {
+      const int64_t n = least(steps_, a.T - done);
       const int64_t t0 = a.reverse ? a.T - done - n : done;
-      project(s, t0, n);
+      project(worker, part, t0, n);
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t t = a.reverse ? t0 + n - 1 - i : t0 + i;
-        step(s, t, s.gates_x + (t - t0) * s.rows * kGates * padded, h, h_next, c);
-        A* const swapped = h;
+        const int64_t in_chunk = a.reverse ? n - 1 - i : i;
+        step(worker, part, t0 + in_chunk, in_chunk, h, h_next);
+        F* const swapped = h;
         h = h_next;
         h_next = swapped;
       }
     }
-    for (int64_t m = 0; m < s.rows; ++m)
-      for (int64_t j = 0; j < a.H; ++j) {
-        a.hy[(s.b0 + m) * a.H + j] = S(h[m * padded + j]);
-        if constexpr (Cell::kSavedCell >= 0) a.cy[(s.b0 + m) * a.H + j] = S(c[m * padded + j]);
+    for (int64_t b = part.b0; b < part.b1; ++b)
+      for (int64_t p = part.p0; p < part.p1; ++p) {
+        const int64_t at = b * a.H + p * kLanes;
+        store(a.hy + at, load<A>(h_at(h, b, p)), units_.count(p));
+        if constexpr (Cell::kSavedCell >= 0) store(a.cy + at, load<A>(c_at(b, p)), units_.count(p));
       }
   }
 
   // gates_x of steps [t0, t0 + n): a panel of weight_ih meets all of them while it is in cache.
-  void project(Slice& s, int64_t t0, int64_t n) {
+  void project(const Worker& worker, const Part& part, int64_t t0, int64_t n) const {
     const auto& a = args_;
-    for (int64_t p = 0; p < units_.panels(); ++p)
-      for (int64_t i = 0; i < n; ++i) {
-        const S* x = a.x + ((t0 + i) * a.B + s.b0) * a.I;
-        A* buffer = s.x + i * s.rows * a.I;
-        const A* rows = p == 0 ? as_accumulate(x, s.rows * a.I, buffer)
-                               : (kConverted<S, A> ? buffer : reinterpret_cast<const A*>(x));
-        A* to = s.gates_x + (i * s.rows * units_.panels() + p) * kGates * kLanes;
-        input_.multiply(p, s.rows, {rows, a.I}, [&](int64_t m, const A* sums) {
+    const bool whole = part.rows() == a.B;  // then the rows of all steps are one matrix
+    const int64_t matrices = whole ? 1 : n, rows = whole ? n * a.B : part.rows();
+    F* const own_x = x_ + worker.begin * steps_ * a.B * x_row_;
+    if (!x_in_place_)
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t b = part.b0; b < part.b1; ++b)
+          copy_padded(a.x + ((t0 + i) * a.B + b) * a.I, a.I, own_x + (i * a.B + b) * x_row_, x_row_);
+    for (int64_t p = part.p0; p < part.p1; ++p)
+      for (int64_t i = 0; i < matrices; ++i) {
+        const F* x = own_x + (i * a.B + part.b0) * x_row_;
+        if constexpr (std::is_same<S, F>::value)
+          if (x_in_place_) x = a.x + ((t0 + i) * a.B + part.b0) * a.I;
+        A* const to = gates_x_at(i, part.b0, p);
+        input_.multiply(p, rows, {x, x_row_}, [&](int64_t m, const A* sums) {
           for (int g = 0; g < kGates; ++g)
-            store(to + (m * units_.panels() * kGates + g) * kLanes, load<A>(sums + g * kLanes) + input_.bias(p, g));
+            store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + input_.bias(p, g));
         });
       }
   }
 
-  // One step of a slice: reads h, updates c, writes h_next.
-  void step(Slice& s, int64_t t, const A* gates_x, const A* h, A* h_next, A* c) {
+  // One step of a part, the i-th of its chunk: reads h, updates c, writes h_next.
+  void step(const Worker& worker, const Part& part, int64_t t, int64_t i, F* h, F* h_next) const {
     const auto& a = args_;
-    const int64_t padded = units_.padded();
-    const int64_t active = a.active_rows(t, s.b0, s.b0 + s.rows) - s.b0;
-    [[maybe_unused]] A* const reset = s.states + 3 * s.rows * padded;
-    [[maybe_unused]] A* const first = reset + s.rows * padded;  // [rows, panels, kFirst, kLanes]
-    for (int64_t p = 0; p < units_.panels(); ++p) {
-      hidden_.multiply(p, active, {h, padded}, [&](int64_t m, const A* sums) {
+    const int64_t active = a.active_rows(t, part.b0, part.b1);
+    const int chains = chains_for(a.B);
+    for (int64_t p = part.p0; p < part.p1; ++p) {
+      hidden_.multiply(p, active - part.b0, left(h, part.b0, chains), [&](int64_t m, const A* sums) {
+        const int64_t b = part.b0 + m;
         V gates_h[kGates];
         for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes) + hidden_.bias(p, g);
         if constexpr (Cell::kResetBefore) {
-          const typename Cell::State prev{load<A>(h + m * padded + p * kLanes)};
-          const V r_x = load<A>(gates_x + (m * units_.panels() + p) * kGates * kLanes);
-          store(reset + m * padded + p * kLanes, Cell::reset(r_x, gates_h[0], prev));
-          for (int g = 0; g < kFirst; ++g) store(first + ((m * units_.panels() + p) * kFirst + g) * kLanes, gates_h[g]);
+          const typename Cell::State prev{load<A>(h_at(h, b, p))};
+          const V r_x = load<A>(gates_x_at(i, b, p));
+          store(h_at(reset_, b, p), Cell::reset(r_x, gates_h[0], prev));
+          for (int g = 0; g < kFirst; ++g) store(first_at(b, p) + g * kLanes, gates_h[g]);
         } else {
-          finish(s, t, p, m, gates_x, gates_h, h, h_next, c);
+          finish(t, i, b, p, gates_h, h, h_next);
         }
       });
     }
-    if constexpr (Cell::kResetBefore)
-      for (int64_t p = 0; p < units_.panels(); ++p)
-        candidate_.multiply(p, active, {reset, padded}, [&](int64_t m, const A* sums) {
+    if constexpr (Cell::kResetBefore) {
+      meet(worker);
+      for (int64_t p = part.p0; p < part.p1; ++p)
+        candidate_.multiply(p, active - part.b0, left(reset_, part.b0, chains), [&](int64_t m, const A* sums) {
+          const int64_t b = part.b0 + m;
           V gates_h[kGates];
-          for (int g = 0; g < kFirst; ++g)
-            gates_h[g] = load<A>(first + ((m * units_.panels() + p) * kFirst + g) * kLanes);
+          for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, p) + g * kLanes);
           gates_h[kFirst] = load<A>(sums) + candidate_.bias(p, 0);
-          finish(s, t, p, m, gates_x, gates_h, h, h_next, c);
+          finish(t, i, b, p, gates_h, h, h_next);
         });
-    for (int64_t m = active; m < s.rows; ++m)
-      for (int64_t p = 0; p < units_.panels(); ++p) skip(s, t, p, m, h, h_next);
+    }
+    for (int64_t b = active; b < part.b1; ++b)
+      for (int64_t p = part.p0; p < part.p1; ++p) skip(t, b, p, h, h_next);
+    meet(worker);
   }
 
-  // The cell for row m and the units of panel p, its results to memory.
-  FUSED_RNN_INLINE void finish(const Slice& s, int64_t t, int64_t p, int64_t m, const A* gates_x,
-                               const V (&gates_h)[kGates], const A* h, A* h_next, A* c) const {
+  Left<F> left(const F* rows, int64_t b, int chains) const {
+    return {rows + b * h_row(), h_row(), kDepth, 128, chains};
+  }
+  // All of h must be there before the next product.
+  void meet(const Worker& worker) const {
+    if (!division_.by_rows) worker.wait();
+  }
+
+  // The cell for row b and the units of panel p, its results to memory.
+  FUSED_RNN_INLINE void finish(int64_t t, int64_t i, int64_t b, int64_t p, const V (&gates_h)[kGates], F* h,
+                               F* h_next) const {
     const auto& a = args_;
-    const int64_t b = s.b0 + m, at = m * units_.padded() + p * kLanes;
-    if (t >= a.length(b)) return skip(s, t, p, m, h, h_next);
+    if (t >= a.length(b)) return skip(t, b, p, h, h_next);
     V x[kGates];
-    for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + ((m * units_.panels() + p) * kGates + g) * kLanes);
+    for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x_at(i, b, p) + g * kLanes);
     typename Cell::State prev;
-    prev.h = load<A>(h + at);
-    if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c + at);
+    prev.h = load<A>(h_at(h, b, p));
+    if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, p));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
     store(a.output + (t * a.B + b) * a.H + p * kLanes, next.h, units_.count(p));
-    store(h_next + at, rounded<S>(next.h));
-    if constexpr (Cell::kSavedCell >= 0) store(c + at, next.c);
+    store(h_at(h_next, b, p), rounded<S>(next.h));
+    if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), next.c);
     store_saved(t, b, p, saved);
   }
 
-  // Row m takes no part in step t: its state stays, its output is zero, and so is what is saved.
-  void skip(const Slice& s, int64_t t, int64_t p, int64_t m, const A* h, A* h_next) const {
+  // Row b takes no part in step t: its state stays, its output is zero, and so is what is saved.
+  void skip(int64_t t, int64_t b, int64_t p, F* h, F* h_next) const {
     const auto& a = args_;
-    const int64_t b = s.b0 + m, at = m * units_.padded() + p * kLanes;
-    store(h_next + at, load<A>(h + at));
+    store(h_at(h_next, b, p), load<A>(h_at(h, b, p)));
     store(a.output + (t * a.B + b) * a.H + p * kLanes, V(A(0)), units_.count(p));
     typename Cell::Saved nothing;
     for (V& field : nothing) field = V(A(0));
@@ -203,9 +198,19 @@ class Forward {
 
   const ForwardArgs<S>& args_;
   const Units<A> units_;
-  GatePanels<kGates, S, A> input_;
-  GatePanels<kFirst, S, A> hidden_;
-  GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  const Division division_;
+  const GatePanels<kGates, S, A> input_;
+  const GatePanels<kFirst, S, A> hidden_;
+  const GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  const bool x_in_place_;                // rows of x are factors as they are
+  const int64_t x_row_;
+  const int64_t steps_;       // of a chunk
+  const Scratch<A> gates_x_;  // [panels, steps, B, kGates, kLanes]
+  const Scratch<F> x_;        // [workers, steps, B, x_row]
+  const Scratch<F> h_;        // before and after a step: [2, B, h_row]
+  const Scratch<F> reset_;    // reset before: r * h, [B, h_row]
+  const Scratch<A> first_;    // reset before: what r and z were made of, [panels, B, kFirst, kLanes]
+  const Scratch<A> c_;        // [B, padded]
 };
 
 }  // namespace

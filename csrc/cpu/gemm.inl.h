@@ -1,168 +1,173 @@
-// Packed matrix products on one thread. The right-hand matrix is packed into panels of a few vectors' columns, row
-// after row of K, so that the innermost loop reads it once, in order. Included by each instruction set's source file.
+// Matrix products on one thread. The right-hand matrix is packed into panels of a few vectors' columns, word after word
+// of K, so that the innermost loop reads it once, in order. Included by each instruction set's source file.
 #pragma once
 
 #include <cstdint>
 
-#include "vector.inl.h"
+#include "factor.inl.h"
 
 namespace fused_rnn {
 namespace {
 
 constexpr int kMaxVectors = 4;  // widest panel
 
+// Loops over an array of registers: only what is unrolled early stays out of memory.
+#ifdef __clang__
+#define FUSED_RNN_UNROLL _Pragma("unroll")
+#else
+#define FUSED_RNN_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 // Rows of the register tile for a panel of NV vectors: the accumulators, one row of the panel and one broadcast fit.
 template <int NV>
 constexpr int kTileRows = (FUSED_RNN_REGISTERS - NV - 1) / NV < 8 ? (FUSED_RNN_REGISTERS - NV - 1) / NV : 8;
 
-// The left-hand matrix: element (m, k) is data[m * row + k * col]. Sums run over `block` products before they are added
-// to the total: the rounding error of a long sum grows with the length of its parts and their number, not with their
-// product.
-template <class A>
+// The left-hand matrix: word k of row m begins at data[m * row + k * col].
+//
+// Sums run over `block` words before they are added to the total: the rounding error of a long sum grows with the
+// length of its parts and their number, not with their product. `chains` sums of every chains-th word grow at once:
+// with few rows the processor would wait for each addition. Both decide the bits of a result, so neither may depend on
+// how rows were divided among threads.
+template <class F>
 struct Left {
-  const A* data;
-  int64_t row, col = 1, block = 128;
+  const F* data;
+  int64_t row, col = Factor<F>::kDepth, block = 128;
+  int chains = 1;
 };
 
+// As many chains as keep the adders busy with M rows.
+FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
+
 // to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
-template <class A, int MR, int NV>
-void tile(int64_t K, Left<A> left, const A* panel, A* to) {
+template <class F, int MR, int NV, int kChains, class A = typename Factor<F>::A>
+void tile(int64_t K, Left<F> left, const F* panel, A* to) {
   using V = Vec<A>;
-  for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block) {
-    V sum[MR][NV];
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) sum[m][v] = V(A(0));
-    const int64_t end = k0 + left.block < K ? k0 + left.block : K;
-    for (int64_t k = k0; k < end; ++k) {
+  constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
+  for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block * kChains) {
+    V sum[kChains][MR][NV];
+    FUSED_RNN_UNROLL
+    for (int c = 0; c < kChains; ++c) FUSED_RNN_UNROLL
+    for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
+    for (int v = 0; v < NV; ++v) sum[c][m][v] = V(A(0));
+    const auto add = [&](int c) __attribute__((always_inline)) {
       V b[NV];
-      for (int v = 0; v < NV; ++v) b[v] = load<A>(panel + v * V::kLanes);
+      FUSED_RNN_UNROLL
+      for (int v = 0; v < NV; ++v) std::memcpy(&b[v].v, panel + v * kWord, sizeof(b[v].v));
+      FUSED_RNN_UNROLL
       for (int m = 0; m < MR; ++m) {
-        const V am(left.data[m * left.row]);
-        for (int v = 0; v < NV; ++v) sum[m][v] += am * b[v];
+        const V a = Factor<F>::broadcast(left.data + m * left.row);
+        FUSED_RNN_UNROLL
+        for (int v = 0; v < NV; ++v) sum[c][m][v] = Factor<F>::add_product(sum[c][m][v], a, b[v]);
       }
       left.data += left.col;
-      panel += NV * V::kLanes;
+      panel += NV * kWord;
+    };
+    const int64_t end = least(K, k0 + left.block * kChains);
+    int64_t k = k0;
+    for (; k + kChains <= end; k += kChains) {
+      FUSED_RNN_UNROLL
+      for (int c = 0; c < kChains; ++c) add(c);
     }
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) {
-        A* total = to + (m * NV + v) * V::kLanes;
-        store(total, k0 == 0 ? sum[m][v] : load<A>(total) + sum[m][v]);
-      }
+    if constexpr (kChains > 1)
+      for (; k < end; ++k) add(0);
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      FUSED_RNN_UNROLL
+      for (int c = 1; c < kChains; ++c) sum[0][m][v] += sum[c][m][v];
+      A* total = to + (m * NV + v) * V::kLanes;
+      store(total, k0 == 0 ? sum[0][m][v] : load<A>(total) + sum[0][m][v]);
+    }
   }
 }
 
 // `tile` for a number of rows from 1 to MR
-template <class A, int NV, int MR = kTileRows<NV>>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, Left<A> left, const A* panel, A* to) {
+template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, const F* panel, A* to) {
   if constexpr (MR > 1)
-    if (rows < MR) return tile_rows<A, NV, MR - 1>(rows, K, left, panel, to);
-  tile<A, MR, NV>(K, left, panel, to);
+    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to);
+  if constexpr (MR == 1)
+    if (left.chains == 4) return tile<F, MR, NV, 4>(K, left, panel, to);
+  if constexpr (MR <= 3)
+    if (left.chains == 2) return tile<F, MR, NV, 2>(K, left, panel, to);
+  tile<F, MR, NV, 1>(K, left, panel, to);
 }
 
-// M rows of `left` times one panel; emit(m, sums) gets every row's NV vectors of sums.
-template <int NV, class A, class Emit>
-FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<A> left, const A* panel, const Emit& emit) {
+// M rows of `left` times one panel, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV vectors
+// of sums.
+template <int NV, class F, class Emit, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, const F* panel, const Emit& emit) {
   constexpr int kRows = kTileRows<NV>;
   constexpr int kWidth = NV * Vec<A>::kLanes;
   alignas(64) A sums[kRows * kWidth];
-  for (int64_t m0 = 0; m0 < M; m0 += kRows) {
-    const int rows = int(M - m0 < kRows ? M - m0 : kRows);
-    tile_rows<A, NV>(rows, K, left, panel, sums);
+  const int64_t tiles = ceil_div(M, kRows);
+  for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
+    const int rows = int(M * (i + 1) / tiles - m0);
+    tile_rows<F, NV>(rows, K, left, panel, sums);
     left.data += rows * left.row;
     for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
+    m0 += rows;
   }
 }
 
-// ---- The right-hand matrix as it is, transposed: its rows are contiguous ----
-
-template <class A, int kBytes>
-struct Part {
-  typedef A Lanes __attribute__((vector_size(kBytes)));
-
-  // Halves are added as vectors, down to 16 bytes.
-  FUSED_RNN_INLINE static A sum(const Lanes& v) {
-    if constexpr (kBytes > 16) {
-      typename Part<A, kBytes / 2>::Lanes low, high;
-      std::memcpy(&low, &v, sizeof(low));
-      std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
-      return Part<A, kBytes / 2>::sum(low + high);
-    } else {
-      A total(0);
-      for (int i = 0; i < kBytes / int(sizeof(A)); ++i) total += v[i];
-      return total;
-    }
+// The right-hand matrix where it is, transposed: lane r is the product of `left` with row r of `right`, both of K
+// elements; there are n rows, and the lanes past them mean nothing.
+template <class F, class S, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE Vec<A> dot_rows(int n, int64_t K, const F* left, const S* right) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  constexpr int64_t kElements = kLanes * Factor<F>::kDepth;
+  const S* rows[kLanes];
+  Vec<A> sums[kLanes];
+  for (int r = 0; r < kLanes; ++r) {
+    rows[r] = right + (r < n ? r : n - 1) * K;
+    sums[r] = Vec<A>(A(0));
   }
-};
-
-template <class A>
-FUSED_RNN_INLINE A sum_of_lanes(Vec<A> v) {
-  return Part<A, FUSED_RNN_VECTOR_BYTES>::sum(v.v);
-}
-
-// to[m * stride + r] = sum over k < K of left[m * row + k] * right[r * K + k] for m < MR and r < NR
-template <class A, int MR, int NR, class S>
-void dot_tile(int64_t K, const A* left, int64_t row, const S* right, A* to, int64_t stride) {
-  using V = Vec<A>;
-  V sum[MR][NR];
-  for (int m = 0; m < MR; ++m)
-    for (int r = 0; r < NR; ++r) sum[m][r] = V(A(0));
-  const auto add = [&](int64_t k, int n) __attribute__((always_inline)) {
-    V b[NR];
-    for (int r = 0; r < NR; ++r) b[r] = load<A>(right + r * K + k, n);
-    for (int m = 0; m < MR; ++m) {
-      const V a = load<A>(left + m * row + k, n);
-      for (int r = 0; r < NR; ++r) sum[m][r] += a * b[r];
-    }
+  const auto add = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+    const Vec<A> a = load_words<F>(left + k, count);
+    for (int r = 0; r < kLanes; ++r) sums[r] = Factor<F>::add_product(sums[r], a, load_words<F>(rows[r] + k, count));
   };
   int64_t k = 0;
-  for (; k + V::kLanes <= K; k += V::kLanes) add(k, V::kLanes);
-  if (k < K) add(k, int(K - k));
-  for (int m = 0; m < MR; ++m)
-    for (int r = 0; r < NR; ++r) to[m * stride + r] = sum_of_lanes(sum[m][r]);
+  for (; k + kElements <= K; k += kElements) add(k, kElements);
+  if (k < K) add(k, K - k);
+  return sums_of_rows(sums);
 }
 
-// MR rows of the left-hand matrix with n rows of the right-hand one
-template <class A, int MR, class S>
-void dot_rows(int64_t n, int64_t K, const A* left, int64_t row, const S* right, A* to, int64_t stride) {
-  int64_t r = 0;
-  for (; r + 4 <= n; r += 4) dot_tile<A, MR, 4>(K, left, row, right + r * K, to + r, stride);
-  for (; r < n; ++r) dot_tile<A, MR, 1>(K, left, row, right + r * K, to + r, stride);
-}
-
-// A [K, N] matrix in panels of kMaxVectors vectors; the last panel has as many as it needs. Columns past N are zero.
-template <class A>
+// A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Columns past N are zero, and
+// so is what fills the last word of K.
+template <class F>
 struct Panels {
-  static constexpr int64_t kLanes = Vec<A>::kLanes;
+  using A = typename Factor<F>::A;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
   int64_t K, N;
 
-  int64_t vectors() const { return (N + kLanes - 1) / kLanes; }
-  int64_t count() const { return (vectors() + kMaxVectors - 1) / kMaxVectors; }
-  int64_t elements() const { return vectors() * kLanes * K; }
-  int width(int64_t p) const {  // in vectors
-    const int64_t left = vectors() - p * kMaxVectors;
-    return int(left < kMaxVectors ? left : kMaxVectors);
-  }
-  int64_t offset(int64_t p) const { return p * kMaxVectors * kLanes * K; }
+  int64_t vectors() const { return ceil_div(N, kLanes); }
+  int64_t count() const { return ceil_div(vectors(), kMaxVectors); }
+  int64_t elements() const { return vectors() * kLanes * words<F>(K) * kDepth; }
+  int64_t first_vector(int64_t p) const { return vectors() * p / count(); }  // of panel p; p may be count()
+  const F* panel(int64_t p, const F* packed) const { return packed + first_vector(p) * kLanes * words<F>(K) * kDepth; }
 
   // Pack panel p; row_of(k) points to the N elements of row k.
   template <class RowOf>
-  void pack(int64_t p, A* packed, const RowOf& row_of) const {
-    const int nv = width(p);
-    const int64_t column = p * kMaxVectors * kLanes;
-    A* to = packed + offset(p);
-    for (int64_t k = 0; k < K; ++k) {
-      const auto* from = row_of(k) + column;
-      for (int v = 0; v < nv; ++v, to += kLanes) {
-        const int64_t left = N - column - v * kLanes;
-        store(to, load<A>(from + v * kLanes, int(left < kLanes ? left : kLanes)));
+  void pack(int64_t p, F* packed, const RowOf& row_of) const {
+    const int64_t first = first_vector(p), end = first_vector(p + 1);
+    F* to = packed + first * kLanes * words<F>(K) * kDepth;
+    for (int64_t k = 0; k < K; k += kDepth)
+      for (int64_t v = first; v < end; ++v, to += kLanes * kDepth) {
+        const int64_t column = v * kLanes;
+        const int n = int(least(kLanes, N - column));
+        Vec<A> word;
+        if constexpr (kDepth == 1)
+          word = load<A>(row_of(k) + column, n);
+        else
+          word = Factor<F>::paired(row_of(k) + column, k + 1 < K ? row_of(k + 1) + column : nullptr, n);
+        std::memcpy(to, &word.v, sizeof(word.v));
       }
-    }
   }
 
-  // emit(m, column, n, sums): n sums of row m from `column` on, of the M rows of `left` times panel p
+  // emit(m, v, sum): the sum of row m in the columns of vector v, of the M rows of `left` times panel p
   template <class Emit>
-  void multiply(int64_t p, const A* packed, int64_t M, Left<A> left, const Emit& emit) const {
-    switch (width(p)) {
+  void multiply(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
+    switch (first_vector(p + 1) - first_vector(p)) {
       case 1: return multiply_width<1>(p, packed, M, left, emit);
       case 2: return multiply_width<2>(p, packed, M, left, emit);
       case 3: return multiply_width<3>(p, packed, M, left, emit);
@@ -172,10 +177,10 @@ struct Panels {
 
  private:
   template <int NV, class Emit>
-  void multiply_width(int64_t p, const A* packed, int64_t M, Left<A> left, const Emit& emit) const {
-    const int64_t column = p * kMaxVectors * kLanes;
-    const int64_t n = N - column < NV * kLanes ? N - column : NV * kLanes;
-    rows_times_panel<NV>(M, K, left, packed + offset(p), [&](int64_t m, const A* sums) { emit(m, column, n, sums); });
+  void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
+    rows_times_panel<NV>(M, words<F>(K), left, panel(p, packed), [&](int64_t m, const A* sums) {
+      for (int v = 0; v < NV; ++v) emit(m, first_vector(p) + v, load<A>(sums + v * kLanes));
+    });
   }
 };
 

@@ -34,6 +34,7 @@ const AllLoops& generic_loops();
 #ifdef __x86_64__
 const AllLoops& avx2_loops();
 const AllLoops& avx512_loops();
+const AllLoops& avx512_bf16_loops();  // bfloat16 in its own arithmetic, the rest as avx512
 #endif
 
 }  // namespace fused_rnn

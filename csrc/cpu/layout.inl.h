@@ -1,4 +1,4 @@
-// What forward and backward share: slices of the batch, units in whole vectors, packed weights. Included by each
+// What forward and backward share: units in whole vectors, packed weights, who computes what. Included by each
 // instruction set's source file.
 //
 // Packed weights are in gate panels: panel p holds the columns of units [p L, p L + L), L lanes a vector, for all gates
@@ -13,10 +13,6 @@
 
 namespace fused_rnn {
 namespace {
-
-FUSED_RNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-FUSED_RNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-FUSED_RNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Gates whose matmul takes h itself: all of them, or with the reset before the matmul all but the candidate.
 template <class Cell>
@@ -37,8 +33,8 @@ struct Units {
 // to be multiplied, packing would cost more than it saves: then the weight is used where it is.
 template <int NG, class S, class A>
 class GatePanels {
-  static constexpr int64_t kLanes = Vec<A>::kLanes;
-  static constexpr int kDotRows = FUSED_RNN_REGISTERS == 32 ? 4 : 2;
+  using F = factor_t<S>;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
   GatePanels(const S* weight, const S* bias, int gate0, int64_t K, int64_t H, bool packed)
@@ -47,55 +43,53 @@ class GatePanels {
         K_(K),
         units_{H},
         packed_(packed),
-        weight_(packed ? units_.panels() * K * NG * kLanes : 0),
+        weight_(packed ? units_.panels() * panel_size() : 0),
         bias_(units_.panels() * NG * kLanes) {}
 
-  void pack(int64_t p) {
+  void pack(int64_t p) const {
     const int n = units_.count(p);
     for (int g = 0; g < NG; ++g)
       store(bias_ + (p * NG + g) * kLanes,
             bias_source_ ? load<A>(bias_source_ + g * units_.H + p * kLanes, n) : Vec<A>(A(0)));
     if (!packed_) return;
-    A* to = weight_ + p * K_ * NG * kLanes;
-    for (int64_t k0 = 0; k0 < K_; k0 += kLanes)  // square blocks: rows are read and columns written in cache
-      for (int g = 0; g < NG; ++g)
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const S* from = source_ + (g * units_.H + p * kLanes + lane) * K_;
-          for (int64_t k = k0; k < least(k0 + kLanes, K_); ++k)
-            to[(k * NG + g) * kLanes + lane] = lane < n ? A(from[k]) : A(0);
-        }
+    for (int g = 0; g < NG; ++g) {
+      F* to = weight_ + p * panel_size() + g * kLanes * kDepth;
+      for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
+        Vec<A> rows[kLanes];
+        for (int r = 0; r < kLanes; ++r)
+          rows[r] = r < n ? load_words<F>(source_ + (g * units_.H + p * kLanes + r) * K_ + k, K_ - k) : Vec<A>(A(0));
+        transpose(rows);
+        const int64_t left = least(kLanes, words<F>(K_ - k));
+        for (int64_t word = 0; word < left; ++word, to += NG * kLanes * kDepth)
+          std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
+      }
+    }
   }
 
   // emit(m, sums): row m's NG vectors of `left` times panel p, without the bias
   template <class Emit>
-  FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<A> left, const Emit& emit) const {
-    if (packed_) return rows_times_panel<NG>(M, K_, left, weight_ + p * K_ * NG * kLanes, emit);
-    constexpr int64_t kWidth = NG * kLanes;
-    alignas(64) A sums[kDotRows * kWidth] = {};
-    for (int64_t m0 = 0; m0 < M; m0 += kDotRows) {
-      const int rows = int(least(kDotRows, M - m0));
-      const A* from = left.data + m0 * left.row;
-      for (int g = 0; g < NG; ++g) {
-        const S* right = source_ + (g * units_.H + p * kLanes) * K_;
-        if (rows == kDotRows)
-          dot_rows<A, kDotRows>(units_.count(p), K_, from, left.row, right, sums + g * kLanes, kWidth);
-        else
-          for (int m = 0; m < rows; ++m)
-            dot_rows<A, 1>(units_.count(p), K_, from + m * left.row, left.row, right, sums + m * kWidth + g * kLanes,
-                           0);
-      }
-      for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
+  FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<F> left, const Emit& emit) const {
+    if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, weight_ + p * panel_size(), emit);
+    alignas(64) A sums[NG * kLanes];
+    for (int64_t m = 0; m < M; ++m) {
+      for (int g = 0; g < NG; ++g)
+        store(sums + g * kLanes,
+              dot_rows<F>(units_.count(p), K_, left.data + m * left.row, source_ + (g * units_.H + p * kLanes) * K_));
+      emit(m, sums);
     }
   }
 
   FUSED_RNN_INLINE Vec<A> bias(int64_t p, int g) const { return load<A>(bias_ + (p * NG + g) * kLanes); }
 
  private:
+  int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
+
   const S *source_, *bias_source_;  // row gate0*H of the weight and the bias
   int64_t K_;
   Units<A> units_;
   bool packed_;
-  Scratch<A> weight_, bias_;
+  Scratch<F> weight_;
+  Scratch<A> bias_;
 };
 
 // Copies n numbers, or zeros where there is no source, into [padded] numbers of which the rest becomes zero.
@@ -104,12 +98,28 @@ FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, A* to, int64_t padde
   for (int64_t i = 0; i < padded; ++i) to[i] = from && i < n ? A(from[i]) : A(0);
 }
 
-// The number of slices of the batch, and where slice s begins.
-struct Slices {
-  int64_t B, count;
-  FUSED_RNN_INLINE explicit Slices(int64_t B) : B(B), count(most(1, least(B, thread_count()))) {}
-  FUSED_RNN_INLINE int64_t begin(int64_t s) const { return B * s / count; }
-  FUSED_RNN_INLINE int64_t rows() const { return ceil_div(B, count); }  // of the largest slice
+// How a step is divided among workers: by rows of the batch, who then never meet, or by panels of units, who meet after
+// every step but read each weight only once.
+struct Division {
+  static constexpr int64_t kRowsWorthATile = 6, kSmallPanels = 8;
+  int64_t B, panels, workers;
+  bool by_rows;
+
+  struct Part {
+    int64_t b0, b1, p0, p1;
+    FUSED_RNN_INLINE int64_t rows() const { return b1 - b0; }
+  };
+
+  FUSED_RNN_INLINE Division(int64_t B, int64_t panels, double flops) : B(B), panels(panels) {
+    const int64_t wanted = workers_for(flops);
+    by_rows = panels < wanted ? B >= panels : panels <= kSmallPanels && B >= kRowsWorthATile * wanted;
+    workers = most(1, least(wanted, by_rows ? B : panels));
+  }
+  FUSED_RNN_INLINE Part part(const Worker& w) const {
+    return by_rows ? Part{w.first(B), w.last(B), 0, panels} : Part{0, B, w.first(panels), w.last(panels)};
+  }
+  FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? ceil_div(B, workers) : B; }
+  FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }
 };
 
 }  // namespace

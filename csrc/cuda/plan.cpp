@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 
@@ -38,6 +39,8 @@ const Named<CellKind> kCells[] = {
 const Named<Math> kMaths[] = {
     {"float32", Math::kFloat32}, {"tf32", Math::kTf32}, {"bfloat16", Math::kBFloat16}, {"float16", Math::kFloat16}};
 
+const Named<Tier> kTiers[] = {{"block", Tier::kBlock}, {"stepwise", Tier::kStepwise}};
+
 // Below this a block would load all of weight_hh for hardly any step.
 constexpr int64_t kFewSteps = 4;
 
@@ -66,7 +69,9 @@ std::string why_not(Math math, int capability) {
   return "";
 }
 
-Plan make_plan(const Shape& shape, const Device& device) {
+namespace {
+
+Plan best_plan(const Shape& shape, const Device& device) {
   const int G = int(gates(shape.cell));
   const int64_t step_bytes = shape.B * G * shape.H * int64_t(sizeof(float));
   const int64_t chunk = std::max<int64_t>(1, std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes)));
@@ -91,6 +96,20 @@ Plan make_plan(const Shape& shape, const Device& device) {
   plan.resident = resident;
   plan.on_chip = weights;
   plan.shared_bytes = shared;
+  return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const Shape& shape, const Device& device) {
+  Plan plan = best_plan(shape, device);
+  const char* const forced = std::getenv("FUSED_RNN_TIER");
+  if (!forced || !*forced) return plan;
+  const Tier tier = lookup("FUSED_RNN_TIER", forced, kTiers);
+  if (tier == plan.tier) return plan;
+  if (tier == Tier::kBlock) throw std::runtime_error("FUSED_RNN_TIER=block cannot run this layer: " + plan.reason);
+  plan.tier = tier;
+  plan.reason = "FUSED_RNN_TIER forces it";
   return plan;
 }
 

@@ -48,6 +48,8 @@ struct Plan {
   int64_t shared_bytes;
 };
 
+// FUSED_RNN_TIER=stepwise or =block forces a tier, for measurements. Throws std::runtime_error for another name, and
+// where the tier that is forced cannot run the shape.
 Plan make_plan(const Shape& shape, const Device& device);
 
 std::string to_string(const Plan& plan);

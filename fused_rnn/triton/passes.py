@@ -40,7 +40,7 @@ class Pass:
         weight_hh: Tensor,  # [G*H, H]
         bias_ih: MaybeTensor,  # [G*H]
         bias_hh: MaybeTensor,  # [G*H]
-        states: Sequence[Tensor],  # each [B, H]
+        states: Sequence[Tensor],  # each [B, H] or [1, B, H]
         lengths: MaybeTensor,  # [B] int64
         reverse: bool,
         allow_tf32: bool,
@@ -65,8 +65,9 @@ class Pass:
         self.weight_hh = self.checked("weight_hh", weight_hh, (rows, self.H))
         self.bias_ih = self.checked_if("bias_ih", bias_ih, (rows,))
         self.bias_hh = self.checked_if("bias_hh", bias_hh, (rows,))
-        states = [self.checked(name, s, (self.B, self.H)) for name, s in zip(cell.states, states, strict=True)]
-        self.hx, self.cx = states[0], states[1] if cell is LSTM else None
+        self.state_shape = states[0].shape
+        named = zip(cell.states, states, strict=True)
+        self.hx, self.cx, *_ = *(self.checked_state(name, state) for name, state in named), None
         self.lengths = self.checked_if("lengths", lengths, (self.B,), torch.int64)
         self.plan = make_plan(cell, x.dtype, self.B, self.H, backward, allow_tf32, device_of(x.device))
 
@@ -88,6 +89,11 @@ class Pass:
         self, name: str, tensor: MaybeTensor, shape: Sequence[int], dtype: torch.dtype | None = None
     ) -> MaybeTensor:
         return None if tensor is None else self.checked(name, tensor, shape, dtype)
+
+    def checked_state(self, name: str, state: Tensor) -> Tensor:
+        """A state, or the gradient of one, [B, H]."""
+        has_layer = state.dim() == 3 and state.size(0) == 1
+        return self.checked(name, state[0] if has_layer else state, (self.B, self.H))
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x.new_empty(shape, dtype=dtype or self.x.dtype)
@@ -141,7 +147,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
-    """output [T, B, H]; the final states, each [B, H]; saved [T, B, K, H] float32, or [0]."""
+    """output [T, B, H]; the final states, each as the initial one; saved [T, B, K, H] float32, or [0]."""
     T, B, H = layer.T, layer.B, layer.H
     output = layer.empty(T, B, H)
     saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=torch.float32)
@@ -154,7 +160,8 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
                 layer.launcher(kernels.block_forward, **arrays, h=h)()
             else:
                 h = _forward_steps(layer, arrays, h)
-    return (output, h, saved) if c is None else (output, h, c.to(layer.x.dtype), saved)
+    final = (h,) if c is None else (h, c.to(layer.x.dtype))
+    return output, *(state.view(layer.state_shape) for state in final), saved
 
 
 def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Tensor:
@@ -174,7 +181,7 @@ def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Te
 
 def backward(
     layer: Pass,
-    grads: Sequence[MaybeTensor],  # of output [T, B, H] and the final states [B, H]
+    grads: Sequence[MaybeTensor],  # of output [T, B, H] and the final states
     output: Tensor,  # [T, B, H]
     saved: Tensor,  # [T, B, K, H] float32
     needs_x: bool,
@@ -200,14 +207,14 @@ def backward(
             _backward_steps(layer, arrays)
         sums = _sums(layer, arrays, needs_x, needs_weights)
     states = (arrays[name] for name in ("dh", "dc"))
-    return *sums, *(grad.to(layer.x.dtype) for grad in states if grad is not None)
+    return *sums, *(grad.to(layer.x.dtype).view(layer.state_shape) for grad in states if grad is not None)
 
 
 def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
     """The gradient of a final state, in float32, to be changed in place."""
     if grad is None:
         return layer.x.new_zeros((layer.B, layer.H), dtype=torch.float32)
-    return layer.checked(name, grad, (layer.B, layer.H)).to(torch.float32, copy=True)
+    return layer.checked_state(name, grad).to(torch.float32, copy=True)
 
 
 def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:

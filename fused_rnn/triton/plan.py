@@ -18,6 +18,7 @@ import torch
 
 from ..autograd import saved_per_unit
 from ..cell import Cell
+from ..native import constant
 
 OLDEST_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -142,7 +143,7 @@ def device_of(device: torch.device) -> Device:
     return Device("nvidia", 10 * properties.major + properties.minor, shared)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def why_not(device: torch.device) -> str | None:
     """Why Triton cannot run on a device: a sentence, or None if it can."""
     return _why_not(device)

@@ -1,0 +1,5 @@
+"""Microbenchmarks of fused_rnn against what else runs an LSTM or a GRU: ``python -m bench --help``."""
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which says what ran, else reports on itself

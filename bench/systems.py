@@ -1,0 +1,96 @@
+"""The table of what is compared: ours, torch.nn, and every peer that is installed.
+
+All do the same work: the projection of the input, both biases, and in training the forward, what it saves, and the
+gradients of the input and of every parameter. They start from the same weights. Inputs are in a system's own form
+before the clock starts, and a state is fed on as the system returned it.
+"""
+
+from __future__ import annotations
+
+from . import exported, gpu_peers, torch_systems
+from .cases import SINGLE, Task
+from .system import System
+
+LONGEST_LOOP = 16  # steps; torch.compile unrolls them in about a minute
+
+
+def _compile_why_not(task: Task) -> str | None:
+    if task.work == "cell":
+        return "a layer of one step is the same"
+    if task.case.T * task.case.layers * (1 + task.case.bidirectional) > LONGEST_LOOP:
+        return f"it unrolls the loop, and more than {LONGEST_LOOP} steps take minutes to compile"
+    return "a ragged batch is a graph for each of its shapes" if task.case.ragged else None
+
+
+def _reference_why_not(task: Task) -> str | None:
+    if task.work == "cell":
+        return "a layer of one step is the same"
+    if task.device == "cuda" and task.case.T > LONGEST_LOOP:
+        return "on a GPU so many small kernels cost more than they tell"
+    return None
+
+
+def _onnx_why_not(task: Task) -> str | None:
+    if task.device != "cpu":
+        return "it is measured on the CPU"
+    if task.work == "training":
+        return "it is for inference"
+    if task.work == "cell":
+        return "it has no cells"
+    if task.dtype != "float32":
+        return "it is measured in float32"
+    return "its export has no lengths" if task.case.ragged else None
+
+
+def _gpu_peer_why_not(task: Task) -> str | None:
+    if task.device != "cuda":
+        return "it needs an NVIDIA GPU"
+    if task.case.layers > 1 or task.case.bidirectional or task.case.ragged:
+        return "it has one layer, one direction and no lengths"
+    return "it has no initial states" if task.work in SINGLE else None
+
+
+def _flashrnn_why_not(task: Task) -> str | None:
+    if task.cell == "GRU":
+        return "its fused kernel has no GRU"
+    if task.dtype == "float32" and not task.tf32:
+        return "its float32 is TF32"
+    return _gpu_peer_why_not(task)
+
+
+def _haste_why_not(task: Task) -> str | None:
+    return "its layers are float32" if task.dtype != "float32" or task.tf32 else _gpu_peer_why_not(task)
+
+
+def _torchrl_why_not(task: Task) -> str | None:
+    return "its kernels take float32" if task.dtype != "float32" else _gpu_peer_why_not(task)
+
+
+OURS = System("fused_rnn", "", lambda task: None, torch_systems.our_layer)
+TORCH = System("torch.nn", "torch", lambda task: None, torch_systems.torch_layer)
+PEERS = (
+    System("torch.compile", "torch", _compile_why_not, torch_systems.compiled_layer, quick=False),
+    System("reference", "", _reference_why_not, torch_systems.reference_layer, quick=False),
+    System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
+    System("openvino", "openvino", _onnx_why_not, exported.openvino),
+    System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
+    System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),
+    System("torchrl", "torchrl", _torchrl_why_not, gpu_peers.torchrl, quick=False),
+)
+
+
+def peers(names: list[str] | None, quick: bool) -> list[System]:
+    """The peers that are here, or those of these names.
+
+    Raises:
+        ValueError: a name is unknown, or what it stands for is not installed.
+    """
+    if names is None:
+        return [peer for peer in PEERS if peer.missing() is None and (peer.quick or not quick)]
+    by_name = {peer.name: peer for peer in PEERS}
+    for name in names:
+        if name not in by_name:
+            raise ValueError(f"no peer is called {name!r}; there are {', '.join(by_name)}")
+        if reason := by_name[name].missing():
+            raise ValueError(f"the peer {name!r} cannot run: {reason}")
+    return [by_name[name] for name in names]

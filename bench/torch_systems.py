@@ -1,0 +1,108 @@
+"""torch.nn, ours, and the plain loop: as it stands, and through torch.compile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fused_rnn
+
+from .cases import Task
+from .system import Layer
+
+
+def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    """torch.nn's layer; a ragged batch is packed and padded again, as its users do."""
+    if task.work == "cell":
+        cell = _cell_of(rnn)
+        return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
+    rnn.flatten_parameters()
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        if lengths is None:
+            return rnn(x, states)
+        packed, states = rnn(pack_padded_sequence(x, lengths, enforce_sorted=False), states)
+        return pad_packed_sequence(packed, total_length=x.size(0))[0], states
+
+    return Layer(run, dict(rnn.named_parameters()), path=lambda x: busiest(lambda: run(x, None), x.device))
+
+
+def _cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:
+    """torch.nn's cell with the weights of the layer."""
+    weight = next(rnn.parameters())
+    cell = getattr(nn, f"{rnn.mode}Cell")(rnn.input_size, rnn.hidden_size, device=weight.device, dtype=weight.dtype)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in rnn.state_dict().items()})
+    return cell
+
+
+def _steps(cell: Any) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """A cell with a layer's input and output, for a single step."""
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        states = cell(x[0], states)
+        return (states[0] if isinstance(states, tuple) else states)[None], states
+
+    return run
+
+
+def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> str:
+    """What took longest in one call: PyTorch's operators on a CPU, kernels on a GPU; how often each ran."""
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def own_time(event: Any) -> float:
+        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
+
+    events = sorted((e for e in profile.key_averages() if own_time(e) > 0), key=own_time, reverse=True)
+    return " | ".join(f"{event.key[:70]} x{event.count}" for event in events[:count])
+
+
+def _converted(rnn: nn.Module) -> Any:
+    return fused_rnn.convert(copy.deepcopy(rnn))
+
+
+def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    ours = _converted(_cell_of(rnn) if task.work == "cell" else rnn)
+    lengths = None if lengths is None else lengths.to(x.device)
+
+    def path(x: Tensor) -> str:
+        example = x[0] if task.work == "cell" else x
+        choice = fused_rnn.explain(ours, example, lengths=lengths).choices[0]
+        return f"{choice.backend}: {choice.plan}" if choice.plan else choice.backend
+
+    if task.work == "cell":
+        return Layer(_steps(ours), dict(ours.named_parameters()), path=path)
+    return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
+
+
+def reference_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    ours = _converted(rnn)
+    lengths = None if lengths is None else lengths.to(x.device)
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        with fused_rnn.use_backend("reference"):
+            return ours(x, states, lengths=lengths)
+
+    return Layer(run, dict(ours.named_parameters()), path=lambda x: "a loop of PyTorch's operators")
+
+
+def compiled_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    """The plain loop through torch.compile; with the very shapes, its best case."""
+    torch._dynamo.reset()
+    ours = _converted(rnn)
+    compiled = torch.compile(ours, fullgraph=True, dynamic=False)
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        with fused_rnn.use_backend("reference"):
+            return compiled(x, states)
+
+    return Layer(run, dict(ours.named_parameters()), path=lambda x: f"a loop of {x.size(0)} steps, unrolled")

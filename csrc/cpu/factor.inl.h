@@ -1,0 +1,127 @@
+// What products are made of. A factor is what one element of a matrix is kept as; a word has the factors of kDepth
+// consecutive k, in the bits of one lane. Included by each instruction set's source file.
+#pragma once
+
+#include "vector.inl.h"
+
+namespace fused_rnn {
+namespace {
+
+FUSED_RNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FUSED_RNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FUSED_RNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The factors of a storage type: the type that is computed in, or where the processor multiplies it, itself.
+template <class S>
+struct FactorOf {
+  using type = accumulate_t<S>;
+};
+template <class S>
+using factor_t = typename FactorOf<S>::type;
+
+template <class F>
+struct Factor {
+  using A = F;
+  static constexpr int kDepth = 1;
+  FUSED_RNN_INLINE static Vec<A> broadcast(const F* word) { return Vec<A>(*word); }
+  // sum + a b, lane by lane
+  FUSED_RNN_INLINE static Vec<A> add_product(Vec<A> sum, Vec<A> a, Vec<A> b) { return sum + a * b; }
+};
+
+#ifdef __AVX512BF16__
+// Two products to a lane and instruction, summed in float32.
+template <>
+struct FactorOf<BFloat16> {
+  using type = BFloat16;
+};
+template <>
+struct Factor<BFloat16> {
+  using A = float;
+  static constexpr int kDepth = 2;
+  FUSED_RNN_INLINE static Vec<float> broadcast(const BFloat16* word) {
+    float bits;
+    std::memcpy(&bits, word, sizeof(bits));
+    return Vec<float>(bits);
+  }
+  FUSED_RNN_INLINE static Vec<float> add_product(Vec<float> sum, Vec<float> a, Vec<float> b) {
+    return Vec<float>(_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v));
+  }
+  // Words of an element of `first` and the one below it of `second`, which null makes zero.
+  FUSED_RNN_INLINE static Vec<float> paired(const BFloat16* first, const BFloat16* second, int n) {
+    const Vec<float> low = load<float>(first, n), high = second ? load<float>(second, n) : Vec<float>(0.0f);
+    return Vec<float>(bit_cast<FloatLanes>((bit_cast<Words>(low.v) >> 16) | bit_cast<Words>(high.v)));
+  }
+};
+#endif
+
+template <class F>
+FUSED_RNN_INLINE int64_t words(int64_t k) {
+  return ceil_div(k, Factor<F>::kDepth);
+}
+
+// The words of n elements of S, zeros after them.
+template <class F, class S, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE Vec<A> load_words(const S* from, int64_t n) {
+  constexpr int64_t kElements = Vec<A>::kLanes * Factor<F>::kDepth;
+  if constexpr (Factor<F>::kDepth == 1) {
+    return load<A>(from, int(least(n, kElements)));
+  } else {
+    static_assert(std::is_same<S, F>::value, "factors of more than one to a word are not converted");
+    Vec<A> words;
+    if (n >= kElements) {
+      std::memcpy(&words.v, from, sizeof(words.v));
+    } else {
+      F some[kElements] = {};
+      copy_some<kElements>(some, from, int(n));
+      std::memcpy(&words.v, some, sizeof(words.v));
+    }
+    return words;
+  }
+}
+
+// ---- Across the lanes ----
+
+template <bool kHigh, class A, size_t... kLane>
+FUSED_RNN_INLINE Vec<A> zip(Vec<A> a, Vec<A> b, std::index_sequence<kLane...>) {
+  constexpr int kLanes = Vec<A>::kLanes, kFirst = kHigh ? kLanes / 2 : 0;
+#if defined(__clang__) || __GNUC__ >= 12
+  return Vec<A>(__builtin_shufflevector(a.v, b.v, (kFirst + int(kLane) / 2 + int(kLane) % 2 * kLanes)...));
+#else
+  using Bits = typename Real<A>::Bits;
+  return Vec<A>(__builtin_shuffle(a.v, b.v, Bits{(kFirst + int(kLane) / 2 + int(kLane) % 2 * kLanes)...}));
+#endif
+}
+// a0 b0 a1 b1 ... of the lower or the upper half of the lanes
+template <class A>
+FUSED_RNN_INLINE Vec<A> zip_low(Vec<A> a, Vec<A> b) {
+  return zip<false>(a, b, std::make_index_sequence<Vec<A>::kLanes>());
+}
+template <class A>
+FUSED_RNN_INLINE Vec<A> zip_high(Vec<A> a, Vec<A> b) {
+  return zip<true>(a, b, std::make_index_sequence<Vec<A>::kLanes>());
+}
+
+// As many vectors as a vector has lanes, rows to columns.
+template <class A>
+FUSED_RNN_INLINE void transpose(Vec<A> (&rows)[Vec<A>::kLanes]) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  for (int size = 1; size < kLanes; size *= 2) {
+    Vec<A> zipped[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes / 2]);
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes / 2]);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
+  }
+}
+
+// Lane i becomes the sum of the lanes of rows[i].
+template <class A>
+FUSED_RNN_INLINE Vec<A> sums_of_rows(Vec<A> (&rows)[Vec<A>::kLanes]) {
+  for (int n = Vec<A>::kLanes / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) rows[i] = zip_low(rows[i], rows[i + n]) + zip_high(rows[i], rows[i + n]);
+  return rows[0];
+}
+
+}  // namespace
+}  // namespace fused_rnn
