@@ -61,7 +61,7 @@ clean:
 # No time goes into CUDA kernels where no GPU would run them.
 NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUSED_RNN_CUDA=$${FUSED_RNN_CUDA:-0}')
 
-.venv/installed: .venv/ready $(NATIVE) $(wildcard fused_rnn/*.py) examples/requirements.txt
+.venv/installed: .venv/ready $(NATIVE) $(wildcard fused_rnn/*.py fused_rnn/triton/*.py) examples/requirements.txt
 	.venv/$(PIP) install -r examples/requirements.txt
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@

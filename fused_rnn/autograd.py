@@ -78,7 +78,7 @@ def _cell(name: str, flags: Sequence[bool]) -> Cell:
     return GRU if flags[0] else GRU_RESET_BEFORE
 
 
-def _saved_per_unit(cell: Cell) -> int:
+def saved_per_unit(cell: Cell) -> int:
     """How many numbers a forward keeps per step, row and unit: i, f, g, o, c of an LSTM; r, z, n (and n_h) of a GRU."""
     return 5 if cell is LSTM else 4 if cell is GRU else 3
 
@@ -91,7 +91,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
     def forward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         T, B, H = x.size(0), x.size(1), args[1].size(1)
         *flags, save = args[n_tensors:]
-        shape = (T, B, _saved_per_unit(_cell(name, flags)), H) if save else (0,)
+        shape = (T, B, saved_per_unit(_cell(name, flags)), H) if save else (0,)
         saved = x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
         return x.new_empty((T, B, H)), *(x.new_empty(state.shape) for state in args[4 : n_tensors - 1]), saved
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import native, reference, stock
 from .cell import Cell, States, Weights
+from .triton import plan as triton_plan
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,38 @@ def _torch_why_not(problem: Problem) -> str | None:
     return None
 
 
-BACKENDS = (  # best first; the last one runs everything
+def _triton_why_not(problem: Problem) -> str | None:
+    if problem.dtype not in triton_plan.DTYPES:
+        return f"it has no kernel for {problem.dtype}"
+    if problem.projection:
+        return "it has no kernel for proj_size"
+    if problem.transformed:
+        return "its ops have no rule for torch.func transforms and forward-mode differentiation"
+    return triton_plan.why_not(problem.device)
+
+
+def _triton_run(
+    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
+) -> tuple[Tensor, States]:
+    from .triton import ops  # imports Triton
+
+    return ops.run(cell, x, states, weights, lengths, reverse)
+
+
+def _triton_plan(problem: Problem) -> str:
+    p, device = problem, triton_plan.device_of(problem.device)
+    passes = (False, True) if p.training else (False,)
+    plans = [triton_plan.make_plan(p.cell, p.dtype, p.B, p.H, b, native.allow_tf32(), device) for b in passes]
+    return "; backward: ".join(map(str, plans))
+
+
+# Best first; the last one runs everything. No measurement shows yet that Triton's kernels are faster than PyTorch's
+# layers, so they come after them, for what PyTorch's layers cannot run: there the reference takes many launches a step.
+BACKENDS = (
     Backend("cuda", _cuda_why_not, native.run, _cuda_plan),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
     Backend("torch", _torch_why_not, stock.run),
+    Backend("triton", _triton_why_not, _triton_run, _triton_plan),
     Backend("reference", lambda problem: None, reference.run),
 )
 

@@ -48,7 +48,7 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-def _constant(function: F) -> F:
+def constant(function: F) -> F:
     """torch.compile may take the answer as a constant: it cannot look inside, and what is asked does not change.
 
     What ``torch.compiler.assume_constant_result`` does, without importing the compiler: that takes a second.
@@ -57,7 +57,7 @@ def _constant(function: F) -> F:
     return function
 
 
-@_constant
+@constant
 def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
     return _cuda_why_not(device_index, dtype)
@@ -70,7 +70,7 @@ def _cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     return torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
 
 
-@_constant
+@constant
 def allow_tf32() -> bool:
     """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it; compiled code keeps what it was then."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]

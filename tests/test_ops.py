@@ -298,5 +298,5 @@ def test_bad_input(case):
 def test_fake_kernels_know_what_is_saved():
     for cell in CELLS:
         saved = forward_op(cell)(*arguments(Layer.random(cell, torch.bfloat16, Size(2, 3, 4, 5))))[-1]
-        assert saved.shape == (2, 3, autograd._saved_per_unit(cell), 5)
+        assert saved.shape == (2, 3, autograd.saved_per_unit(cell), 5)
         assert saved.dtype == torch.float32

@@ -92,6 +92,7 @@ def test_wheel_is_for_every_python(small_copy):
     assert built.name.startswith("fused_rnn-0.1.0-py3-none-"), built.name
     listing = run([sys.executable, "-m", "zipfile", "-l", str(built)]).stdout
     assert "fused_rnn/_C.so" in listing and "fused_rnn/modules.py" in listing
+    assert "fused_rnn/triton/kernels.py" in listing
 
 
 def one_sentence(done, *parts):

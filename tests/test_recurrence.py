@@ -1,6 +1,6 @@
 """Every backend of the CPU, cell, dtype and problem against the float64 reference: outputs and all gradients.
 
-The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py.
+The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py; triton in test_triton_interpreted.py.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from problems import CELLS, DTYPES, SIZES, Layer, Size
 
 from fused_rnn import backends, layer, reference, stock
 
-TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "reference")]
+TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
 
 
 def plain(cell, x, states, weights, lengths, reverse):

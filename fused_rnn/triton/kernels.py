@@ -1,0 +1,613 @@
+"""The loops, for any cell. A program has BLOCK_B rows of the batch, and no program reads what another one writes.
+
+block: a program takes its rows through all steps. It has all units, loads weight_hh before the loop and keeps it on
+chip; h leaves the chip only as output. The loads of the coming steps run ahead, STAGES deep.
+stepwise: one launch a step, one program for each tile of rows and units. h travels in two buffers; c and the gradients
+of the state are changed in place, as nobody else touches a program's tile of them. With the reset before the matmul a
+step takes two launches, since the second product needs r * h (backward: the candidate's gradient) of all units.
+
+T, B and t do not belong to what a kernel is compiled for, which is: cell, types, tiles, which optional arrays there are
+(None or not), and whether H is a multiple of 16. Offsets within a step are 32 bits wide, those of steps 64. Sums over T
+are not here: ``ops`` takes them by library matmuls, in a fixed order.
+
+In the shapes, G is the number of gates, K of the numbers that a backward needs, S the type of storage. Row b is active
+at time t iff t < lengths[b].
+"""
+
+import triton
+import triton.language as tl
+
+from . import cells
+
+# ---- Tiles ----
+
+
+@triton.jit
+def tile(row_tile, unit_tile, lengths, T, B, H, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows and units of a tile, the rows' lengths, and which elements exist."""
+    rows = row_tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    units = unit_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if lengths is not None:
+        length = tl.load(lengths + rows, mask=rows < B, other=0).to(tl.int32)
+    else:
+        length = tl.where(rows < B, T, 0)
+    return rows, units, length, (rows < B)[:, None] & (units < H)[None, :]
+
+
+@triton.jit
+def places(rows, units, width):
+    """Where the elements of a tile stand in an array whose rows are `width` numbers long."""
+    return rows[:, None] * width + units[None, :]
+
+
+@triton.jit
+def load(array, places, mask):
+    """A tile in float32; zero where the mask is not, or if there is no array."""
+    if array is None:
+        tile = tl.zeros_like(places).to(tl.float32)
+    else:
+        tile = tl.load(array + places, mask=mask, other=0.0).to(tl.float32)
+    return tile
+
+
+@triton.jit
+def load_each(array, places, stride, mask, COUNT: tl.constexpr):
+    """COUNT tiles, `stride` numbers apart, in the type of the array; zero where the mask is not."""
+    tiles = ()
+    for k in tl.static_range(COUNT):
+        tiles = tiles + (tl.load(array + k * stride + places, mask=mask, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def load_bias(bias, units, H, COUNT: tl.constexpr):
+    """For every gate its bias, [1, BLOCK_N] in float32; zero if there is none."""
+    tiles = ()
+    for k in tl.static_range(COUNT):
+        tiles = tiles + (load(bias, (k * H + units)[None, :], (units < H)[None, :]),)
+    return tiles
+
+
+@triton.jit
+def store_each(array, places, stride, tiles, active, inside, COUNT: tl.constexpr):
+    """Stores the first COUNT tiles, `stride` numbers apart; zero where a row is not active."""
+    for k in tl.static_range(COUNT):
+        chosen = tl.where(active, tiles[k], 0.0).to(array.dtype.element_ty)
+        tl.store(array + k * stride + places, chosen, mask=inside)
+
+
+@triton.jit
+def add_each(tiles, others):
+    sums = ()
+    for k in tl.static_range(len(tiles)):
+        sums = sums + (tiles[k] + others[k],)
+    return sums
+
+
+@triton.jit
+def products(
+    left,  # [BLOCK_B, 1] pointers to the rows of the left factor, whose numbers stand side by side
+    right,  # [1, BLOCK_N] pointers to the columns of the first right factor
+    stride_k,  # from one number of a column to the next
+    stride_factor,  # from one right factor to the next
+    depth,
+    has_row,  # [BLOCK_B, 1]
+    has_column,  # [1, BLOCK_N]
+    COUNT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A tile of each product of one left factor and COUNT right ones, read from memory BLOCK_K deep at a time."""
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros((left.shape[0], right.shape[1]), tl.float32),)
+    for begin in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
+        k = begin + tl.arange(0, BLOCK_K)
+        a = tl.load(left + k[None, :], mask=has_row & (k < depth)[None, :], other=0.0)
+        b = load_each(right, k[:, None] * stride_k, stride_factor, (k < depth)[:, None] & has_column, COUNT)
+        more = ()
+        for f in tl.static_range(COUNT):
+            more = more + (tl.dot(a, b[f], sums[f], input_precision=PRECISION),)
+        sums = more
+    return sums
+
+
+# ---- Forward ----
+
+
+@triton.jit
+def finish_forward(
+    CELL: tl.constexpr, x, gates_h, h, c, active, inside, output, saved, step, rows, units, H, K: tl.constexpr
+):
+    """Applies the cell and stores what the step leaves, which begins at `step` in output; the state after it."""
+    h_new, c_new, kept = cells.forward(CELL, x, gates_h, h.to(tl.float32), c)
+    h_new = h_new.to(h.dtype)
+    store_each(output + step, places(rows, units, H), 0, (h_new,), active, inside, 1)
+    if saved is not None:
+        store_each(saved + step * K, places(rows, units, K * H), H, kept, active, inside, K)
+    return tl.where(active, h_new, h), tl.where(active, c_new, c)
+
+
+@triton.jit
+def hidden_gates(CELL: tl.constexpr, x, h, weights, bias_h, PRECISION: tl.constexpr):
+    """weight_hh h + bias_hh of all gates; with the reset before the matmul the last one's factor is r * h."""
+    gates_h = ()
+    left = h
+    for k in tl.static_range(len(weights)):
+        if CELL == "gru_reset_before" and k == 2:
+            left = cells.reset(x[0], gates_h[0], h.to(tl.float32)).to(h.dtype)
+        gates_h = gates_h + (tl.dot(left, weights[k], input_precision=PRECISION) + bias_h[k],)
+    return gates_h
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def block_forward(
+    gates_x,  # [T, B, G*H] float32, without bias_ih
+    weight_hh,  # [G*H, H] S
+    bias_ih,  # [G*H] S or None
+    bias_hh,  # [G*H] S or None
+    h,  # [B, H] S; in place, like c
+    c,  # [B, H] float32, or None for a GRU
+    lengths,  # [B] int64 or None
+    output,  # [T, B, H] S, zero where a row is not active
+    saved,  # [T, B, K, H] float32, or None when no backward will come
+    T,
+    B,
+    H,
+    CELL: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """All steps of BLOCK_B rows."""
+    rows, units, length, inside = tile(tl.program_id(0), 0, lengths, T, B, H, BLOCK_B, BLOCK_N)
+    square = (units < H)[:, None] & (units < H)[None, :]
+    weights = load_each(weight_hh, units[None, :] * H + units[:, None], H * H, square, G)  # [unit of h, of the gate]
+    bias_x, bias_h = load_bias(bias_ih, units, H, G), load_bias(bias_hh, units, H, G)
+    h_t = tl.load(h + places(rows, units, H), mask=inside, other=0.0)
+    c_t = load(c, places(rows, units, H), inside)
+    for i in tl.range(0, T, num_stages=STAGES):
+        t = T - 1 - i if REVERSE else i
+        step = t * (B.to(tl.int64) * H)
+        active = inside & (t < length)[:, None]
+        x = add_each(load_each(gates_x + step * G, places(rows, units, G * H), H, active, G), bias_x)
+        gates_h = hidden_gates(CELL, x, h_t, weights, bias_h, PRECISION)
+        h_t, c_t = finish_forward(CELL, x, gates_h, h_t, c_t, active, inside, output, saved, step, rows, units, H, K)
+    tl.store(h + places(rows, units, H), h_t, mask=inside)
+    if c is not None:
+        tl.store(c + places(rows, units, H), c_t, mask=inside)
+
+
+@triton.jit(do_not_specialize=["t", "T", "B"])
+def stepwise_reset(
+    gates_x,  # as in block_forward, like all that is not named here
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    h,  # [B, H] S
+    lengths,
+    gates_h,  # [B, 2, H] float32: the hidden part of r and z, with bias_hh
+    reset_h,  # [B, H] S: r * h
+    t,
+    T,
+    B,
+    H,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The first launch of a step with the reset before the matmul: r and z."""
+    rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
+    gates = products(
+        h + rows[:, None] * H,
+        weight_hh + units[None, :] * H,
+        1,
+        H * H,
+        H,
+        (rows < B)[:, None],
+        (units < H)[None, :],
+        2,
+        PRECISION,
+        BLOCK_K,
+        STAGES,
+    )
+    gates = add_each(gates, load_bias(bias_hh, units, H, 2))
+    active = inside & (t < length)[:, None]
+    r_x = load(gates_x + t * (B.to(tl.int64) * H) * 3, places(rows, units, 3 * H), active)
+    r_x += load_bias(bias_ih, units, H, 1)[0]
+    h_t = load(h, places(rows, units, H), inside)
+    store_each(gates_h, places(rows, units, 2 * H), H, gates, inside, inside, 2)
+    store_each(reset_h, places(rows, units, H), 0, (cells.reset(r_x, gates[0], h_t),), inside, inside, 1)
+
+
+@triton.jit(do_not_specialize=["t", "T", "B"])
+def stepwise_forward(
+    gates_x,  # as in block_forward, like all that is not named here
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    h,  # [B, H] S
+    h_next,  # [B, H] S
+    c,  # [B, H] float32, or None for a GRU; in place
+    gates_h,  # of stepwise_reset, or None
+    reset_h,  # of stepwise_reset, or None
+    lengths,
+    output,
+    saved,
+    t,
+    T,
+    B,
+    H,
+    CELL: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One step of a tile: its product and the cell."""
+    rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
+    FIRST: tl.constexpr = 2 if CELL == "gru_reset_before" else 0  # the gates before it have come from stepwise_reset
+    left = reset_h if CELL == "gru_reset_before" else h
+    gates = products(
+        left + rows[:, None] * H,
+        weight_hh + FIRST * H * H + units[None, :] * H,
+        1,
+        H * H,
+        H,
+        (rows < B)[:, None],
+        (units < H)[None, :],
+        G - FIRST,
+        PRECISION,
+        BLOCK_K,
+        STAGES,
+    )
+    bias_h = load_bias(bias_hh, units, H, G)
+    if CELL == "gru_reset_before":
+        r, z = load_each(gates_h, places(rows, units, 2 * H), H, inside, 2)
+        gates = (r, z, gates[0] + bias_h[2])
+    else:
+        gates = add_each(gates, bias_h)
+    step = t * (B.to(tl.int64) * H)
+    active = inside & (t < length)[:, None]
+    x = load_each(gates_x + step * G, places(rows, units, G * H), H, active, G)
+    x = add_each(x, load_bias(bias_ih, units, H, G))
+    h_t = tl.load(h + places(rows, units, H), mask=inside, other=0.0)
+    c_t = load(c, places(rows, units, H), inside)
+    h_t, c_t = finish_forward(CELL, x, gates, h_t, c_t, active, inside, output, saved, step, rows, units, H, K)
+    tl.store(h_next + places(rows, units, H), h_t, mask=inside)
+    if c is not None:
+        tl.store(c + places(rows, units, H), c_t, mask=inside)
+
+
+# ---- Backward ----
+
+
+@triton.jit
+def load_prev(initial, array, width, t, step, rows, units, length, active, B, H, REVERSE: tl.constexpr):
+    """A state before time t, float32: of the initial one [B, H] in a row's first step, and else of the array's.
+
+    width: the length of the array's rows; step: where time t begins in an array [T, B, H].
+    """
+    first = length - 1 if REVERSE else length * 0
+    is_first = (first == t)[:, None]
+    before = step + B.to(tl.int64) * H if REVERSE else step - B.to(tl.int64) * H
+    state = load(initial, places(rows, units, H), active & is_first)
+    return state + load(array + before * width, places(rows, units, width * H), active & (first != t)[:, None])
+
+
+@triton.jit
+def finish_backward(
+    CELL: tl.constexpr,
+    dh,  # [BLOCK_B, BLOCK_N] gradient of h after the step, with that of output
+    dc,
+    kept,  # what was saved of this step
+    d_reset,
+    h_prev,
+    c_prev,
+    active,
+    inside,
+    grads_x,
+    grads_h,
+    h_before,
+    reset_h,
+    step,
+    rows,
+    units,
+    H,
+    G: tl.constexpr,
+    STORED: tl.constexpr,  # gates whose gradients are stored, in their order
+):
+    """Goes back through the cell and stores what the step leaves.
+
+    Returns the gradients of the state before the step, but for their way by weight_hh, and those of the hidden gates.
+    """
+    d_x, d_h, dh_prev, dc_prev = cells.backward(CELL, dh, dc, kept, h_prev, c_prev, d_reset)
+    store_each(grads_x + step * G, places(rows, units, G * H), H, d_x, active, inside, STORED)
+    if grads_h is not None:
+        store_each(grads_h + step * G, places(rows, units, G * H), H, d_h, active, inside, STORED)
+    store_each(h_before + step, places(rows, units, H), 0, (h_prev,), active, inside, 1)
+    if reset_h is not None:
+        store_each(reset_h + step, places(rows, units, H), 0, (kept[0] * h_prev,), active, inside, 1)
+    return tl.where(active, dh_prev, dh), tl.where(active, dc_prev, dc), d_h
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def block_backward(
+    grad_output,  # [T, B, H] S or None
+    weight_hh,  # [G*H, H] S
+    hx,  # [B, H] S
+    cx,  # [B, H] S, or None for a GRU
+    lengths,  # [B] int64 or None
+    output,  # [T, B, H] S
+    saved,  # [T, B, K, H] float32
+    grads_x,  # [T, B, G*H] S: gradients of the gates; this and the next are zero where a row is not active
+    grads_h,  # [T, B, G*H] S: of their hidden part, or None where that is the same
+    h_before,  # [T, B, H] S: the h that weight_hh multiplied
+    reset_h,  # [T, B, H] S: what weight_hn multiplied, or None where that is the same
+    dh,  # [B, H] float32: the gradient of the state; in place, like dc
+    dc,  # [B, H] float32, or None for a GRU
+    T,
+    B,
+    H,
+    CELL: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """All steps of BLOCK_B rows, last first."""
+    rows, units, length, inside = tile(tl.program_id(0), 0, lengths, T, B, H, BLOCK_B, BLOCK_N)
+    square = (units < H)[:, None] & (units < H)[None, :]
+    weights = load_each(weight_hh, places(units, units, H), H * H, square, G)  # [unit of the gate, of h]
+    dh_t = load(dh, places(rows, units, H), inside)
+    dc_t = load(dc, places(rows, units, H), inside)
+    for i in tl.range(0, T, num_stages=STAGES):
+        t = i if REVERSE else T - 1 - i
+        step = t * (B.to(tl.int64) * H)
+        active = inside & (t < length)[:, None]
+        kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
+        h_prev = load_prev(hx, output, 1, t, step, rows, units, length, active, B, H, REVERSE)
+        c_prev = dc_t
+        if CELL == "lstm":
+            c_prev = load_prev(cx, saved + 4 * H, K, t, step, rows, units, length, active, B, H, REVERSE)
+        if grad_output is not None:
+            dh_t += load(grad_output + step, places(rows, units, H), active)
+        d_reset = dh_t
+        if CELL == "gru_reset_before":
+            dn = tl.where(active, cells.candidate_grad(dh_t, kept), 0.0).to(weight_hh.dtype.element_ty)
+            d_reset = tl.dot(dn, weights[2], input_precision=PRECISION)
+        dh_t, dc_t, grads = finish_backward(
+            CELL,
+            dh_t,
+            dc_t,
+            kept,
+            d_reset,
+            h_prev,
+            c_prev,
+            active,
+            inside,
+            grads_x,
+            grads_h,
+            h_before,
+            reset_h,
+            step,
+            rows,
+            units,
+            H,
+            G,
+            G,
+        )
+        for k in tl.static_range(2 if CELL == "gru_reset_before" else G):
+            grad = tl.where(active, grads[k], 0.0).to(weight_hh.dtype.element_ty)
+            dh_t = tl.dot(grad, weights[k], dh_t, input_precision=PRECISION)
+    tl.store(dh + places(rows, units, H), dh_t, mask=inside)
+    if dc is not None:
+        tl.store(dc + places(rows, units, H), dc_t, mask=inside)
+
+
+@triton.jit
+def state_grad(
+    grads,
+    weight_hh,
+    dh,
+    grad_output,
+    later,
+    step,
+    depth,
+    rows,
+    units,
+    active,
+    inside,
+    B,
+    H,
+    G: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The gradient of h after a step: what dh has, its way by the hidden gates of the step after it, and output's.
+
+    grads: [T, B, G*H] S, of which the first `depth` of a row at time `later` are taken.
+    """
+    by_gates = products(
+        grads + later * (B.to(tl.int64) * H) * G + rows[:, None] * (G * H),
+        weight_hh + units[None, :],
+        H,
+        0,
+        depth,
+        (rows < B)[:, None],
+        (units < H)[None, :],
+        1,
+        PRECISION,
+        BLOCK_K,
+        STAGES,
+    )
+    total = load(dh, places(rows, units, H), inside) + by_gates[0]
+    if grad_output is not None:
+        total += load(grad_output + step, places(rows, units, H), active)
+    return total
+
+
+@triton.jit(do_not_specialize=["t", "later", "depth", "T", "B"])
+def stepwise_candidate(
+    grad_output,  # as in block_backward, like all that is not named here
+    weight_hh,
+    lengths,
+    saved,
+    grads_x,
+    dh,  # [B, H] float32; in place
+    t,
+    later,  # the time of the step after this one
+    depth,  # of the product with its gates' gradients: 2*H, or 0 where there is none
+    T,
+    B,
+    H,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The first launch of a step back with the reset before the matmul: the gradients of h and of the candidate."""
+    rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
+    step = t * (B.to(tl.int64) * H)
+    active = inside & (t < length)[:, None]
+    total = state_grad(
+        grads_x,
+        weight_hh,
+        dh,
+        grad_output,
+        later,
+        step,
+        depth,
+        rows,
+        units,
+        active,
+        inside,
+        B,
+        H,
+        3,
+        PRECISION,
+        BLOCK_K,
+        STAGES,
+    )
+    tl.store(dh + places(rows, units, H), total, mask=inside)
+    kept = load_each(saved + step * 3, places(rows, units, 3 * H), H, active, 3)
+    dn = cells.candidate_grad(total, kept)
+    store_each(grads_x + step * 3 + 2 * H, places(rows, units, 3 * H), 0, (dn,), active, inside, 1)
+
+
+@triton.jit(do_not_specialize=["t", "later", "depth", "T", "B"])
+def stepwise_backward(
+    grad_output,  # as in block_backward, like all that is not named here
+    weight_hh,
+    hx,
+    cx,
+    lengths,
+    output,
+    saved,
+    grads_x,
+    grads_h,
+    h_before,
+    reset_h,
+    dh,  # [B, H] float32; in place, like dc
+    dc,  # None for a GRU
+    t,
+    later,  # the time of the step after this one
+    depth,  # of the product with its gates' gradients: G*H, or 0 where there is none
+    T,
+    B,
+    H,
+    CELL: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One step back of a tile: the gradient of its state, and the cell."""
+    rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
+    step = t * (B.to(tl.int64) * H)
+    active = inside & (t < length)[:, None]
+    if CELL == "gru_reset_before":  # dh has been made by stepwise_candidate
+        total = load(dh, places(rows, units, H), inside)
+        d_reset = products(
+            grads_x + step * G + rows[:, None] * (G * H) + 2 * H,
+            weight_hh + 2 * H * H + units[None, :],
+            H,
+            0,
+            H,
+            (rows < B)[:, None],
+            (units < H)[None, :],
+            1,
+            PRECISION,
+            BLOCK_K,
+            STAGES,
+        )[0]
+    else:
+        total = state_grad(
+            grads_x if grads_h is None else grads_h,
+            weight_hh,
+            dh,
+            grad_output,
+            later,
+            step,
+            depth,
+            rows,
+            units,
+            active,
+            inside,
+            B,
+            H,
+            G,
+            PRECISION,
+            BLOCK_K,
+            STAGES,
+        )
+        d_reset = total
+    kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
+    h_prev = load_prev(hx, output, 1, t, step, rows, units, length, active, B, H, REVERSE)
+    grad_c = load(dc, places(rows, units, H), inside)
+    c_prev = grad_c
+    if CELL == "lstm":
+        c_prev = load_prev(cx, saved + 4 * H, K, t, step, rows, units, length, active, B, H, REVERSE)
+    total, grad_c, _ = finish_backward(
+        CELL,
+        total,
+        grad_c,
+        kept,
+        d_reset,
+        h_prev,
+        c_prev,
+        active,
+        inside,
+        grads_x,
+        grads_h,
+        h_before,
+        reset_h,
+        step,
+        rows,
+        units,
+        H,
+        G,
+        2 if CELL == "gru_reset_before" else G,
+    )
+    tl.store(dh + places(rows, units, H), total, mask=inside)
+    if dc is not None:
+        tl.store(dc + places(rows, units, H), grad_c, mask=inside)
