@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -331,11 +332,12 @@ def exchange(stage: Stage) -> None:
 
 
 def speed(stage: Stage) -> None:
-    """Our layers against torch.nn's, and which kernels torch.nn runs. A run that is cut off keeps its rows."""
+    """Our layers, Triton's too, against torch.nn's, and which kernels torch.nn runs. What is cut off keeps its rows."""
     out = BUILT / "gpu_check"
     shutil.rmtree(out, ignore_errors=True)
     what = ["cpu", "--case", "stream64", "--seconds", "0.01"] if stage.dry else ["gpu", "--quick"]
-    status, _ = stage.python("-m", "bench", *what, "--peers", "--out", out)
+    peers = [] if stage.dry or importlib.util.find_spec("triton") is None else ["fused_rnn-triton"]
+    status, _ = stage.python("-m", "bench", *what, "--peers", *peers, "--out", out)
     rows = [row for path in out.glob("*/layers.csv") for row in csv.DictReader(path.open(newline=""))]
     stage.figures |= {"rows": rows, "cut_off": status is None}
     if wrong := [row["note"] for row in rows if row["system"] == "fused_rnn" and row["note"]]:

@@ -7,6 +7,8 @@ before the clock starts, and a state is fed on as the system returned it.
 
 from __future__ import annotations
 
+from functools import partial
+
 from . import exported, gpu_peers, torch_systems
 from .cases import SINGLE, Task
 from .system import System
@@ -28,6 +30,10 @@ def _reference_why_not(task: Task) -> str | None:
     if task.device == "cuda" and task.case.T > LONGEST_LOOP:
         return "on a GPU so many small kernels cost more than they tell"
     return None
+
+
+def _triton_why_not(task: Task) -> str | None:
+    return None if task.device == "cuda" else "without a GPU it runs in Triton's interpreter"
 
 
 def _onnx_why_not(task: Task) -> str | None:
@@ -70,7 +76,8 @@ OURS = System("fused_rnn", "", lambda task: None, torch_systems.our_layer)
 TORCH = System("torch.nn", "torch", lambda task: None, torch_systems.torch_layer)
 PEERS = (
     System("torch.compile", "torch", _compile_why_not, torch_systems.compiled_layer, quick=False),
-    System("reference", "", _reference_why_not, torch_systems.reference_layer, quick=False),
+    System("reference", "", _reference_why_not, partial(torch_systems.on_backend, "reference"), quick=False),
+    System("fused_rnn-triton", "triton", _triton_why_not, partial(torch_systems.on_backend, "triton")),
     System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),

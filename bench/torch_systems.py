@@ -84,15 +84,19 @@ def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) ->
     return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
 
 
-def reference_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    ours = _converted(rnn)
-    lengths = None if lengths is None else lengths.to(x.device)
+def on_backend(name: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    """Our layer on a backend that is not the best one here."""
+    layer = our_layer(task, rnn, x, lengths)
 
     def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
-        with fused_rnn.use_backend("reference"):
-            return ours(x, states, lengths=lengths)
+        with fused_rnn.use_backend(name):
+            return layer.run(x, states)
 
-    return Layer(run, dict(ours.named_parameters()), path=lambda x: "a loop of PyTorch's operators")
+    def path(x: Tensor) -> str:
+        with fused_rnn.use_backend(name):
+            return layer.path(x)
+
+    return Layer(run, layer.leaves, path=path)
 
 
 def compiled_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
