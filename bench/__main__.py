@@ -187,12 +187,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if native.load_error is not None:
         raise ValueError(f"fused_rnn's extension could not be loaded: {native.load_error}")
-    if args.out == RESULTS and torch.ops.fused_rnn.poisoned():
-        raise ValueError("this build of fused_rnn fills memory with NaN, for tests: build it without FUSED_RNN_POISON")
     folder = args.out / machine.slug(machine.device_name(device))
     kind = KINDS.get(args.what, LAYERS)
     results = Results(folder / kind.file, kind.fields, kind.key)
     todo = [one for one in kind.todo(args, device) if args.fresh or any(key not in results for key in one.keys)]
+    if args.out == RESULTS and torch.ops.fused_rnn.poisoned():
+        raise ValueError("this build of fused_rnn fills memory with NaN, for tests: build it without FUSED_RNN_POISON")
     try:
         measure_all(todo, results)
     except KeyboardInterrupt:
