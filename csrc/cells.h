@@ -29,6 +29,7 @@ struct StepGrads {
 //   kSaved                 numbers that the backward needs per unit; kSavedCell is the place of c among them, or -1
 //   kResetBefore           gates_h of the last gate multiplies r * h instead of h
 //   kGradsDiffer           the backward gives x and h different gradients
+//   kApart                 in so many gates, the last ones, x and h are not just added
 
 // torch.nn.LSTM: gates i, f, g, o.
 template <class A>
@@ -39,6 +40,7 @@ struct LstmCell {
   static constexpr int kSavedCell = kC;
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = false;
+  static constexpr int kApart = 0;
   struct State {
     A h, c;
   };
@@ -83,6 +85,7 @@ struct GruCell {
   static constexpr int kSavedCell = -1;
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = true;
+  static constexpr int kApart = 1;
   using State = GruState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation, and n_h
 
@@ -119,6 +122,7 @@ struct GruResetBeforeCell {
   static constexpr int kSavedCell = -1;
   static constexpr bool kResetBefore = true;
   static constexpr bool kGradsDiffer = false;
+  static constexpr int kApart = 0;
   using State = GruState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation
 

@@ -206,6 +206,23 @@ def test_nan_is_not_hidden(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_states_as_a_module_has_them(cell):
+    """[1, B, H] in, [1, B, H] out, and gradients of that shape, twice."""
+    layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
+    x, *rest = tensors_of(layer)
+    states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
+
+    def run(x, *rest):
+        return run_native(cell, (x, *rest, *weights), None, False)
+
+    flat, whole = run(x, *states), run(x, *(state[None] for state in states))
+    assert torch.equal(flat[0], whole[0])
+    assert all(torch.equal(a[None], b) for a, b in zip(flat[1:], whole[1:], strict=True))
+    inputs = (x, *(state.detach()[None].requires_grad_() for state in states))
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_empty_batch(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 0, 2, 5))
     results = layer.results(native.run)
@@ -247,11 +264,18 @@ def threads():
     torch.set_num_threads(before)
 
 
+# Divided among threads by rows; by panels of units, with a meeting every step, the last panel not full; by panels with
+# a single row, whose sums are several chains.
+DIVIDED = (Size(T=9, B=70, I=40, H=70), Size(T=9, B=20, I=40, H=200), Size(T=9, B=1, I=300, H=300))
+
+
+@pytest.mark.parametrize("size", DIVIDED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_threads_change_nothing(cell, ragged, threads):
+def test_threads_change_nothing(cell, ragged, dtype, size, threads):
     """A row's results and a weight's gradient are sums in an order that does not depend on who computes them."""
-    layer = Layer.random(cell, torch.float32, Size(T=9, B=70, I=40, H=70), ragged=ragged)
+    layer = Layer.random(cell, dtype, size, ragged=ragged)
     results = []
     for n in (1, 2, 3, 5):
         threads(n)

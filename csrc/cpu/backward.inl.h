@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
 constexpr int64_t kSumBlock = 32;      // words in a part of a sum: PyTorch's sums are as exact
+constexpr int64_t kRowsBlock = 16;     // the same where sums run over rows, which go on for all of T
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
 
 template <class Cell, class S, class A>
@@ -37,7 +38,7 @@ class Backward {
         input_{args.grad_x ? kGates * args.H : 0, args.I},
         x_{args.grad_weight_ih ? rows_ : 0, args.I},
         h_{args.grad_weight_ih ? rows_ : 0, args.H},
-        division_(args.B, hidden_.count(), 4.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
+        division_(args.B, hidden_.count(), args.H, args.T, 4.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
         hidden_weight_(hidden_.elements()),
         candidate_weight_(candidate_.elements()),
         input_weight_(input_.elements()),
@@ -309,7 +310,7 @@ class Backward {
   // sum[r0 + r, :] += columns[:, r] right, for r < count
   static void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum) {
     for (int64_t p = 0; p < right.count(); ++p)
-      right.multiply(p, packed, count, {columns, kDepth, kGatheredRows * kDepth, kSumBlock},
+      right.multiply(p, packed, count, {columns, kDepth, kGatheredRows * kDepth, kRowsBlock},
                      [&](int64_t r, int64_t v, V more) {
                        A* const to = sum + (r0 + r) * right.N + v * kLanes;
                        const int n = int(least(kLanes, right.N - v * kLanes));

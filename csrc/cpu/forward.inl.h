@@ -12,6 +12,10 @@ constexpr int64_t kChunkBytes =
 // Up to this many rows (step, batch), weights are not packed; fewer if each use converts them.
 constexpr int64_t kUnpackedRows = 16, kUnpackedRowsConverted = 4;
 
+// From so many rows a step on, x and h are multiplied in one tile, if the cell adds their products; with fewer, the
+// rows of several steps fill the tiles of the projection better.
+constexpr int64_t kJoinedRows = 6;
+
 template <class Cell, class S, class A>
 class Forward {
   using V = Vec<A>;
@@ -19,22 +23,27 @@ class Forward {
   using Part = Division::Part;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kFirst = kHiddenGates<Cell>;
+  static constexpr int kTogether = kGates - Cell::kApart;
+  static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore;  // gates are of the sum of both products
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
   explicit Forward(const ForwardArgs<S>& args)
       : args_(args),
         units_{args.H},
-        division_(args.B, units_.panels(), 2.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
-        input_(args.weight_ih, args.bias_ih, 0, args.I, args.H, is_packed(args)),
-        hidden_(args.weight_hh, args.bias_hh, 0, args.H, args.H, is_packed(args)),
-        candidate_(args.weight_hh, args.bias_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0,
-                   args.H, is_packed(args)),
+        division_(args.B, units_.panels(), args.H, args.T, 2.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
+        input_(args.weight_ih, 0, args.I, args.H, is_packed(args)),
+        hidden_(args.weight_hh, 0, args.H, args.H, is_packed(args)),
+        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H,
+                   is_packed(args)),
+        bias_x_(units_.panels() * kGates * kLanes),
+        bias_h_(units_.panels() * Cell::kApart * kLanes),
+        joined_(kAdds && is_packed(args) && args.B >= kJoinedRows),
         x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
         x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kGates * kLanes *
                                                     int64_t(sizeof(A)))))),
-        gates_x_(units_.panels() * steps_ * args.B * kGates * kLanes),
+        gates_x_(joined_ ? 0 : units_.panels() * steps_ * args.B * kGates * kLanes),
         x_(x_in_place_ ? 0 : division_.workers * steps_ * args.B * x_row_),
         h_(2 * args.B * h_row()),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
@@ -60,12 +69,35 @@ class Forward {
   A* first_at(int64_t b, int64_t p) const { return first_ + (p * args_.B + b) * kFirst * kLanes; }
 
   void run_part(const Worker& worker, const Part& part) const {
-    const auto& a = args_;
     for (int64_t p = worker.first(units_.panels()); p < worker.last(units_.panels()); ++p) {
       input_.pack(p);
       hidden_.pack(p);
       if constexpr (Cell::kResetBefore) candidate_.pack(p);
+      pack_biases(p);
     }
+    worker.wait();
+    for (int64_t i = 0; i < division_.slices(part); ++i) run_slice(worker, division_.slice(part, i));
+  }
+
+  // Where x and h are added, so are their biases.
+  void pack_biases(int64_t p) const {
+    const auto bias = [&](const S* from, int g) {
+      return from ? load<A>(from + g * args_.H + p * kLanes, units_.count(p)) : V(A(0));
+    };
+    for (int g = 0; g < kGates; ++g) {
+      V x = bias(args_.bias_ih, g);
+      const V h = bias(args_.bias_hh, g);
+      if (g < kTogether)
+        x += h;
+      else
+        store(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes, h);
+      store(bias_x_ + (p * kGates + g) * kLanes, x);
+    }
+  }
+
+  // All steps of some rows.
+  void run_slice(const Worker& worker, const Part& part) const {
+    const auto& a = args_;
     F *h = h_, *h_next = h + a.B * h_row();
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t p = part.p0; p < part.p1; ++p) {
@@ -73,7 +105,7 @@ class Forward {
         store(h_at(h, b, p), load<A>(a.hx + at, units_.count(p)));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), load<A>(a.cx + at, units_.count(p)));
       }
-    worker.wait();
+    meet(worker);
     for (int64_t done = 0; done < a.T; done += steps_) {
       const int64_t n = least(steps_, a.T - done);
       const int64_t t0 = a.reverse ? a.T - done - n : done;
@@ -99,22 +131,31 @@ class Forward {
     const auto& a = args_;
     const bool whole = part.rows() == a.B;  // then the rows of all steps are one matrix
     const int64_t matrices = whole ? 1 : n, rows = whole ? n * a.B : part.rows();
-    F* const own_x = x_ + worker.begin * steps_ * a.B * x_row_;
+    F* const own_x = own_x_of(worker);
     if (!x_in_place_)
       for (int64_t i = 0; i < n; ++i)
         for (int64_t b = part.b0; b < part.b1; ++b)
           copy_padded(a.x + ((t0 + i) * a.B + b) * a.I, a.I, own_x + (i * a.B + b) * x_row_, x_row_);
-    for (int64_t p = part.p0; p < part.p1; ++p)
+    if (joined_) return;
+    for (int64_t p = part.p0; p < part.p1; ++p) {
+      const A* const bias = bias_x_ + p * kGates * kLanes;
       for (int64_t i = 0; i < matrices; ++i) {
-        const F* x = own_x + (i * a.B + part.b0) * x_row_;
-        if constexpr (std::is_same<S, F>::value)
-          if (x_in_place_) x = a.x + ((t0 + i) * a.B + part.b0) * a.I;
         A* const to = gates_x_at(i, part.b0, p);
-        input_.multiply(p, rows, {x, x_row_}, [&](int64_t m, const A* sums) {
+        input_.multiply(p, rows, {x_rows(worker, t0 + i, i, part.b0), x_row_}, [&](int64_t m, const A* sums) {
           for (int g = 0; g < kGates; ++g)
-            store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + input_.bias(p, g));
+            store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
         });
       }
+    }
+  }
+
+  F* own_x_of(const Worker& worker) const { return x_ + worker.begin * steps_ * args_.B * x_row_; }
+
+  // Rows of x as factors, from row b of step t on, the i-th of its chunk.
+  const F* x_rows(const Worker& worker, int64_t t, int64_t i, int64_t b) const {
+    if constexpr (std::is_same<S, F>::value)
+      if (x_in_place_) return args_.x + (t * args_.B + b) * args_.I;
+    return own_x_of(worker) + (i * args_.B + b) * x_row_;
   }
 
   // One step of a part, the i-th of its chunk: reads h, updates c, writes h_next.
@@ -122,18 +163,31 @@ class Forward {
     const auto& a = args_;
     const int64_t active = a.active_rows(t, part.b0, part.b1);
     const int chains = chains_for(a.B);
+    if constexpr (kAdds)
+      if (joined_) {
+        for (int64_t p = part.p0; p < part.p1; ++p)
+          input_.multiply_both(p, active - part.b0, {x_rows(worker, t, i, part.b0), x_row_}, hidden_,
+                               left(h, part.b0, chains), [&](int64_t m, const A* sums) {
+                                 V gates_h[kGates];
+                                 for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
+                                 finish(t, part.b0 + m, p, bias_x_ + p * kGates * kLanes, gates_h, h, h_next);
+                               });
+        return end_step(worker, part, t, active, h, h_next);
+      }
     for (int64_t p = part.p0; p < part.p1; ++p) {
       hidden_.multiply(p, active - part.b0, left(h, part.b0, chains), [&](int64_t m, const A* sums) {
         const int64_t b = part.b0 + m;
         V gates_h[kGates];
-        for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes) + hidden_.bias(p, g);
+        for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes);
+        for (int g = kTogether; g < kFirst; ++g)
+          gates_h[g] += load<A>(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes);
         if constexpr (Cell::kResetBefore) {
           const typename Cell::State prev{load<A>(h_at(h, b, p))};
           const V r_x = load<A>(gates_x_at(i, b, p));
           store(h_at(reset_, b, p), Cell::reset(r_x, gates_h[0], prev));
           for (int g = 0; g < kFirst; ++g) store(first_at(b, p) + g * kLanes, gates_h[g]);
         } else {
-          finish(t, i, b, p, gates_h, h, h_next);
+          finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
         }
       });
     }
@@ -144,17 +198,21 @@ class Forward {
           const int64_t b = part.b0 + m;
           V gates_h[kGates];
           for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, p) + g * kLanes);
-          gates_h[kFirst] = load<A>(sums) + candidate_.bias(p, 0);
-          finish(t, i, b, p, gates_h, h, h_next);
+          gates_h[kFirst] = load<A>(sums);
+          finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
         });
     }
+    end_step(worker, part, t, active, h, h_next);
+  }
+
+  void end_step(const Worker& worker, const Part& part, int64_t t, int64_t active, F* h, F* h_next) const {
     for (int64_t b = active; b < part.b1; ++b)
       for (int64_t p = part.p0; p < part.p1; ++p) skip(t, b, p, h, h_next);
     meet(worker);
   }
 
   Left<F> left(const F* rows, int64_t b, int chains) const {
-    return {rows + b * h_row(), h_row(), kDepth, 128, chains};
+    return {rows + b * h_row(), h_row(), kDepth, 256, chains};
   }
   // All of h must be there before the next product.
   void meet(const Worker& worker) const {
@@ -162,12 +220,12 @@ class Forward {
   }
 
   // The cell for row b and the units of panel p, its results to memory.
-  FUSED_RNN_INLINE void finish(int64_t t, int64_t i, int64_t b, int64_t p, const V (&gates_h)[kGates], F* h,
+  FUSED_RNN_INLINE void finish(int64_t t, int64_t b, int64_t p, const A* gates_x, const V (&gates_h)[kGates], F* h,
                                F* h_next) const {
     const auto& a = args_;
     if (t >= a.length(b)) return skip(t, b, p, h, h_next);
     V x[kGates];
-    for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x_at(i, b, p) + g * kLanes);
+    for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
     prev.h = load<A>(h_at(h, b, p));
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, p));
@@ -202,7 +260,9 @@ class Forward {
   const GatePanels<kGates, S, A> input_;
   const GatePanels<kFirst, S, A> hidden_;
   const GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
-  const bool x_in_place_;                // rows of x are factors as they are
+  const Scratch<A> bias_x_, bias_h_;     // [panels, kGates, kLanes], [panels, kApart, kLanes]
+  const bool joined_;
+  const bool x_in_place_;  // rows of x are factors as they are
   const int64_t x_row_;
   const int64_t steps_;       // of a chunk
   const Scratch<A> gates_x_;  // [panels, steps, B, kGates, kLanes]

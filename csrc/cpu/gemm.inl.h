@@ -11,13 +11,6 @@ namespace {
 
 constexpr int kMaxVectors = 4;  // widest panel
 
-// Loops over an array of registers: only what is unrolled early stays out of memory.
-#ifdef __clang__
-#define FUSED_RNN_UNROLL _Pragma("unroll")
-#else
-#define FUSED_RNN_UNROLL _Pragma("GCC unroll 32")
-#endif
-
 // Rows of the register tile for a panel of NV vectors: the accumulators, one row of the panel and one broadcast fit.
 template <int NV>
 constexpr int kTileRows = (FUSED_RNN_REGISTERS - NV - 1) / NV < 8 ? (FUSED_RNN_REGISTERS - NV - 1) / NV : 8;
@@ -31,8 +24,9 @@ constexpr int kTileRows = (FUSED_RNN_REGISTERS - NV - 1) / NV < 8 ? (FUSED_RNN_R
 template <class F>
 struct Left {
   const F* data;
-  int64_t row, col = Factor<F>::kDepth, block = 128;
+  int64_t row, col = Factor<F>::kDepth, block = 256;
   int chains = 1;
+  bool onto = false;  // the total grows on what is there already
 };
 
 // As many chains as keep the adders busy with M rows.
@@ -76,7 +70,7 @@ void tile(int64_t K, Left<F> left, const F* panel, A* to) {
       FUSED_RNN_UNROLL
       for (int c = 1; c < kChains; ++c) sum[0][m][v] += sum[c][m][v];
       A* total = to + (m * NV + v) * V::kLanes;
-      store(total, k0 == 0 ? sum[0][m][v] : load<A>(total) + sum[0][m][v]);
+      store(total, k0 == 0 && !left.onto ? sum[0][m][v] : load<A>(total) + sum[0][m][v]);
     }
   }
 }
@@ -105,6 +99,25 @@ FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, const
     const int rows = int(M * (i + 1) / tiles - m0);
     tile_rows<F, NV>(rows, K, left, panel, sums);
     left.data += rows * left.row;
+    for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
+    m0 += rows;
+  }
+}
+
+// The same for two products that are added: M rows of `a` times panel_a and of `b` times panel_b.
+template <int NV, class F, class Emit, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, const F* panel_a, int64_t Kb, Left<F> b,
+                                        const F* panel_b, const Emit& emit) {
+  constexpr int kRows = kTileRows<NV>;
+  constexpr int kWidth = NV * Vec<A>::kLanes;
+  alignas(64) A sums[kRows * kWidth];
+  const int64_t tiles = ceil_div(M, kRows);
+  b.onto = true;
+  for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
+    const int rows = int(M * (i + 1) / tiles - m0);
+    tile_rows<F, NV>(rows, Ka, a, panel_a, sums);
+    tile_rows<F, NV>(rows, Kb, b, panel_b, sums);
+    a.data += rows * a.row, b.data += rows * b.row;
     for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
     m0 += rows;
   }

@@ -29,29 +29,24 @@ struct Units {
   int count(int64_t p) const { return int(least(kLanes, H - p * kLanes)); }  // units of panel p
 };
 
-// Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K], and of `bias` if there is one, in gate panels. Where few rows are
-// to be multiplied, packing would cost more than it saves: then the weight is used where it is.
+// Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels. Where few rows are to be multiplied, packing would
+// cost more than it saves: then the weight is used where it is.
 template <int NG, class S, class A>
 class GatePanels {
   using F = factor_t<S>;
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
-  GatePanels(const S* weight, const S* bias, int gate0, int64_t K, int64_t H, bool packed)
+  GatePanels(const S* weight, int gate0, int64_t K, int64_t H, bool packed)
       : source_(weight + gate0 * H * K),
-        bias_source_(bias ? bias + gate0 * H : nullptr),
         K_(K),
         units_{H},
         packed_(packed),
-        weight_(packed ? units_.panels() * panel_size() : 0),
-        bias_(units_.panels() * NG * kLanes) {}
+        weight_(packed ? units_.panels() * panel_size() : 0) {}
 
   void pack(int64_t p) const {
-    const int n = units_.count(p);
-    for (int g = 0; g < NG; ++g)
-      store(bias_ + (p * NG + g) * kLanes,
-            bias_source_ ? load<A>(bias_source_ + g * units_.H + p * kLanes, n) : Vec<A>(A(0)));
     if (!packed_) return;
+    const int n = units_.count(p);
     for (int g = 0; g < NG; ++g) {
       F* to = weight_ + p * panel_size() + g * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
@@ -66,7 +61,7 @@ class GatePanels {
     }
   }
 
-  // emit(m, sums): row m's NG vectors of `left` times panel p, without the bias
+  // emit(m, sums): row m's NG vectors of `left` times panel p
   template <class Emit>
   FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<F> left, const Emit& emit) const {
     if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, weight_ + p * panel_size(), emit);
@@ -79,17 +74,22 @@ class GatePanels {
     }
   }
 
-  FUSED_RNN_INLINE Vec<A> bias(int64_t p, int g) const { return load<A>(bias_ + (p * NG + g) * kLanes); }
+  // The same for the sum of two products, with packed panels: of `left` and of `other_left` times panel p of `other`.
+  template <class Emit>
+  FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t M, Left<F> left, const GatePanels& other, Left<F> other_left,
+                                      const Emit& emit) const {
+    rows_times_panels<NG>(M, words<F>(K_), left, weight_ + p * panel_size(), words<F>(other.K_), other_left,
+                          other.weight_ + p * other.panel_size(), emit);
+  }
 
  private:
   int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
 
-  const S *source_, *bias_source_;  // row gate0*H of the weight and the bias
+  const S* source_;  // row gate0*H of the weight
   int64_t K_;
   Units<A> units_;
   bool packed_;
   Scratch<F> weight_;
-  Scratch<A> bias_;
 };
 
 // Copies n numbers, or zeros where there is no source, into [padded] numbers of which the rest becomes zero.
@@ -101,7 +101,10 @@ FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, A* to, int64_t padde
 // How a step is divided among workers: by rows of the batch, who then never meet, or by panels of units, who meet after
 // every step but read each weight only once.
 struct Division {
-  static constexpr int64_t kRowsWorthATile = 6, kSmallPanels = 8;
+  static constexpr int64_t kSmallH = 128;  // whose weights fit into everyone's second-level cache
+  static constexpr int64_t kTileRows = 6;  // by rows, a worker should have as many at least,
+  static constexpr int64_t kSliceRows =
+      48;  // and takes so many through all steps before the next: their states stay near
   int64_t B, panels, workers;
   bool by_rows;
 
@@ -110,15 +113,24 @@ struct Division {
     FUSED_RNN_INLINE int64_t rows() const { return b1 - b0; }
   };
 
-  FUSED_RNN_INLINE Division(int64_t B, int64_t panels, double flops) : B(B), panels(panels) {
-    const int64_t wanted = workers_for(flops);
-    by_rows = panels < wanted ? B >= panels : panels <= kSmallPanels && B >= kRowsWorthATile * wanted;
+  // `flops` is the work of a call of T steps.
+  FUSED_RNN_INLINE Division(int64_t B, int64_t panels, int64_t H, int64_t T, double flops) : B(B), panels(panels) {
+    int64_t wanted = workers_for(flops, flops);
+    by_rows = panels < wanted ? B >= panels : H <= kSmallH && B >= kTileRows * wanted;
+    if (!by_rows) wanted = workers_for(flops, flops / double(most(1, T)));
     workers = most(1, least(wanted, by_rows ? B : panels));
   }
   FUSED_RNN_INLINE Part part(const Worker& w) const {
     return by_rows ? Part{w.first(B), w.last(B), 0, panels} : Part{0, B, w.first(panels), w.last(panels)};
   }
-  FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? ceil_div(B, workers) : B; }
+  FUSED_RNN_INLINE int64_t slices(const Part& part) const {
+    return by_rows ? most(1, ceil_div(part.rows(), kSliceRows)) : 1;
+  }
+  FUSED_RNN_INLINE Part slice(const Part& part, int64_t i) const {
+    const int64_t n = slices(part);
+    return {part.b0 + part.rows() * i / n, part.b0 + part.rows() * (i + 1) / n, part.p0, part.p1};
+  }
+  FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? least(kSliceRows, ceil_div(B, workers)) : B; }
   FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }
 };
 

@@ -8,7 +8,8 @@
 namespace fused_rnn {
 namespace {
 
-constexpr double kFlopsWorthAThread = 2e5;  // some 10 us of one core: what waking a thread costs, a few times over
+constexpr double kFlopsWorthAThread = 1e6;  // some 10 us of one core: what waking a thread costs, a few times over
+constexpr double kFlopsWorthMeeting = 1e5;  // some 1 us of one core: ten times what meeting costs
 constexpr int kPausesBeforeYield = 2000;    // some 50 us: a step of a large layer
 
 void pause() {
@@ -21,11 +22,10 @@ void pause() {
 
 }  // namespace
 
-int64_t thread_count() { return int64_t(torch::stable::get_num_threads()); }
-
-int64_t workers_for(double flops) {
-  const int64_t threads = thread_count();
-  const double worth = flops / kFlopsWorthAThread;
+int64_t workers_for(double flops, double flops_between_meetings) {
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  const double call = flops / kFlopsWorthAThread, step = flops_between_meetings / kFlopsWorthMeeting;
+  const double worth = call < step ? call : step;
   return worth < 1 ? 1 : worth < double(threads) ? int64_t(worth) : threads;
 }
 
@@ -49,12 +49,6 @@ void run_team(int64_t count, void (*body)(const Worker&, void* context), void* c
   if (count == 1) return body({team, 0, 1, 1}, context);
   torch::stable::parallel_for(0, count, 1,
                               [&](int64_t begin, int64_t end) { body({team, begin, end, count}, context); });
-}
-
-void parallel_for(int64_t n, double flops, void (*body)(int64_t, int64_t, void*), void* context) {
-  const double items = kFlopsWorthAThread / (flops < 1 ? 1 : flops);
-  const int64_t grain = items < 1 ? 1 : items > double(n) ? n : int64_t(items);
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
 }  // namespace fused_rnn

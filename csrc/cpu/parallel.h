@@ -8,8 +8,9 @@
 
 namespace fused_rnn {
 
-// How many workers a call of that much work is worth: at most PyTorch's threads.
-int64_t workers_for(double flops);
+// How many workers a call is worth that does so much work, and so much of it between two meetings of them: at most
+// PyTorch's threads.
+int64_t workers_for(double flops, double flops_between_meetings);
 
 // What the workers of one call share.
 class Team {
@@ -47,18 +48,6 @@ template <class F>
 FUSED_RNN_INLINE void run_team(int64_t count, F f) {
   run_team(count, [](const Worker& worker, void* context) { (*static_cast<F*>(context))(worker); }, &f);
 }
-
-// Calls body(begin, end) on disjoint ranges that cover [0, n), on as many of PyTorch's threads as the work is worth.
-// `flops` is the work of one item. What the body throws reaches the caller.
-void parallel_for(int64_t n, double flops, void (*body)(int64_t begin, int64_t end, void* context), void* context);
-
-template <class F>
-FUSED_RNN_INLINE void parallel_for(int64_t n, double flops, F f) {
-  parallel_for(
-      n, flops, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
-}
-
-int64_t thread_count();
 
 // Aligned memory for one call. Throws std::bad_alloc. Filled with NaN when the extension is built for tests. Freed
 // blocks are kept for the thread's next calls: fresh pages cost more than what is computed in them.

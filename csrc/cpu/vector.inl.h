@@ -14,6 +14,13 @@
 #include "../cells.h"
 #include "../scalar.h"
 
+// Loops over an array of registers: only what is unrolled early stays out of memory.
+#ifdef __clang__
+#define FUSED_RNN_UNROLL _Pragma("unroll")
+#else
+#define FUSED_RNN_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 namespace fused_rnn {
 namespace {
 
@@ -30,7 +37,8 @@ struct Real<float> {
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;  //   times it is exact
   static constexpr float kExpMin = -87.0f, kExpMax = 88.0f;  // exp stays finite and normal between these
   static constexpr float kTanhMax = 10.0f;                   // tanh rounds to 1 from here on
-  static constexpr int kTerms = 7;                           // of the Taylor series of expm1 on |r| <= ln(2)/2
+  // Of Taylor's series: expm1(r) = r + r^2 (these, times 1, r, r^2 ...) on |r| <= ln(2)/2
+  static constexpr float kExpm1[] = {1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
 };
 template <>
 struct Real<double> {
@@ -42,16 +50,10 @@ struct Real<double> {
   static constexpr double kLn2Low = 0x1.f473de6af278fp-30;
   static constexpr double kExpMin = -708.0, kExpMax = 709.0;
   static constexpr double kTanhMax = 20.0;
-  static constexpr int kTerms = 13;
+  static constexpr double kExpm1[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                      1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                      1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 };
-
-template <class A>
-struct Vec;
-template <class A>
-Vec<A> quotient(Vec<A> a, Vec<A> b);
-#ifdef __AVX512F__
-Vec<float> quotient(Vec<float> a, Vec<float> b);
-#endif
 
 template <class A>
 struct Vec {
@@ -67,7 +69,7 @@ struct Vec {
   friend FUSED_RNN_INLINE Vec operator+(Vec a, Vec b) { return Vec(a.v + b.v); }
   friend FUSED_RNN_INLINE Vec operator-(Vec a, Vec b) { return Vec(a.v - b.v); }
   friend FUSED_RNN_INLINE Vec operator*(Vec a, Vec b) { return Vec(a.v * b.v); }
-  friend FUSED_RNN_INLINE Vec operator/(Vec a, Vec b) { return quotient(a, b); }
+  friend FUSED_RNN_INLINE Vec operator/(Vec a, Vec b) { return Vec(a.v / b.v); }
   FUSED_RNN_INLINE Vec& operator+=(Vec b) { return *this = *this + b; }
 
  private:
@@ -178,7 +180,7 @@ FUSED_RNN_INLINE Vec<A> rounded(Vec<A> a) {
   return Stored<A, S>::to(Stored<A, S>::from(a));
 }
 
-// ---- Comparison and division ----
+// ---- Comparison ----
 
 // The larger and the smaller of two. Where x is NaN, so is the result.
 template <class A>
@@ -190,31 +192,13 @@ FUSED_RNN_INLINE Vec<A> at_most(Vec<A> x, Vec<A> high) {
   return Vec<A>(high.v < x.v ? high.v : x.v);
 }
 
-// a / b for finite b
-template <class A>
-FUSED_RNN_INLINE Vec<A> quotient(Vec<A> a, Vec<A> b) {
-  return Vec<A>(a.v / b.v);
-}
-
 #ifdef __AVX512F__
 // GCC makes two instructions of a comparison and a choice.
 FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>(_mm512_max_ps(low.v, x.v)); }
 FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> high) { return Vec<float>(_mm512_min_ps(high.v, x.v)); }
-
-// An estimate, and what is left by it: within 1 ulp, in half the time of the division.
-FUSED_RNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
-  const Vec<float> inverse(_mm512_rcp14_ps(b.v));
-  const Vec<float> estimate = a * inverse;
-  return estimate + inverse * (a - b * estimate);
-}
 #endif
 
 // ---- exp and tanh ----
-
-template <class A>
-constexpr A inverse_factorial(int k) {
-  return k < 2 ? A(1) : inverse_factorial<A>(k - 1) / A(k);
-}
 
 // x = n ln 2 + r with |r| <= ln(2)/2; hands back 2^n and expm1(r). Relative error below 1 ulp.
 template <class A>
@@ -226,8 +210,10 @@ FUSED_RNN_INLINE void split_exp(Vec<A> x, Vec<A>& power, Vec<A>& expm1_r) {
   const Vec<A> r = (x - n * Vec<A>(R::kLn2High)) - n * Vec<A>(R::kLn2Low);
   const Bits one = bit_cast<Bits>(Vec<A>(A(1)).v);
   power.v = bit_cast<typename Vec<A>::Lanes>((bit_cast<Bits>(shifted.v) << R::kFraction) + one);
-  Vec<A> sum(inverse_factorial<A>(R::kTerms));
-  for (int k = R::kTerms - 1; k >= 2; --k) sum = r * sum + Vec<A>(inverse_factorial<A>(k));
+  constexpr int kTerms = sizeof(R::kExpm1) / sizeof(A);
+  Vec<A> sum(R::kExpm1[kTerms - 1]);
+  FUSED_RNN_UNROLL
+  for (int k = kTerms - 2; k >= 0; --k) sum = r * sum + Vec<A>(R::kExpm1[k]);
   expm1_r = r + r * r * sum;
 }
 
