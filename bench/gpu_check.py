@@ -253,9 +253,20 @@ def _after(label: str, text: str) -> str:
 
 def tests(stage: Stage) -> None:
     """The tests of the CUDA kernels, and of every backend against float64."""
-    which = (
-        ["tests/test_recurrence.py", "-k", "T1-B1"] if stage.dry else ["tests/test_cuda.py", "tests/test_recurrence.py"]
-    )
+    if stage.dry:
+        tested(stage, "tests/test_recurrence.py", "-k", "T1-B1")
+    else:
+        tested(stage, "tests/test_cuda.py", "tests/test_recurrence.py")
+
+
+def triton(stage: Stage) -> None:
+    """The tests of the Triton kernels, compiled for this GPU."""
+    if importlib.util.find_spec("triton") is None:
+        raise Skip("Triton is not installed.")
+    tested(stage, "tests/test_triton.py", "-k", "on_a_gpu")
+
+
+def tested(stage: Stage, *which: str) -> None:
     status, text = stage.python("-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *which)
     stage.figures |= parse_pytest(text)
     if wrong := stage.figures["failed"] + stage.figures["error"]:
@@ -356,6 +367,7 @@ STAGES: dict[Callable[[Stage], None], float] = {  # in order of worth, with the 
     racecheck: 50,
     exchange: 30,
     speed: 145,
+    triton: 60,
 }
 NEED_BUILD = (tests, memcheck, racecheck, speed)
 
