@@ -18,6 +18,7 @@ def onnx_runtime(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None)
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run, as others' turns come then
     session = onnxruntime.InferenceSession(_onnx(rnn, x), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     zeros = [state.numpy() for state in _zeros(rnn, x)]

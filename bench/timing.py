@@ -9,29 +9,42 @@ from collections.abc import Callable, Sequence
 import torch
 
 FEWEST, MOST = 7, 200  # rounds
+PAUSE = (
+    0.01  # seconds before a turn on a CPU: threads of the system before wait for work, spinning, after its last call
+)
+TURN = 0.003  # seconds of calls in one turn, at least one call
 
 
 def in_turns(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
     """How long each call takes, in microseconds: for each of ``calls`` its time in every round.
 
-    The calls take turns, A B A B, so that what else the machine does falls on all alike. On a GPU the events of all
-    rounds are recorded before the host waits: a call starts when the last one ends, unless the host is too slow for
-    that, and then this is what the call costs.
+    The calls take turns, A B A B, so that what else the machine does falls on all alike. On a CPU a turn is a pause,
+    one call that does not count, and short calls several times. On a GPU the events of all rounds are recorded before
+    the host waits: a call starts when the last one ends, unless the host is too slow for that, and then this is what
+    it costs.
 
     Args:
         seconds: about how long to measure, warm-up not counted; never fewer rounds than ``FEWEST``.
     """
+    for call in calls:
+        call()
+    once = [_seconds(call, device) for call in calls]
+    if device.type == "cuda":
+        return _rounds_on_gpu(calls, _rounds(seconds, sum(once)))
+    counts = [max(1, int(TURN / max(own, 1e-9))) for own in once]
+    turns = (PAUSE + own * (1 + count) for own, count in zip(once, counts, strict=True))
+    return _rounds_on_host(calls, counts, _rounds(seconds, sum(turns)))
 
-    def once() -> float:
-        start = time.perf_counter()
-        for call in calls:
-            call()
-        _wait(device)
-        return time.perf_counter() - start
 
-    once()
-    rounds = max(FEWEST, min(MOST, int(seconds / max(once(), 1e-9))))
-    return _rounds_on_gpu(calls, rounds) if device.type == "cuda" else _rounds_on_host(calls, rounds)
+def _rounds(seconds: float, of_one: float) -> int:
+    return max(FEWEST, min(MOST, int(seconds / max(of_one, 1e-9))))
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -52,13 +65,16 @@ def _rounds_on_gpu(calls: Sequence[Callable[[], object]], rounds: int) -> list[l
     return [[start.elapsed_time(end) * 1e3 for start, end in own] for own in marks]
 
 
-def _rounds_on_host(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+def _rounds_on_host(calls: Sequence[Callable[[], object]], counts: Sequence[int], rounds: int) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for call, own in zip(calls, times, strict=True):
-            start = time.perf_counter()
+        for call, count, own in zip(calls, counts, times, strict=True):
+            time.sleep(PAUSE)
             call()
-            own.append((time.perf_counter() - start) * 1e6)
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            own.append((time.perf_counter() - start) / count * 1e6)
     return times
 
 
