@@ -10,6 +10,10 @@ from . import pictures, tables
 from .cases import known_cases
 from .recorded import Recorded, all_recorded
 
+MEANS = (
+    "Another system's time by fused_rnn's: above 1 fused_rnn is faster. Means over a grid of sizes; with single steps, "
+    "and without."
+)
 BEGIN, END = "<!-- python -m bench report: begin -->", "<!-- python -m bench report: end -->"
 
 
@@ -70,7 +74,7 @@ def console(machine: Recorded, what: str | None) -> str:
 
 
 def readme_section(found: Sequence[Recorded], root: str) -> str:
-    """What the project's README shows of each machine: the targets, and the first picture."""
+    """What the project's README shows of each machine: the means, and the first picture."""
     parts = []
     for machine in found:
         folder = f"{root}/{machine.folder.name}"
@@ -79,10 +83,8 @@ def readme_section(found: Sequence[Recorded], root: str) -> str:
             parts.append(tables.summary_table(machine))
         else:
             for threads in machine.threads():
-                if body := tables.targets_table(machine, threads):
-                    parts.append(
-                        f"Threads: {threads}. torch.nn's and others' time by ours; above 1 fused_rnn is faster.\n"
-                    )
+                if body := tables.means_table(machine, threads):
+                    parts.append(f"Threads: {threads}. {MEANS}\n")
                     parts.append(body)
         drawn = [name for name in pictures.pictures(machine) if name.startswith("speedup")]
         if drawn:

@@ -39,6 +39,23 @@ def precision(dtype: str, tf32: str) -> str:
     return "tf32" if tf32 == "1" else dtype
 
 
+def means_table(machine: Recorded, threads: str) -> str:
+    """Means and least of the ratios, for each other system; single steps belong to inference."""
+    rows = []
+    for found in targets.outcomes(machine.layers, threads):
+        mean = f"{found.mean:.2f}"
+        if "streaming" in found.target.works:
+            mean += f" / {found.mean_of_batches:.2f}"
+        least = f"{found.least:.2f} ({found.worst})"
+        rows.append([against(found.target), found.target.cell, mean, least, str(found.points)])
+    return table(["against", "cell", "geometric mean", "least", "sizes"], rows) if rows else ""
+
+
+def against(target: targets.Target) -> str:
+    name = target.system.replace("onnxruntime", "ONNX Runtime").replace("openvino", "OpenVINO")
+    return f"{name}, {target.works[0]}, {target.dtype}"
+
+
 def targets_table(machine: Recorded, threads: str) -> str:
     rows = []
     for found in targets.outcomes(machine.layers, threads):
@@ -50,9 +67,9 @@ def targets_table(machine: Recorded, threads: str) -> str:
         if found.wrong:
             missed = f"missed: {found.wrong} wrong results"
         least = f"{found.least:.2f} ({found.worst})"
-        name = target.system.replace("onnxruntime", "ONNX Runtime").replace("openvino", "OpenVINO")
-        what = f"{name}, {target.works[0]}, {target.dtype}"
-        rows.append([what, target.cell, measured, wanted, least, f"{target.least:g}", str(found.points), missed])
+        rows.append(
+            [against(target), target.cell, measured, wanted, least, f"{target.least:g}", str(found.points), missed]
+        )
     head = ["against", "cell", "geometric mean", "target", "least", "target", "sizes", ""]
     return table(head, rows) if rows else ""
 
