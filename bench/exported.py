@@ -62,9 +62,8 @@ def _onnx(rnn: nn.RNNBase, x: Tensor) -> bytes:
     """A model of inputs x, h and c, and outputs in the same order, for this shape of x."""
     zeros, file = _zeros(rnn, x), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # this exporter is the one that keeps an LSTM one operator, and it is deprecated
+        # This exporter is the one that keeps an LSTM one operator, and it is deprecated.
+        warnings.simplefilter("ignore")
         arguments = (x, tuple(zeros) if len(zeros) == 2 else zeros[0])
         names = ["x", *("h", "c")[: len(zeros)]]
         torch.onnx.export(rnn, arguments, file, dynamo=False, input_names=names)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import compare, machine, memory, systems
+from . import compare, machine, memory, rows, systems
 from .cases import SINGLE, Task
 from .compare import CHECKED_STEPS, OUR_SHARE, PEER_SHARE
 from .rows import Row
@@ -43,8 +43,8 @@ def systems_for(task: Task, setting: Setting) -> list[System]:
 
 
 def key(task: Task, system: System, setting: Setting) -> tuple[str, ...]:
-    row = _identity(task, system, setting)
-    return tuple(row[name] for name in ("case", "cell", "work", "dtype", "tf32", "threads", "system"))
+    """The key of the row that :func:`measure` makes for a system."""
+    return rows.key(_identity(task, system, setting))
 
 
 def measure(task: Task, setting: Setting) -> list[Row]:
@@ -60,7 +60,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
         truth = compare.results(
             torch_layer(task, _double(task, rnn), start.double(), start_lengths), start.double(), task.work
         )
-        rows, layers = [], []
+        measured, layers = [], []
         for system in systems_for(task, setting):
             row = _identity(task, system, setting) | machine.about(device)
             row |= machine.ceilings(device, task.dtype, task.tf32, setting.threads)
@@ -75,13 +75,13 @@ def measure(task: Task, setting: Setting) -> list[Row]:
                     layers.append((row, system.build(task, rnn, x, lengths)))
             except Exception as problem:  # one system's failure is its row's note, and no end of the others
                 row["note"] = first_sentence(problem)
-            rows.append(row)
+            measured.append(row)
         try:
             _time(task, layers, x, setting)
         except RuntimeError as problem:  # such as memory that is not there
             for row, _ in layers:
                 row["note"] = first_sentence(problem)
-    return rows
+    return measured
 
 
 def _time(task: Task, layers: list[tuple[Row, Layer]], x: Tensor, setting: Setting) -> None:
