@@ -9,11 +9,13 @@ namespace {
 constexpr int64_t kChunkBytes =
     256 * 1024;  // a worker's projected input of some steps: stays in its second-level cache
 
-// Up to this many rows (step, batch), weights are not packed; fewer if each use converts them.
-constexpr int64_t kUnpackedRows = 16, kUnpackedRowsConverted = 4;
+// Up to so many rows (step, batch), weights with rows of so many words together are not packed: the longer the rows,
+// the smaller is the share of summing the lanes up.
+FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, 8 + words / 16); }
+constexpr int64_t kConverted = 4;  // so many times fewer, where each use converts them
 
 // From so many rows a step on, x and h are multiplied in one tile, if the cell adds their products; with fewer, the
-// rows of several steps fill the tiles of the projection better.
+// rows of several steps, if there are, fill the tiles of the projection better.
 constexpr int64_t kJoinedRows = 6;
 
 template <class Cell, class S, class A>
@@ -38,7 +40,7 @@ class Forward {
                    is_packed(args)),
         bias_x_(units_.panels() * kGates * kLanes),
         bias_h_(units_.panels() * Cell::kApart * kLanes),
-        joined_(kAdds && is_packed(args) && args.B >= kJoinedRows),
+        joined_(kAdds && (args.B >= kJoinedRows || args.T == 1)),
         x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
         x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kGates * kLanes *
@@ -56,7 +58,8 @@ class Forward {
 
  private:
   static bool is_packed(const ForwardArgs<S>& args) {
-    return args.T * args.B > (std::is_same<S, F>::value ? kUnpackedRows : kUnpackedRowsConverted);
+    const int64_t most = unpacked_rows(words<F>(args.I) + words<F>(args.H));
+    return args.T * args.B > (std::is_same<S, F>::value ? most : most / kConverted);
   }
   // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return units_.padded() + kLanes; }

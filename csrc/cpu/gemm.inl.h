@@ -123,26 +123,74 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, const 
   }
 }
 
-// The right-hand matrix where it is, transposed: lane r is the product of `left` with row r of `right`, both of K
-// elements; there are n rows, and the lanes past them mean nothing.
-template <class F, class S, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE Vec<A> dot_rows(int n, int64_t K, const F* left, const S* right) {
-  constexpr int kLanes = Vec<A>::kLanes;
-  constexpr int64_t kElements = kLanes * Factor<F>::kDepth;
-  const S* rows[kLanes];
-  Vec<A> sums[kLanes];
-  for (int r = 0; r < kLanes; ++r) {
-    rows[r] = right + (r < n ? r : n - 1) * K;
-    sums[r] = Vec<A>(A(0));
+// ---- The right-hand matrix where it is, transposed ----
+
+// Rows of a left-hand matrix, `row` apart, and rows of a right-hand one, both of K elements.
+template <class F, class S>
+struct Dots {
+  const F* left;
+  int64_t row;
+  const S* right;
+  int64_t K;
+};
+
+// So many rows of either are multiplied at once.
+template <class A>
+constexpr int kDotColumns = Vec<A>::kLanes < 4 ? Vec<A>::kLanes : 4;
+template <class A>
+constexpr int kDotRows = (FUSED_RNN_REGISTERS - kDotColumns<A> - 1) / kDotColumns<A>;
+
+// Lanes that add up to the products of rows m < MR of `left` with rows [r0, r0 + kDotColumns) of the n of `right`, to
+// parts[m][r]; past n they mean nothing.
+template <int MR, int kProducts, class F, class S, class A>
+void dot_tile(int r0, int n, const Dots<F, S> (&dots)[kProducts], Vec<A> (*parts)[Vec<A>::kLanes]) {
+  using V = Vec<A>;
+  constexpr int kColumns = kDotColumns<A>;
+  constexpr int64_t kElements = V::kLanes * Factor<F>::kDepth;
+  V sum[MR][kColumns];
+  FUSED_RNN_UNROLL
+  for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
+  for (int r = 0; r < kColumns; ++r) sum[m][r] = V(A(0));
+  for (const Dots<F, S>& d : dots) {
+    const S* right[kColumns];
+    for (int r = 0; r < kColumns; ++r) right[r] = d.right + least(r0 + r, n - 1) * d.K;
+    const auto add = [&](int64_t k, int64_t elements) __attribute__((always_inline)) {
+      V b[kColumns];
+      FUSED_RNN_UNROLL
+      for (int r = 0; r < kColumns; ++r) b[r] = load_words<F>(right[r] + k, elements);
+      FUSED_RNN_UNROLL
+      for (int m = 0; m < MR; ++m) {
+        const V a = load_words<F>(d.left + m * d.row + k, elements);
+        FUSED_RNN_UNROLL
+        for (int r = 0; r < kColumns; ++r) sum[m][r] = Factor<F>::add_product(sum[m][r], a, b[r]);
+      }
+    };
+    int64_t k = 0;
+    for (; k + kElements <= d.K; k += kElements) add(k, kElements);
+    if (k < d.K) add(k, d.K - k);
   }
-  const auto add = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-    const Vec<A> a = load_words<F>(left + k, count);
-    for (int r = 0; r < kLanes; ++r) sums[r] = Factor<F>::add_product(sums[r], a, load_words<F>(rows[r] + k, count));
-  };
-  int64_t k = 0;
-  for (; k + kElements <= K; k += kElements) add(k, kElements);
-  if (k < K) add(k, K - k);
-  return sums_of_rows(sums);
+  FUSED_RNN_UNROLL
+  for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
+  for (int r = 0; r < kColumns; ++r) parts[m][r0 + r] = sum[m][r];
+}
+
+// `dot_tile` for a number of rows from 1 to MR
+template <int MR, int kProducts, class F, class S, class A>
+FUSED_RNN_INLINE void dot_tile_rows(int rows, int r0, int n, const Dots<F, S> (&dots)[kProducts],
+                                    Vec<A> (*parts)[Vec<A>::kLanes]) {
+  if constexpr (MR > 1)
+    if (rows < MR) return dot_tile_rows<MR - 1>(rows, r0, n, dots, parts);
+  dot_tile<MR>(r0, n, dots, parts);
+}
+
+// to[m * stride + r] = the product of row m < rows <= kDotRows of `left` with row r < n <= kLanes of `right`, summed
+// over kProducts such pairs of matrices; lanes past n mean nothing.
+template <int kProducts, class F, class S, class A>
+FUSED_RNN_INLINE void dot_rows(int rows, int n, const Dots<F, S> (&dots)[kProducts], A* to, int64_t stride) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  Vec<A> parts[kDotRows<A>][kLanes];
+  for (int r0 = 0; r0 < n; r0 += kDotColumns<A>) dot_tile_rows<kDotRows<A>>(rows, r0, n, dots, parts);
+  for (int m = 0; m < rows; ++m) store(to + m * stride, sums_of_rows(parts[m]));
 }
 
 // A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Columns past N are zero, and

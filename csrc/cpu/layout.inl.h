@@ -51,8 +51,7 @@ class GatePanels {
       F* to = weight_ + p * panel_size() + g * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
         Vec<A> rows[kLanes];
-        for (int r = 0; r < kLanes; ++r)
-          rows[r] = r < n ? load_words<F>(source_ + (g * units_.H + p * kLanes + r) * K_ + k, K_ - k) : Vec<A>(A(0));
+        for (int r = 0; r < kLanes; ++r) rows[r] = r < n ? load_words<F>(row(g, p) + r * K_ + k, K_ - k) : Vec<A>(A(0));
         transpose(rows);
         const int64_t left = least(kLanes, words<F>(K_ - k));
         for (int64_t word = 0; word < left; ++word, to += NG * kLanes * kDepth)
@@ -64,26 +63,50 @@ class GatePanels {
   // emit(m, sums): row m's NG vectors of `left` times panel p
   template <class Emit>
   FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<F> left, const Emit& emit) const {
-    if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, weight_ + p * panel_size(), emit);
-    alignas(64) A sums[NG * kLanes];
-    for (int64_t m = 0; m < M; ++m) {
-      for (int g = 0; g < NG; ++g)
-        store(sums + g * kLanes,
-              dot_rows<F>(units_.count(p), K_, left.data + m * left.row, source_ + (g * units_.H + p * kLanes) * K_));
-      emit(m, sums);
-    }
+    if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, panel(p), emit);
+    multiply_rows<1>(p, M, {{left, this}}, emit);
   }
 
-  // The same for the sum of two products, with packed panels: of `left` and of `other_left` times panel p of `other`.
+  // The same for the sum of two products: of `left` and of `other_left` times panel p of `other`, packed as this one.
   template <class Emit>
   FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t M, Left<F> left, const GatePanels& other, Left<F> other_left,
                                       const Emit& emit) const {
-    rows_times_panels<NG>(M, words<F>(K_), left, weight_ + p * panel_size(), words<F>(other.K_), other_left,
-                          other.weight_ + p * other.panel_size(), emit);
+    if (packed_)
+      return rows_times_panels<NG>(M, words<F>(K_), left, panel(p), words<F>(other.K_), other_left, other.panel(p),
+                                   emit);
+    multiply_rows<2>(p, M, {{left, this}, {other_left, &other}}, emit);
   }
 
  private:
+  struct Factors {
+    Left<F> left;
+    const GatePanels* right;
+  };
+
   int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
+  const F* panel(int64_t p) const { return weight_ + p * panel_size(); }
+  const S* row(int g, int64_t p) const { return source_ + (g * units_.H + p * kLanes) * K_; }
+
+  // The sum of kProducts products with the rows of the weights where they are.
+  template <int kProducts, class Emit>
+  void multiply_rows(int64_t p, int64_t M, const Factors (&factors)[kProducts], const Emit& emit) const {
+    constexpr int kRows = kDotRows<A>;
+    alignas(64) A sums[kRows * NG * kLanes];
+    const int64_t tiles = ceil_div(M, kRows);
+    for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
+      const int rows = int(M * (i + 1) / tiles - m0);
+      for (int g = 0; g < NG; ++g) {
+        Dots<F, S> dots[kProducts];
+        for (int k = 0; k < kProducts; ++k) {
+          const Left<F>& left = factors[k].left;
+          dots[k] = {left.data + m0 * left.row, left.row, factors[k].right->row(g, p), factors[k].right->K_};
+        }
+        dot_rows<kProducts>(rows, units_.count(p), dots, sums + g * kLanes, NG * kLanes);
+      }
+      for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * NG * kLanes);
+      m0 += rows;
+    }
+  }
 
   const S* source_;  // row gate0*H of the weight
   int64_t K_;

@@ -100,6 +100,9 @@ FUSED_RNN_INLINE HalfWords narrowed(BFloat16, FloatLanes value) {
 }
 
 FUSED_RNN_INLINE FloatLanes widened(Float16, HalfWords half) {
+#ifdef __AVX512F__
+  return _mm512_cvtph_ps(bit_cast<__m256i>(half));
+#else
   const Words bits = __builtin_convertvector(half, Words);
   const Words magnitude = bits & 0x7fffu;
   const Words special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
@@ -108,9 +111,13 @@ FUSED_RNN_INLINE FloatLanes widened(Float16, HalfWords half) {
   const Words small = magnitude < 0x400u ? subnormal : (magnitude << 13) + 0x38000000u;
   const Words value = magnitude >= 0x7c00u ? special : small;
   return bit_cast<FloatLanes>(value | ((bits & 0x8000u) << 16));
+#endif
 }
 
 FUSED_RNN_INLINE HalfWords narrowed(Float16, FloatLanes value) {
+#ifdef __AVX512F__
+  return bit_cast<HalfWords>(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+#else
   const Words u = bit_cast<Words>(value);
   const Words magnitude = u & 0x7fffffffu;
   const Words subnormal = bit_cast<Words>(bit_cast<FloatLanes>(magnitude) + (FloatLanes{} + 0.5f)) - 0x3f000000u;
@@ -119,6 +126,7 @@ FUSED_RNN_INLINE HalfWords narrowed(Float16, FloatLanes value) {
   const Words large = magnitude > 0x7f800000u ? Words{} + 0x7e00u : Words{} + 0x7c00u;
   const Words half = magnitude >= 0x477ff000u ? large : finite;
   return __builtin_convertvector(half | ((u >> 16) & 0x8000u), HalfWords);
+#endif
 }
 
 // ---- Memory: the first n lanes, converted between the storage type and A ----
