@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -23,19 +25,24 @@ namespace fused_rnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // ---- Checks: wanted and got, in words ----
 
 template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
 
-template <class Sizes>
-std::string shape_text(const Sizes& sizes) {
+// The parts are computed even where the condition holds, so a text of a shape is not one of them.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+inline std::string shape_text(Shape sizes) {
   std::ostringstream text;
   text << "[";
   for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
@@ -43,11 +50,11 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
-inline void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& wanted) {
-  const auto got = tensor.sizes();
+inline void check_shape(const Tensor& tensor, const char* name, Shape wanted) {
+  const Shape got = tensor.sizes();
   bool same = got.size() == wanted.size();
   for (size_t i = 0; same && i < wanted.size(); ++i) same = got[i] == wanted[i];
-  if (!same) require(false, name, " must be ", shape_text(wanted), ", got ", shape_text(got));
+  if (!same) fail(name, " must be ", shape_text(wanted), ", got ", shape_text(got));
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {
@@ -55,7 +62,7 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 }
 
 // `tensor`, contiguous, after checking that it has the shape, and the dtype and device of `like`.
-inline Tensor prepared(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
+inline Tensor prepared(const Tensor& tensor, const char* name, Shape shape, const Tensor& like) {
   check_shape(tensor, name, shape);
   require(tensor.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(), " like x, got ",
           tensor.scalar_type());
@@ -63,8 +70,7 @@ inline Tensor prepared(const Tensor& tensor, const char* name, const std::vector
   return as_contiguous(tensor);
 }
 
-inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, const std::vector<int64_t>& shape,
-                            const Tensor& like) {
+inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, Shape shape, const Tensor& like) {
   if (!tensor) return std::nullopt;
   return prepared(*tensor, name, shape, like);
 }
@@ -97,9 +103,7 @@ auto with_storage_type(ScalarType dtype, F&& f) {
     case ScalarType::Half: return f(TypeTag<Float16>());
     default: break;
   }
-  std::ostringstream message;
-  message << "fused_rnn has kernels for float32, float64, bfloat16 and float16, got " << dtype;
-  throw std::runtime_error(message.str());
+  fail("fused_rnn has kernels for float32, float64, bfloat16 and float16, got ", dtype);
 }
 
 inline ScalarType accumulate_type(ScalarType dtype) {
@@ -122,10 +126,11 @@ const S* const_data(const MaybeTensor& tensor) {
 }
 
 // PyTorch's op, or on the CPU the function behind it: a streaming step allocates four times.
-inline Tensor new_empty(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor new_empty(const Tensor& x, Shape shape, ScalarType dtype) {
   if (!x.is_cpu()) return torch::stable::new_empty(x, shape, dtype);
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i > 1; --i) strides[i - 2] = strides[i - 1] * (shape[i - 1] > 1 ? shape[i - 1] : 1);
+  std::array<int64_t, 4> strides;  // of no more dimensions than any of ours has
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= shape[i] > 1 ? shape[i] : 1) strides.at(i) = stride;
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
@@ -134,19 +139,17 @@ inline Tensor new_empty(const Tensor& x, const std::vector<int64_t>& shape, Scal
   return Tensor(handle);
 }
 
-inline Tensor allocate_uninitialised(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor allocate_uninitialised(const Tensor& x, Shape shape, ScalarType dtype) {
   try {
     return new_empty(x, shape, dtype);
   } catch (const std::exception& error) {  // the stable ABI's own message does not say what was too large
-    std::ostringstream message;
-    message << "out of memory: a layer needs " << shape_text(shape) << " numbers of dtype " << dtype
-            << " and PyTorch could not allocate them; " << error.what();
-    throw std::runtime_error(message.str());
+    fail("out of memory: a layer needs ", shape_text(shape), " numbers of dtype ", dtype,
+         " and PyTorch could not allocate them; ", error.what());
   }
 }
 
 // A new tensor of x's device and of `dtype`; in a build for tests it is full of NaN.
-inline Tensor allocate(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor allocate(const Tensor& x, Shape shape, ScalarType dtype) {
   Tensor tensor = allocate_uninitialised(x, shape, dtype);
   if (x.is_cpu())
     with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
@@ -163,24 +166,22 @@ struct Layer {
   Tensor hx;
   MaybeTensor cx, lengths;
   int64_t T, B, I, H;
-  std::vector<int64_t> state_shape;  // of hx, cx and everything like them: [B, H], or [1, B, H] as a module has them
 
   Layer(CellKind cell, const Tensor& x_, const Tensor& weight_ih_, const Tensor& weight_hh_,
         const MaybeTensor& bias_ih_, const MaybeTensor& bias_hh_, const Tensor& hx_, const MaybeTensor& cx_,
         const MaybeTensor& lengths_)
-      : cell(cell) {
-    require(x_.dim() == 3, "x must be [T, B, I], got ", shape_text(x_.sizes()));
-    require(weight_hh_.dim() == 2, "weight_hh must be [G*H, H], got ", shape_text(weight_hh_.sizes()));
-    T = x_.size(0), B = x_.size(1), I = x_.size(2), H = weight_hh_.size(1);
+      : cell(cell), x(x_), weight_ih(weight_ih_), weight_hh(weight_hh_), hx(hx_) {
+    if (x.dim() != 3) fail("x must be [T, B, I], got ", shape_text(x.sizes()));
+    if (weight_hh.dim() != 2) fail("weight_hh must be [G*H, H], got ", shape_text(weight_hh.sizes()));
+    T = x.size(0), B = x.size(1), I = x.size(2), H = weight_hh.size(1);
     const int64_t rows = gates(cell) * H;
-    x = as_contiguous(x_);
-    weight_ih = prepared(weight_ih_, "weight_ih", {rows, I}, x);
-    weight_hh = prepared(weight_hh_, "weight_hh", {rows, H}, x);
+    x = as_contiguous(x);
+    weight_ih = prepared(weight_ih, "weight_ih", {rows, I}, x);
+    weight_hh = prepared(weight_hh, "weight_hh", {rows, H}, x);
     bias_ih = prepared(bias_ih_, "bias_ih", {rows}, x);
     bias_hh = prepared(bias_hh_, "bias_hh", {rows}, x);
-    state_shape = hx_.dim() == 3 ? std::vector<int64_t>{1, B, H} : std::vector<int64_t>{B, H};
-    hx = prepared(hx_, "hx", state_shape, x);
-    cx = prepared(cx_, "cx", state_shape, x);
+    hx = prepared(hx, "hx", {B, H}, x);
+    cx = prepared(cx_, "cx", {B, H}, x);
     if (lengths_) {
       check_shape(*lengths_, "lengths", {B});
       require(lengths_->scalar_type() == ScalarType::Long, "lengths must have dtype int64, got ",
@@ -195,8 +196,8 @@ struct Layer {
     }
   }
 
-  Tensor allocate(const std::vector<int64_t>& shape) const { return fused_rnn::allocate(x, shape, x.scalar_type()); }
-  std::vector<int64_t> saved_shape() const { return {T, B, saved_per_unit(cell), H}; }
+  Tensor allocate(Shape shape) const { return fused_rnn::allocate(x, shape, x.scalar_type()); }
+  std::array<int64_t, 4> saved_shape() const { return {T, B, saved_per_unit(cell), H}; }
 
   template <class S>
   void fill(LayerArgs<S>& args, bool reverse) const {
@@ -211,6 +212,8 @@ struct Layer {
   }
 };
 
+constexpr std::array<int64_t, 1> kNothing = {0};  // the shape of what is not needed
+
 struct ForwardResult {
   Tensor output, hy;
   MaybeTensor cy;
@@ -221,9 +224,10 @@ struct ForwardResult {
 template <class Launch>
 ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Launch& launch) {
   const ScalarType accumulate = accumulate_type(layer.x.scalar_type());
-  ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate(layer.state_shape), std::nullopt,
-                       allocate(layer.x, save ? layer.saved_shape() : std::vector<int64_t>{0}, accumulate)};
-  if (layer.cx) result.cy = layer.allocate(layer.state_shape);
+  const auto saved_shape = layer.saved_shape();
+  ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate({layer.B, layer.H}), std::nullopt,
+                       allocate(layer.x, save ? Shape(saved_shape) : Shape(kNothing), accumulate)};
+  if (layer.cx) result.cy = layer.allocate({layer.B, layer.H});
   if (layer.B == 0) return result;
   with_storage_type(layer.x.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -232,6 +236,7 @@ ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Lau
     args.bias_ih = const_data<S>(layer.bias_ih);
     args.bias_hh = const_data<S>(layer.bias_hh);
     args.output = data<S>(result.output);
+    args.output_row = layer.H;
     args.hy = data<S>(result.hy);
     args.cy = result.cy ? data<S>(*result.cy) : nullptr;
     args.saved = save ? data<accumulate_t<S>>(result.saved) : nullptr;
@@ -252,25 +257,23 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
                             bool needs_x, bool needs_weights, const Launch& launch) {
   const int64_t T = layer.T, B = layer.B, H = layer.H, rows = gates(layer.cell) * H;
   const MaybeTensor grad_output = prepared(grad_output_, "grad_output", {T, B, H}, layer.x);
-  const MaybeTensor grad_hy = prepared(grad_hy_, "grad_hy", layer.state_shape, layer.x);
-  const MaybeTensor grad_cy = prepared(grad_cy_, "grad_cy", layer.state_shape, layer.x);
+  const MaybeTensor grad_hy = prepared(grad_hy_, "grad_hy", {B, H}, layer.x);
+  const MaybeTensor grad_cy = prepared(grad_cy_, "grad_cy", {B, H}, layer.x);
   const Tensor output = prepared(output_, "output", {T, B, H}, layer.x);
   check_shape(saved_, "saved", layer.saved_shape());
   require(saved_.scalar_type() == accumulate_type(layer.x.scalar_type()), "saved must have dtype ",
           accumulate_type(layer.x.scalar_type()), ", got ", saved_.scalar_type());
   const Tensor saved = as_contiguous(saved_);
 
-  const auto allocate_if = [&](bool needed, std::vector<int64_t> shape) {
-    return layer.allocate(needed ? shape : std::vector<int64_t>{0});
-  };
+  const auto allocate_if = [&](bool needed, Shape shape) { return layer.allocate(needed ? shape : Shape(kNothing)); };
   BackwardResult result{allocate_if(needs_x, {T, B, layer.I}),
                         allocate_if(needs_weights, {rows, layer.I}),
                         allocate_if(needs_weights, {rows, H}),
                         allocate_if(needs_weights && layer.bias_ih, {rows}),
                         allocate_if(needs_weights && layer.bias_hh, {rows}),
-                        layer.allocate(layer.state_shape),
+                        layer.allocate({B, H}),
                         std::nullopt};
-  if (layer.cx) result.grad_cx = layer.allocate(layer.state_shape);
+  if (layer.cx) result.grad_cx = layer.allocate({B, H});
   if (B == 0) {
     for (Tensor* grad : {&result.grad_weight_ih, &result.grad_weight_hh, &result.grad_bias_ih, &result.grad_bias_hh})
       torch::stable::zero_(*grad);

@@ -35,12 +35,13 @@ struct LayerArgs {
 template <class S>
 struct ForwardArgs : LayerArgs<S> {
   using A = accumulate_t<S>;
-  const S* bias_ih;  // [G*H] or null
-  const S* bias_hh;  // [G*H] or null
-  S* output;         // [T, B, H], zero where a row is not active
-  S* hy;             // [B, H]
-  S* cy;             // [B, H], LSTM only
-  A* saved;          // [T, B, kSaved, H], or null when no backward will come
+  const S* bias_ih;    // [G*H] or null
+  const S* bias_hh;    // [G*H] or null
+  S* output;           // [T, B, H], zero where a row is not active
+  int64_t output_row;  // from a row of output to the next: H, on the CPU also more
+  S* hy;               // [B, H]
+  S* cy;               // [B, H], LSTM only
+  A* saved;            // [T, B, kSaved, H], or null when no backward will come
 };
 
 template <class S>

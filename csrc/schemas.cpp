@@ -5,6 +5,20 @@
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   fused_rnn::define_ops(m);
+  // A whole module of torch.nn on the CPU where no backward can come: tensors as the module has them, `weights` those of
+  // all layers and directions in its order. Without hx (and cx), zeros.
+  m.def(
+      "lstm_inference(Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, bool bias, bool bidirectional, "
+      "bool batch_first) -> (Tensor output, Tensor hy, Tensor cy)");
+  m.def(
+      "gru_inference(Tensor input, Tensor[] weights, Tensor? hx, bool reset_after, bool bias, bool bidirectional, "
+      "bool batch_first) -> (Tensor output, Tensor hy)");
+  m.def(
+      "lstm_cell_inference(Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+      "Tensor? hx, Tensor? cx) -> (Tensor hy, Tensor cy)");
+  m.def(
+      "gru_cell_inference(Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+      "Tensor? hx, bool reset_after) -> Tensor hy");
   m.def("cpu_instruction_set() -> str");
   m.def("poisoned() -> bool");  // built with FUSED_RNN_POISON: for tests, and slow
   // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.

@@ -11,8 +11,7 @@ All four ops share one order of arguments, with one state for a GRU (hx) and two
     backward:  grad_output, grad_states..., x, weight_ih, weight_hh, bias_ih, bias_hh, states..., output, saved,
                lengths, flags..., needs_x, needs_weights
 
-A state is [B, H], or [1, B, H] as a module has it, and what is like it has that shape too. The flags are ``reverse,
-allow_tf32`` for an LSTM, ``reset_after, reverse, allow_tf32`` for a GRU.
+A state is [B, H]. The flags are ``reverse, allow_tf32`` for an LSTM, ``reset_after, reverse, allow_tf32`` for a GRU.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
         *flags, save = args[n_tensors:]
         shape = (T, B, saved_per_unit(_cell(name, flags)), H) if save else (0,)
         saved = x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return x.new_empty((T, B, H)), *(x.new_empty(state.shape) for state in args[4 : n_tensors - 1]), saved
+        return x.new_empty((T, B, H)), *(x.new_empty((B, H)) for _ in range(n_states)), saved
 
     def forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         lengths, *ctx.flags, ctx.save = inputs[n_tensors:]
@@ -169,9 +168,7 @@ def _second_derivative(
         grads, tensors = [_own(g) for g in grads], [_own(t) for t in tensors]
         x, weight_ih, weight_hh, bias_ih, bias_hh, *states = tensors
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[arg-type]
-        initial = tuple(state.flatten(0, -2) for state in states)  # type: ignore[union-attr]
-        output, final = reference.run(cell, x, initial, weights, lengths, reverse)  # type: ignore[arg-type]
-        final = tuple(y.view_as(state) for y, state in zip(final, states, strict=True))  # type: ignore[arg-type]
+        output, final = reference.run(cell, x, tuple(states), weights, lengths, reverse)  # type: ignore[arg-type]
         outputs, grad_outputs = _given((output, *final), grads)
         inputs, grad_inputs = _given(tensors, grad_grads)
         if not outputs or not inputs:

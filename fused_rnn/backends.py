@@ -154,7 +154,8 @@ BACKENDS = (
     Backend("reference", lambda problem: None, reference.run),
 )
 
-_forced: str | None = None  # a plain global and no ContextVar: torch.compile guards on the one, not on the other
+# A plain global and no ContextVar: torch.compile guards on the one, not on the other.
+_forced: str | None = os.environ.get("FUSED_RNN_BACKEND") or None
 
 
 def by_name(name: str) -> Backend:
@@ -167,7 +168,7 @@ def by_name(name: str) -> Backend:
 
 def forced() -> str | None:
     """The name of the backend that :func:`use_backend` or ``FUSED_RNN_BACKEND`` demands, if any."""
-    return _forced or os.environ.get("FUSED_RNN_BACKEND") or None
+    return _forced
 
 
 def choose(problem: Problem) -> Backend:
@@ -189,8 +190,8 @@ def choose(problem: Problem) -> Backend:
 def use_backend(name: str) -> Iterator[None]:
     """Within this context every layer runs on the backend called ``name``, or raises with the reason why not.
 
-    It holds for all threads of the process. The environment variable ``FUSED_RNN_BACKEND`` does the same from its
-    beginning to its end.
+    It holds for all threads of the process. The environment variable ``FUSED_RNN_BACKEND``, read when the package is
+    imported, does the same for all of the process.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -11,8 +11,6 @@ from .autograd import will_differentiate
 from .backends import Problem, choose
 from .cell import Cell, States, Weights
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 
 def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None) -> Problem:
     """The :class:`Problem` that these tensors pose."""
@@ -53,28 +51,23 @@ def run(
     return backend.run(cell, x, states, weights, lengths, reverse)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether a layer of these tensors is but a call of the CPU kernels: eager, without autograd, autocast, transforms,
-    modes, tracing or a forced backend, everything a plain tensor of one dtype.
+def is_plain() -> bool:
+    """Whether nothing stands between a module and the CPU kernels: no autograd, autocast, transform, mode, tracing or
+    forced backend.
 
-    :func:`run` comes to the same end after ten times longer, which is most of a streaming step.
+    Then a module may go to the inference ops directly. :func:`run` comes to the same results, but its questions take
+    several times as long as a streaming step.
     """
-    x = tensors[0]
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x is None:
-        return False
-    dtype = x.dtype
-    for tensor in tensors:
-        if tensor is not None and not (type(tensor) in _PLAIN and tensor.dtype == dtype and tensor.is_cpu):
-            return False
-    return (
-        native.load_error is None
-        and dtype in native.DTYPES
-        and backends.forced() is None
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or native.load_error is not None
+        or backends.forced() is not None
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import cell as cells
-from . import layer, native, stack
+from . import layer, stack
 from .cell import Cell, States, Weights
 
 
@@ -47,7 +47,7 @@ class _Layers(nn.RNNBase):
         Raises:
             RuntimeError, ValueError: as torch.nn does, before any kernel runs.
         """
-        if lengths is None and (result := self._run_plain(input, hx)) is not None:
+        if lengths is None and layer.is_plain() and (result := self._infer(input, hx)) is not None:
             return result
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return self._traced(input, hx, lengths)
@@ -55,31 +55,22 @@ class _Layers(nn.RNNBase):
             return self._run_packed(input, hx, lengths)
         return self._run_padded(input, hx, lengths)
 
-    def _run_plain(self, input: Any, hx: Any) -> Any:
-        """What :meth:`forward` gives for a batch in a single layer where :func:`layer.is_plain`; otherwise None.
+    def _infer(self, input: Any, hx: Any) -> Any:
+        """What :meth:`forward` gives where :func:`layer.is_plain`, all layers in one op; None if it cannot be so.
 
-        Anything that is not exactly so takes the other way, which has all the checks.
+        Then the long way gives it, or says in torch.nn's words what is wrong.
         """
-        if torch.is_grad_enabled() or self.num_layers > 1 or self.bidirectional or self.proj_size:
+        if type(input) is not Tensor or not input.is_cpu or self.proj_size or (self.training and self.dropout):
             return None
-        weights = _own_parameters(self, self._all_weights[0])
-        if weights is None or not isinstance(input, Tensor) or input.dim() != 3:
+        parameters = self._parameters  # without those that a parametrisation computes
+        try:
+            return self._inference(input, [parameters[name] for name in self._flat_weights_names], hx)
+        except (KeyError, RuntimeError):
             return None
-        x = input.transpose(0, 1) if self.batch_first else input
-        T, B, I = x.shape
-        names, shape = self._cell.states, (1, B, self.hidden_size)
-        if hx is None:
-            states = (x.new_zeros(shape),) * len(names)
-        else:
-            states = (hx,) if isinstance(hx, Tensor) else hx
-            if isinstance(hx, Tensor) != (len(names) == 1) or type(states) is not tuple or len(states) != len(names):
-                return None
-            if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
-                return None
-        if T == 0 or self.input_size != I or not layer.is_plain(x, *weights, *states):
-            return None
-        output, *final, _ = native.run_plain(self._cell, x, states, weights)
-        return output.transpose(0, 1) if self.batch_first else output, self._as_hx(tuple(final))
+
+    def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
+        """The inference op of this module; None if hx is not what it takes."""
+        raise NotImplementedError
 
     def _run_padded(self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
         if input.dim() not in (2, 3):
@@ -238,6 +229,15 @@ class LSTM(_Layers):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
 
+    def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
+        if hx is None:
+            hx = None, None
+        elif not _is_states(hx):
+            return None
+        flags = self.bias, self.bidirectional, self.batch_first
+        output, h, c = torch.ops.fused_rnn.lstm_inference.default(input, weights, *hx, *flags)
+        return output, (h, c)
+
     def _from_hx(self, hx: Any) -> States:
         if isinstance(hx, Tensor) or len(hx) != 2:
             got = "a Tensor" if isinstance(hx, Tensor) else f"{len(hx)} of them"
@@ -302,6 +302,12 @@ class GRU(_Gru, _Layers):
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
         self.reset_after = _checked_flag("reset_after", reset_after)
 
+    def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
+        if hx is not None and not isinstance(hx, Tensor):
+            return None
+        flags = self.reset_after, self.bias, self.bidirectional, self.batch_first
+        return torch.ops.fused_rnn.gru_inference.default(input, weights, hx, *flags)
+
     def _from_hx(self, hx: Any) -> States:
         return (_checked_gru_hx(hx),)
 
@@ -325,8 +331,10 @@ class LSTMCell(nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
-        if hx is not None and (plain := _run_plain_cell(self, input, hx)) is not None:
-            return plain[0], plain[1]
+        if layer.is_plain() and (hx is None or _is_states(hx)):
+            op = torch.ops.fused_rnn.lstm_cell_inference.default
+            if (result := _infer_cell(self, op, input, *(hx or (None, None)))) is not None:
+                return result
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return super().forward(input, hx)
         h, c = _run_cell(self, input, None if hx is None else tuple(hx))
@@ -357,8 +365,10 @@ class GRUCell(_Gru, nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
-        if isinstance(hx, Tensor) and (plain := _run_plain_cell(self, input, (hx,))) is not None:
-            return plain[0]
+        if layer.is_plain() and (hx is None or isinstance(hx, Tensor)):
+            op = torch.ops.fused_rnn.gru_cell_inference.default
+            if (result := _infer_cell(self, op, input, hx, self.reset_after)) is not None:
+                return result
         if (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()) and self.reset_after:
             return super().forward(input, hx)
         (h,) = _run_cell(self, input, None if hx is None else (_checked_gru_hx(hx),))
@@ -370,22 +380,20 @@ class GRUCell(_Gru, nn.GRUCell):
         return _with_class(self, nn.GRUCell)
 
 
-def _run_plain_cell(module: Any, input: Any, states: Any) -> Sequence[Tensor] | None:
-    """The new states of a batch where :func:`layer.is_plain`; None for anything else, as :meth:`_Layers._run_plain`."""
-    if torch.is_grad_enabled():
+def _infer_cell(module: Any, op: Any, input: Any, *rest: Any) -> Any:
+    """What a cell gives where :func:`layer.is_plain`, by its inference op; None as :meth:`_Layers._infer`."""
+    if type(input) is not Tensor or not input.is_cpu:
         return None
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
-    weights = _own_parameters(module, names)
-    if weights is None or not isinstance(input, Tensor) or input.dim() != 2:
+    p = module._parameters
+    try:
+        return op(input, p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"], *rest)
+    except (KeyError, RuntimeError):
         return None
-    shape = (input.size(0), module.hidden_size)
-    if type(states) is not tuple or len(states) != len(module._cell.states):
-        return None
-    if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
-        return None
-    if input.size(1) != module.input_size or not layer.is_plain(input, *weights, *states):
-        return None
-    return native.run_plain(module._cell, input.unsqueeze(0), states, weights)[1:-1]
+
+
+def _is_states(hx: Any) -> bool:
+    """Whether hx is the pair of tensors that an LSTM takes."""
+    return type(hx) is tuple and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)
 
 
 def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
@@ -419,14 +427,6 @@ def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"
             )
-
-
-def _own_parameters(module: nn.Module, names: Sequence[str]) -> list[Tensor | None] | None:
-    """weight_ih, weight_hh, bias_ih and bias_hh of a layer, or None if one is not a parameter but computed."""
-    weights: list[Tensor | None] = [module._parameters.get(name) for name in names]
-    if any(weight is None for weight in weights):
-        return None
-    return weights if len(weights) == 4 else [*weights, None, None]
 
 
 def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:

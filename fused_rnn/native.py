@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,21 +100,6 @@ def cuda_plan(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def run_plain(cell: Cell, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """output and final states of one layer on the CPU, nothing recorded and nothing asked: see :func:`layer.is_plain`.
-
-    Args:
-        x: [T, B, I].
-        states: each [B, H] or [1, B, H]; the final ones have that shape too.
-        weights: weight_ih, weight_hh, bias_ih, bias_hh.
-    """
-    ops = torch.ops.fused_rnn
-    with torch._C._AutoDispatchBelowAutograd():
-        if cell.name == "lstm":
-            return ops.lstm_forward.default(x, *weights, *states, None, False, False, False)
-        return ops.gru_forward.default(x, *weights, *states, None, cell.reset_after, False, False, False)
 
 
 def run(

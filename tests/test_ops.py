@@ -206,23 +206,6 @@ def test_nan_is_not_hidden(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_states_as_a_module_has_them(cell):
-    """[1, B, H] in, [1, B, H] out, and gradients of that shape, twice."""
-    layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
-    x, *rest = tensors_of(layer)
-    states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
-
-    def run(x, *rest):
-        return run_native(cell, (x, *rest, *weights), None, False)
-
-    flat, whole = run(x, *states), run(x, *(state[None] for state in states))
-    assert torch.equal(flat[0], whole[0])
-    assert all(torch.equal(a[None], b) for a, b in zip(flat[1:], whole[1:], strict=True))
-    inputs = (x, *(state.detach()[None].requires_grad_() for state in states))
-    assert torch.autograd.gradgradcheck(run, inputs)
-
-
-@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_empty_batch(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 0, 2, 5))
     results = layer.results(native.run)

@@ -234,7 +234,7 @@ class Forward {
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, p));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    store(a.output + (t * a.B + b) * a.H + p * kLanes, next.h, units_.count(p));
+    store(a.output + (t * a.B + b) * a.output_row + p * kLanes, next.h, units_.count(p));
     store(h_at(h_next, b, p), rounded<S>(next.h));
     if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), next.c);
     store_saved(t, b, p, saved);
@@ -244,7 +244,7 @@ class Forward {
   void skip(int64_t t, int64_t b, int64_t p, F* h, F* h_next) const {
     const auto& a = args_;
     store(h_at(h_next, b, p), load<A>(h_at(h, b, p)));
-    store(a.output + (t * a.B + b) * a.H + p * kLanes, V(A(0)), units_.count(p));
+    store(a.output + (t * a.B + b) * a.output_row + p * kLanes, V(A(0)), units_.count(p));
     typename Cell::Saved nothing;
     for (V& field : nothing) field = V(A(0));
     store_saved(t, b, p, nothing);

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "../cell_kind.h"
 #include "../recurrence.h"
 
 namespace fused_rnn {
@@ -29,6 +30,17 @@ struct InstructionSet {
 // The first of the table that this processor has, or the one that FUSED_RNN_ISA names. Throws std::runtime_error if
 // that one does not exist or is not here.
 const InstructionSet& instruction_set();
+
+// The loops of a cell in the instruction set of this process.
+template <class S>
+const CellLoops<S>& loops_of(CellKind cell) {
+  const Loops<S>& loops = std::get<Loops<S>>(instruction_set().loops());
+  switch (cell) {
+    case CellKind::kLstm: return loops.lstm;
+    case CellKind::kGru: return loops.gru;
+    default: return loops.gru_reset_before;
+  }
+}
 
 const AllLoops& generic_loops();
 #ifdef __x86_64__

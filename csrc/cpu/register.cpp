@@ -1,22 +1,10 @@
 // CPU implementations of the ops.
-#include <tuple>
-
 #include "../ops.h"
 #include "isa.h"
 
 namespace fused_rnn {
 
 namespace {
-
-template <class S>
-const CellLoops<S>& loops_of(CellKind cell) {
-  const Loops<S>& loops = std::get<Loops<S>>(instruction_set().loops());
-  switch (cell) {
-    case CellKind::kLstm: return loops.lstm;
-    case CellKind::kGru: return loops.gru;
-    default: return loops.gru_reset_before;
-  }
-}
 
 struct Cpu {
   template <class S>

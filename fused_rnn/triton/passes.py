@@ -40,7 +40,7 @@ class Pass:
         weight_hh: Tensor,  # [G*H, H]
         bias_ih: MaybeTensor,  # [G*H]
         bias_hh: MaybeTensor,  # [G*H]
-        states: Sequence[Tensor],  # each [B, H] or [1, B, H]
+        states: Sequence[Tensor],  # each [B, H]
         lengths: MaybeTensor,  # [B] int64
         reverse: bool,
         allow_tf32: bool,
@@ -65,9 +65,8 @@ class Pass:
         self.weight_hh = self.checked("weight_hh", weight_hh, (rows, self.H))
         self.bias_ih = self.checked_if("bias_ih", bias_ih, (rows,))
         self.bias_hh = self.checked_if("bias_hh", bias_hh, (rows,))
-        self.state_shape = states[0].shape
         named = zip(cell.states, states, strict=True)
-        self.hx, self.cx, *_ = *(self.checked_state(name, state) for name, state in named), None
+        self.hx, self.cx, *_ = *(self.checked(name, state, (self.B, self.H)) for name, state in named), None
         self.lengths = self.checked_if("lengths", lengths, (self.B,), torch.int64)
         self.plan = make_plan(cell, x.dtype, self.B, self.H, backward, allow_tf32, device_of(x.device))
 
@@ -89,11 +88,6 @@ class Pass:
         self, name: str, tensor: MaybeTensor, shape: Sequence[int], dtype: torch.dtype | None = None
     ) -> MaybeTensor:
         return None if tensor is None else self.checked(name, tensor, shape, dtype)
-
-    def checked_state(self, name: str, state: Tensor) -> Tensor:
-        """A state, or the gradient of one, [B, H]."""
-        has_layer = state.dim() == 3 and state.size(0) == 1
-        return self.checked(name, state[0] if has_layer else state, (self.B, self.H))
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x.new_empty(shape, dtype=dtype or self.x.dtype)
@@ -161,7 +155,7 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
             else:
                 h = _forward_steps(layer, arrays, h)
     final = (h,) if c is None else (h, c.to(layer.x.dtype))
-    return output, *(state.view(layer.state_shape) for state in final), saved
+    return output, *final, saved
 
 
 def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Tensor:
@@ -207,14 +201,14 @@ def backward(
             _backward_steps(layer, arrays)
         sums = _sums(layer, arrays, needs_x, needs_weights)
     states = (arrays[name] for name in ("dh", "dc"))
-    return *sums, *(grad.to(layer.x.dtype).view(layer.state_shape) for grad in states if grad is not None)
+    return *sums, *(grad.to(layer.x.dtype) for grad in states if grad is not None)
 
 
 def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
     """The gradient of a final state, in float32, to be changed in place."""
     if grad is None:
         return layer.x.new_zeros((layer.B, layer.H), dtype=torch.float32)
-    return layer.checked_state(name, grad).to(torch.float32, copy=True)
+    return layer.checked(name, grad, (layer.B, layer.H)).to(torch.float32, copy=True)
 
 
 def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
