@@ -28,9 +28,12 @@ SIZES = (
     Size(T=5, B=2, I=31, H=17),  # one unit more than the widest vector
     Size(T=3, B=13, I=8, H=16),  # exactly one vector; two whole tiles of rows and one row, in one slice or two
     Size(T=2, B=37, I=3, H=65),  # one unit past a whole panel of four vectors
-    Size(T=5, B=5, I=7, H=20),  # more than 16 rows: packed; fewer than 6 a step: x is projected for several steps
+    Size(T=5, B=5, I=7, H=20),  # fewer than 6 rows a step: x is projected for several steps
     Size(T=3, B=6, I=7, H=20),  # 6 rows a step: x and h are multiplied in one tile
-    Size(T=2, B=8, I=7, H=20),  # 16 rows: weights are not packed
+    Size(T=1, B=8, I=7, H=20),  # weights are not packed, two tiles of rows; x and h are summed together
+    Size(T=3, B=3, I=7, H=20),  # 9 rows, the most for which weights of this size are not packed (float32, float64)
+    Size(T=2, B=5, I=7, H=20),  # one more
+    Size(T=2, B=30, I=600, H=300),  # 60 rows of long weights: not packed
     Size(T=2, B=50, I=2, H=130),  # more rows than go through all steps together, if H is at most 128
     Size(T=70, B=4, I=3, H=2),  # more rows (step, batch) than one chunk of the backward
     Size(T=3, B=300, I=2, H=3),  # one step is more than a chunk of the backward

@@ -15,6 +15,28 @@ constexpr int64_t kSumBlock = 32;      // words in a part of a sum: PyTorch's su
 constexpr int64_t kRowsBlock = 16;     // the same where sums run over rows, which go on for all of T
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
 
+// Steps [t0, t0 + n) and their rows, one after the other: at each step those up to the last that is active.
+struct Chunk {
+  int64_t t0, n, B;
+  int64_t first[kChunkRows + 1];  // first row of step t0 + i, and at n how many rows there are
+  int64_t step[kChunkRows];       // the step of row k, as i; not needed for a single step, which may have more rows
+
+  template <class Args>
+  FUSED_RNN_INLINE Chunk(const Args& args, int64_t t0, int64_t n) : t0(t0), n(n), B(args.B) {
+    first[0] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      first[i + 1] = first[i] + args.active_rows(t0 + i, 0, B);
+      for (int64_t k = first[i]; n > 1 && k < first[i + 1]; ++k) step[k] = i;
+    }
+  }
+  FUSED_RNN_INLINE int64_t rows() const { return first[n]; }
+  FUSED_RNN_INLINE int64_t begin(int64_t t) const { return first[t - t0]; }  // the rows of step t
+  FUSED_RNN_INLINE int64_t count(int64_t t) const { return first[t - t0 + 1] - first[t - t0]; }
+  FUSED_RNN_INLINE int64_t t(int64_t k) const { return t0 + (n > 1 ? step[k] : 0); }  // step and batch row of row k
+  FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - first[n > 1 ? step[k] : 0]; }
+  FUSED_RNN_INLINE int64_t place(int64_t k) const { return t(k) * B + b(k); }  // in arrays of [T, B, ...]
+};
+
 template <class Cell, class S, class A>
 class Backward {
   using V = Vec<A>;
@@ -111,11 +133,12 @@ class Backward {
     for (int64_t done = 0; done < a.T; done += steps_) {  // in the opposite order of the forward's
       const int64_t n = least(steps_, a.T - done);
       const int64_t t0 = a.reverse ? done : a.T - done - n;
-      for (int64_t i = 0; i < n; ++i) step(worker, part, a.reverse ? t0 + i : t0 + n - 1 - i, t0);
-      if (a.grad_weight_ih) pack_rows(worker, t0, n);
+      const Chunk chunk(a, t0, n);
+      for (int64_t i = 0; i < n; ++i) step(worker, part, a.reverse ? t0 + i : t0 + n - 1 - i, chunk);
+      if (a.grad_weight_ih) pack_rows(worker, chunk);
       worker.wait();
-      if (a.grad_x) write_grad_x(worker, t0, n);
-      if (a.grad_weight_ih) add_weight_grads(worker, n * a.B);
+      if (a.grad_x) write_grad_x(worker, chunk);
+      if (a.grad_weight_ih) add_weight_grads(worker, chunk.rows());
       worker.wait();
     }
     if (a.grad_weight_ih) write_sums(worker);
@@ -143,11 +166,11 @@ class Backward {
 
   Left<F> left(const F* rows) const { return {rows, width_, kDepth, kSumBlock, chains_for(args_.B)}; }
 
-  // Step t of a part, of the chunk that begins at step t0: from the gradient of the state after it to that of the state
-  // before it.
-  void step(const Worker& worker, const Part& part, int64_t t, int64_t t0) const {
+  // Step t of a part: from the gradient of the state after it to that of the state before it.
+  void step(const Worker& worker, const Part& part, int64_t t, const Chunk& chunk) const {
     const auto& a = args_;
-    const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = (t - t0) * a.B;
+    const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t);
+    const int64_t end = least(part.b1, chunk.count(t));
     if constexpr (Cell::kResetBefore) {
       for (int64_t b = part.b0; b < active; ++b)
         for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
@@ -160,7 +183,7 @@ class Backward {
         candidate_.multiply(p, candidate_weight_, active - part.b0, left(grads_x(row0 + part.b0, kFirst, 0)),
                             [&](int64_t m, int64_t v, V sum) { store(grad_reset(part.b0 + m, v), sum); });
     }
-    for (int64_t b = part.b0; b < part.b1; ++b)
+    for (int64_t b = part.b0; b < end; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         if (t < a.length(b))
           cell(t, row0 + b, b, p);
@@ -226,43 +249,48 @@ class Backward {
 
   // ---- The products of a chunk ----
 
-  // grad_x of steps [t0, t0 + n) = grads_x weight_ih
-  void write_grad_x(const Worker& worker, int64_t t0, int64_t n) const {
+  // grad_x of the chunk's steps = grads_x weight_ih
+  void write_grad_x(const Worker& worker, const Chunk& chunk) const {
     const auto& a = args_;
-    const int64_t r0 = worker.first(n * a.B), count = worker.last(n * a.B) - r0;
+    const int64_t r0 = worker.first(chunk.rows()), count = worker.last(chunk.rows()) - r0;
     for (int64_t p = 0; p < input_.count(); ++p)
       input_.multiply(
           p, input_weight_, count, {grads_x(r0, 0, 0), width_, kDepth, kSumBlock}, [&](int64_t m, int64_t v, V sum) {
-            store(a.grad_x + (t0 * a.B + r0 + m) * a.I + v * kLanes, sum, int(least(kLanes, a.I - v * kLanes)));
+            store(a.grad_x + chunk.place(r0 + m) * a.I + v * kLanes, sum, int(least(kLanes, a.I - v * kLanes)));
           });
+    for (int64_t i = worker.first(chunk.n); i < worker.last(chunk.n); ++i) {
+      const int64_t t = chunk.t0 + i;
+      const int64_t left = (a.B - chunk.count(t)) * a.I;  // of rows that are past their end
+      copy_padded<S, S>(nullptr, 0, a.grad_x + (t + 1) * a.B * a.I - left, left);
+    }
   }
 
-  bool is_active(int64_t t0, int64_t k) const { return t0 + k / args_.B < args_.length(k % args_.B); }
+  bool is_active(const Chunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
 
   // What weight_hh multiplied in row k of the chunk. Rows that were not active have no gradient; zero keeps it so even
   // where the padding holds NaN.
-  const S* h_before(int64_t t0, int64_t k) const {
+  const S* h_before(const Chunk& chunk, int64_t k) const {
     const auto& a = args_;
-    const int64_t t = t0 + k / a.B, b = k % a.B;
-    if (!is_active(t0, k)) return zeros_;
+    const int64_t t = chunk.t(k), b = chunk.b(k);
+    if (!is_active(chunk, k)) return zeros_;
     return t == a.first_step(b) ? a.hx + b * a.H : a.output + (a.step_before(t) * a.B + b) * a.H;
   }
 
   // The right-hand matrices of the weights' gradients: x and h, and r * h for a reset before the matmul.
-  void pack_rows(const Worker& worker, int64_t t0, int64_t n) const {
+  void pack_rows(const Worker& worker, const Chunk& chunk) const {
     const auto& a = args_;
-    const Panels<F> x{n * a.B, a.I}, h{n * a.B, a.H};
+    const Panels<F> x{chunk.rows(), a.I}, h{chunk.rows(), a.H};
     pack_share(worker, x, packed_x_, [&](int64_t k) {
-      return is_active(t0, k) ? a.x + (t0 * a.B + k) * a.I : static_cast<const S*>(zeros_);
+      return is_active(chunk, k) ? a.x + chunk.place(k) * a.I : static_cast<const S*>(zeros_);
     });
-    pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(t0, k); });
+    pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k); });
     if constexpr (Cell::kResetBefore) {
       const int64_t begin = worker.first(h.count()), end = worker.last(h.count());
       for (int64_t k = 0; k < h.K; ++k)
         for (int64_t v = h.first_vector(begin); v < h.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const V r = load<A>(a.saved + (t0 * a.B + k) * Cell::kSaved * a.H + j, units_.count(v));
-          store(reset_ + k * a.H + j, r * load<A>(h_before(t0, k) + j, units_.count(v)), units_.count(v));
+          const V r = load<A>(a.saved + chunk.place(k) * Cell::kSaved * a.H + j, units_.count(v));
+          store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k) + j, units_.count(v)), units_.count(v));
         }
       pack_share(worker, h, packed_reset_, [&](int64_t k) { return static_cast<const F*>(reset_) + k * a.H; });
     }

@@ -132,17 +132,18 @@ class Forward {
   // gates_x of steps [t0, t0 + n): a panel of weight_ih meets all of them while it is in cache.
   void project(const Worker& worker, const Part& part, int64_t t0, int64_t n) const {
     const auto& a = args_;
-    const bool whole = part.rows() == a.B;  // then the rows of all steps are one matrix
-    const int64_t matrices = whole ? 1 : n, rows = whole ? n * a.B : part.rows();
     F* const own_x = own_x_of(worker);
     if (!x_in_place_)
       for (int64_t i = 0; i < n; ++i)
         for (int64_t b = part.b0; b < part.b1; ++b)
           copy_padded(a.x + ((t0 + i) * a.B + b) * a.I, a.I, own_x + (i * a.B + b) * x_row_, x_row_);
     if (joined_) return;
+    const bool whole = part.rows() == a.B && !a.lengths;  // then the rows of all steps are one matrix
+    const int64_t matrices = whole ? 1 : n;
     for (int64_t p = part.p0; p < part.p1; ++p) {
       const A* const bias = bias_x_ + p * kGates * kLanes;
       for (int64_t i = 0; i < matrices; ++i) {
+        const int64_t rows = whole ? n * a.B : a.active_rows(t0 + i, part.b0, part.b1) - part.b0;
         A* const to = gates_x_at(i, part.b0, p);
         input_.multiply(p, rows, {x_rows(worker, t0 + i, i, part.b0), x_row_}, [&](int64_t m, const A* sums) {
           for (int g = 0; g < kGates; ++g)
