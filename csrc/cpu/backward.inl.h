@@ -316,23 +316,28 @@ class Backward {
 
   // columns[word of k][r][k in word] = grads[k, r0 + r] and bias[r0 + r] += their sum, for r < count
   void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias) const {
-    A total[kGatheredRows] = {}, part[kGatheredRows] = {};
-    for (int64_t k = 0; k < rows; ++k) {
-      const F* from = grads + k * width_ + r0;
-      F* to = columns + (k / kDepth) * kGatheredRows * kDepth + k % kDepth;
-      for (int64_t r = 0; r < count; ++r) {
-        to[r * kDepth] = from[r];
-        part[r] += A(from[r]);
-      }
-      if ((k + 1) % kSumBlock == 0 || k + 1 == rows)
-        for (int64_t r = 0; r < count; ++r) {
-          total[r] += part[r];
-          part[r] = A(0);
+    const F* const from = grads + r0;
+    for (int64_t r = 0; r < count; r += kLanes) {
+      const int n = int(least(kLanes, count - r)), place = int(least(kLanes, kGatheredRows - r));
+      V total(A(0)), part(A(0));
+      for (int64_t k = 0; k < rows; k += kDepth) {
+        const F *const row = from + k * width_ + r, *const next = k + 1 < rows ? row + width_ : nullptr;
+        V word;
+        part += load<A>(row, n);
+        if constexpr (kDepth == 1) {
+          word = load<A>(row, n);
+        } else {
+          word = Factor<F>::paired(row, next, n);
+          if (next) part += load<A>(next, n);
         }
+        store_words(columns + (k / kDepth * kGatheredRows + r) * kDepth, word, place);
+        if ((k + kDepth) % kSumBlock == 0) {
+          total += part;
+          part = V(A(0));
+        }
+      }
+      store(bias + r0 + r, load<A>(bias + r0 + r, n) + total + part, n);
     }
-    for (int64_t k = rows; k % kDepth != 0; ++k)
-      for (int64_t r = 0; r < count; ++r) columns[((k / kDepth) * kGatheredRows + r) * kDepth + k % kDepth] = F(A(0));
-    for (int64_t r = 0; r < count; ++r) bias[r0 + r] += total[r];
   }
 
   // sum[r0 + r, :] += columns[:, r] right, for r < count

@@ -67,16 +67,19 @@ FUSED_RNN_INLINE Vec<A> load_words(const S* from, int64_t n) {
     return load<A>(from, int(least(n, kElements)));
   } else {
     static_assert(std::is_same<S, F>::value, "factors of more than one to a word are not converted");
+    using Lanes = typename Vec<A>::Lanes;
+    if (n < kElements) return Vec<A>(load_some<Lanes>(from, int(n)));
     Vec<A> words;
-    if (n >= kElements) {
-      std::memcpy(&words.v, from, sizeof(words.v));
-    } else {
-      F some[kElements] = {};
-      copy_some<kElements>(some, from, int(n));
-      std::memcpy(&words.v, some, sizeof(words.v));
-    }
+    std::memcpy(&words.v, from, sizeof(words.v));
     return words;
   }
+}
+
+// The first n words.
+template <class F, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void store_words(F* to, Vec<A> words, int n) {
+  if (n < Vec<A>::kLanes) return store_some(reinterpret_cast<A*>(to), words.v, n);
+  std::memcpy(to, &words.v, sizeof(words.v));
 }
 
 // ---- Across the lanes ----

@@ -145,7 +145,26 @@ struct Stored<A, A> {
   FUSED_RNN_INLINE static Lanes from(Vec<A> a) { return a.v; }
 };
 
-// Copies n < kMax elements in pieces whose sizes the compiler knows.
+// The first n elements of `Lanes`, zeros after them; n is less than it has.
+#ifdef __AVX512F__
+template <class Lanes, class S>
+FUSED_RNN_INLINE Lanes load_some(const S* from, int n) {
+  const uint64_t mask = (uint64_t(1) << (n * sizeof(S))) - 1;  // of bytes
+  if constexpr (sizeof(Lanes) == 64)
+    return bit_cast<Lanes>(_mm512_maskz_loadu_epi8(mask, from));
+  else
+    return bit_cast<Lanes>(_mm256_maskz_loadu_epi8(__mmask32(mask), from));
+}
+template <class Lanes, class S>
+FUSED_RNN_INLINE void store_some(S* to, Lanes lanes, int n) {
+  const uint64_t mask = (uint64_t(1) << (n * sizeof(S))) - 1;
+  if constexpr (sizeof(Lanes) == 64)
+    _mm512_mask_storeu_epi8(to, mask, bit_cast<__m512i>(lanes));
+  else
+    _mm256_mask_storeu_epi8(to, __mmask32(mask), bit_cast<__m256i>(lanes));
+}
+#else
+// In pieces whose sizes the compiler knows.
 template <int kMax, class S>
 FUSED_RNN_INLINE void copy_some(S* to, const S* from, int n) {
   for (int size = kMax / 2; size > 0; size /= 2)
@@ -154,32 +173,38 @@ FUSED_RNN_INLINE void copy_some(S* to, const S* from, int n) {
       to += size, from += size;
     }
 }
+template <class Lanes, class S>
+FUSED_RNN_INLINE Lanes load_some(const S* from, int n) {
+  constexpr int kMax = sizeof(Lanes) / sizeof(S);
+  S some[kMax] = {};
+  copy_some<kMax>(some, from, n);
+  Lanes lanes;
+  std::memcpy(&lanes, some, sizeof(lanes));
+  return lanes;
+}
+template <class Lanes, class S>
+FUSED_RNN_INLINE void store_some(S* to, Lanes lanes, int n) {
+  constexpr int kMax = sizeof(Lanes) / sizeof(S);
+  S some[kMax];
+  std::memcpy(some, &lanes, sizeof(lanes));
+  copy_some<kMax>(to, some, n);
+}
+#endif
 
 template <class A, class S>
 FUSED_RNN_INLINE Vec<A> load(const S* from, int n = Vec<A>::kLanes) {
-  constexpr int kLanes = Vec<A>::kLanes;
-  typename Stored<A, S>::Lanes lanes;
-  if (n == kLanes) {
-    std::memcpy(&lanes, from, sizeof(lanes));
-  } else {
-    S some[kLanes] = {};
-    copy_some<kLanes>(some, from, n);
-    std::memcpy(&lanes, some, sizeof(lanes));
-  }
+  using Lanes = typename Stored<A, S>::Lanes;
+  if (n < Vec<A>::kLanes) return Stored<A, S>::to(load_some<Lanes>(from, n));
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
   return Stored<A, S>::to(lanes);
 }
 
 template <class A, class S>
 FUSED_RNN_INLINE void store(S* to, Vec<A> a, int n = Vec<A>::kLanes) {
-  constexpr int kLanes = Vec<A>::kLanes;
   const typename Stored<A, S>::Lanes lanes = Stored<A, S>::from(a);
-  if (n == kLanes) {
-    std::memcpy(to, &lanes, sizeof(lanes));
-  } else {
-    S some[kLanes];
-    std::memcpy(some, &lanes, sizeof(lanes));
-    copy_some<kLanes>(to, some, n);
-  }
+  if (n < Vec<A>::kLanes) return store_some(to, lanes, n);
+  std::memcpy(to, &lanes, sizeof(lanes));
 }
 
 // `a` after a trip through the storage type
