@@ -45,4 +45,6 @@ def run(
             outputs.append(output)
             finals.append(final)
         x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    if len(finals) == 1:
+        return x, tuple(state.unsqueeze(0) for state in finals[0])
     return x, tuple(torch.stack(state) for state in zip(*finals, strict=True))
