@@ -27,13 +27,18 @@ struct Left {
   int64_t row, col = Factor<F>::kDepth, block = 256;
   int chains = 1;
   bool onto = false;  // the total grows on what is there already
+  bool far = false;   // the panel is not in the second-level cache yet
 };
+
+// A panel that comes from further away is asked for so many words before it is used.
+constexpr int kWordsAhead = 16;
+constexpr int64_t kNearBytes = 512 * 1024;  // of all panels together, if they are to stay there from step to step
 
 // As many chains as keep the adders busy with M rows.
 FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
 
 // to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
-template <class F, int MR, int NV, int kChains, class A = typename Factor<F>::A>
+template <class F, int MR, int NV, int kChains, bool kFar = false, class A = typename Factor<F>::A>
 void tile(int64_t K, Left<F> left, const F* panel, A* to) {
   using V = Vec<A>;
   constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
@@ -46,7 +51,10 @@ void tile(int64_t K, Left<F> left, const F* panel, A* to) {
     const auto add = [&](int c) __attribute__((always_inline)) {
       V b[NV];
       FUSED_RNN_UNROLL
-      for (int v = 0; v < NV; ++v) std::memcpy(&b[v].v, panel + v * kWord, sizeof(b[v].v));
+      for (int v = 0; v < NV; ++v) {
+        std::memcpy(&b[v].v, panel + v * kWord, sizeof(b[v].v));
+        if constexpr (kFar) __builtin_prefetch(panel + (kWordsAhead * NV + v) * kWord);
+      }
       FUSED_RNN_UNROLL
       for (int m = 0; m < MR; ++m) {
         const V a = Factor<F>::broadcast(left.data + m * left.row);
@@ -84,6 +92,8 @@ FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, const 
     if (left.chains == 4) return tile<F, MR, NV, 4>(K, left, panel, to);
   if constexpr (MR <= 3)
     if (left.chains == 2) return tile<F, MR, NV, 2>(K, left, panel, to);
+  if constexpr (MR > 3)
+    if (left.far) return tile<F, MR, NV, 1, true>(K, left, panel, to);
   tile<F, MR, NV, 1>(K, left, panel, to);
 }
 
@@ -99,6 +109,7 @@ FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, const
     const int rows = int(M * (i + 1) / tiles - m0);
     tile_rows<F, NV>(rows, K, left, panel, sums);
     left.data += rows * left.row;
+    left.far = false;
     for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
     m0 += rows;
   }
@@ -118,6 +129,7 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, const 
     tile_rows<F, NV>(rows, Ka, a, panel_a, sums);
     tile_rows<F, NV>(rows, Kb, b, panel_b, sums);
     a.data += rows * a.row, b.data += rows * b.row;
+    a.far = b.far = false;
     for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
     m0 += rows;
   }
@@ -239,6 +251,7 @@ struct Panels {
  private:
   template <int NV, class Emit>
   void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
+    left.far = elements() * int64_t(sizeof(F)) > kNearBytes;
     rows_times_panel<NV>(M, words<F>(K), left, panel(p, packed), [&](int64_t m, const A* sums) {
       for (int v = 0; v < NV; ++v) emit(m, first_vector(p) + v, load<A>(sums + v * kLanes));
     });

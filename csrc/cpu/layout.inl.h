@@ -63,6 +63,7 @@ class GatePanels {
   // emit(m, sums): row m's NG vectors of `left` times panel p
   template <class Emit>
   FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<F> left, const Emit& emit) const {
+    left.far = is_far();
     if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, panel(p), emit);
     multiply_rows<1>(p, M, {{left, this}}, emit);
   }
@@ -71,6 +72,7 @@ class GatePanels {
   template <class Emit>
   FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t M, Left<F> left, const GatePanels& other, Left<F> other_left,
                                       const Emit& emit) const {
+    left.far = other_left.far = is_far();
     if (packed_)
       return rows_times_panels<NG>(M, words<F>(K_), left, panel(p), words<F>(other.K_), other_left, other.panel(p),
                                    emit);
@@ -83,6 +85,7 @@ class GatePanels {
     const GatePanels* right;
   };
 
+  bool is_far() const { return units_.panels() * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
   int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
   const F* panel(int64_t p) const { return weight_ + p * panel_size(); }
   const S* row(int g, int64_t p) const { return source_ + (g * units_.H + p * kLanes) * K_; }
