@@ -25,7 +25,7 @@ namespace fused_rnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // ---- Checks: wanted and got, in words ----
 
@@ -42,7 +42,7 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-inline std::string shape_text(Shape sizes) {
+inline std::string shape_text(Sizes sizes) {
   std::ostringstream text;
   text << "[";
   for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
@@ -50,8 +50,8 @@ inline std::string shape_text(Shape sizes) {
   return text.str();
 }
 
-inline void check_shape(const Tensor& tensor, const char* name, Shape wanted) {
-  const Shape got = tensor.sizes();
+inline void check_shape(const Tensor& tensor, const char* name, Sizes wanted) {
+  const Sizes got = tensor.sizes();
   bool same = got.size() == wanted.size();
   for (size_t i = 0; same && i < wanted.size(); ++i) same = got[i] == wanted[i];
   if (!same) fail(name, " must be ", shape_text(wanted), ", got ", shape_text(got));
@@ -62,7 +62,7 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 }
 
 // `tensor`, contiguous, after checking that it has the shape, and the dtype and device of `like`.
-inline Tensor prepared(const Tensor& tensor, const char* name, Shape shape, const Tensor& like) {
+inline Tensor prepared(const Tensor& tensor, const char* name, Sizes shape, const Tensor& like) {
   check_shape(tensor, name, shape);
   require(tensor.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(), " like x, got ",
           tensor.scalar_type());
@@ -70,7 +70,7 @@ inline Tensor prepared(const Tensor& tensor, const char* name, Shape shape, cons
   return as_contiguous(tensor);
 }
 
-inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, Shape shape, const Tensor& like) {
+inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, Sizes shape, const Tensor& like) {
   if (!tensor) return std::nullopt;
   return prepared(*tensor, name, shape, like);
 }
@@ -126,7 +126,7 @@ const S* const_data(const MaybeTensor& tensor) {
 }
 
 // PyTorch's op, or on the CPU the function behind it: a streaming step allocates four times.
-inline Tensor new_empty(const Tensor& x, Shape shape, ScalarType dtype) {
+inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype) {
   if (!x.is_cpu()) return torch::stable::new_empty(x, shape, dtype);
   std::array<int64_t, 4> strides;  // of no more dimensions than any of ours has
   int64_t stride = 1;
@@ -139,7 +139,7 @@ inline Tensor new_empty(const Tensor& x, Shape shape, ScalarType dtype) {
   return Tensor(handle);
 }
 
-inline Tensor allocate_uninitialised(const Tensor& x, Shape shape, ScalarType dtype) {
+inline Tensor allocate_uninitialised(const Tensor& x, Sizes shape, ScalarType dtype) {
   try {
     return new_empty(x, shape, dtype);
   } catch (const std::exception& error) {  // the stable ABI's own message does not say what was too large
@@ -149,7 +149,7 @@ inline Tensor allocate_uninitialised(const Tensor& x, Shape shape, ScalarType dt
 }
 
 // A new tensor of x's device and of `dtype`; in a build for tests it is full of NaN.
-inline Tensor allocate(const Tensor& x, Shape shape, ScalarType dtype) {
+inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype) {
   Tensor tensor = allocate_uninitialised(x, shape, dtype);
   if (x.is_cpu())
     with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
@@ -196,7 +196,7 @@ struct Layer {
     }
   }
 
-  Tensor allocate(Shape shape) const { return fused_rnn::allocate(x, shape, x.scalar_type()); }
+  Tensor allocate(Sizes shape) const { return fused_rnn::allocate(x, shape, x.scalar_type()); }
   std::array<int64_t, 4> saved_shape() const { return {T, B, saved_per_unit(cell), H}; }
 
   template <class S>
@@ -226,7 +226,7 @@ ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Lau
   const ScalarType accumulate = accumulate_type(layer.x.scalar_type());
   const auto saved_shape = layer.saved_shape();
   ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate({layer.B, layer.H}), std::nullopt,
-                       allocate(layer.x, save ? Shape(saved_shape) : Shape(kNothing), accumulate)};
+                       allocate(layer.x, save ? Sizes(saved_shape) : Sizes(kNothing), accumulate)};
   if (layer.cx) result.cy = layer.allocate({layer.B, layer.H});
   if (layer.B == 0) return result;
   with_storage_type(layer.x.scalar_type(), [&](auto tag) {
@@ -265,7 +265,7 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
           accumulate_type(layer.x.scalar_type()), ", got ", saved_.scalar_type());
   const Tensor saved = as_contiguous(saved_);
 
-  const auto allocate_if = [&](bool needed, Shape shape) { return layer.allocate(needed ? shape : Shape(kNothing)); };
+  const auto allocate_if = [&](bool needed, Sizes shape) { return layer.allocate(needed ? shape : Sizes(kNothing)); };
   BackwardResult result{allocate_if(needs_x, {T, B, layer.I}),
                         allocate_if(needs_weights, {rows, layer.I}),
                         allocate_if(needs_weights, {rows, H}),

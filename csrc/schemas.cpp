@@ -5,8 +5,8 @@
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   fused_rnn::define_ops(m);
-  // A whole module of torch.nn on the CPU where no backward can come: tensors as the module has them, `weights` those of
-  // all layers and directions in its order. Without hx (and cx), zeros.
+  // A whole module of torch.nn on the CPU where no backward can come: tensors as the module has them, `weights` those
+  // of all layers and directions in its order. Without hx (and cx), zeros.
   m.def(
       "lstm_inference(Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, bool bias, bool bidirectional, "
       "bool batch_first) -> (Tensor output, Tensor hy, Tensor cy)");

@@ -23,7 +23,7 @@ struct Result {
 // Initial states, contiguous, or null for zeros, and where the final ones go.
 class States {
  public:
-  States(CellKind cell, const MaybeTensor& hx, const MaybeTensor& cx, Shape shape, const Tensor& x)
+  States(CellKind cell, const MaybeTensor& hx, const MaybeTensor& cx, Sizes shape, const Tensor& x)
       : hx_(prepared(hx, "hx", shape, x)), cx_(prepared(cx, "cx", shape, x)), hy(allocate(x, shape, x.scalar_type())) {
     if (cell != CellKind::kLstm) return;
     require(hx.has_value() == cx.has_value(), "hx and cx must both be given, or neither");
@@ -99,7 +99,7 @@ std::tuple<Tensor, MaybeTensor> cell_inference(CellKind cell, const Tensor& inpu
   const Tensor x = as_contiguous(input);
   const int64_t B = batched ? x.size(0) : 1, I = x.size(batched ? 1 : 0), H = hidden_size(weight_hh);
   const Weights weights = prepared_weights(cell, weight_ih, weight_hh, bias_ih, bias_hh, I, H, x);
-  const States states(cell, hx, cx, batched ? Shape({B, H}) : Shape({H}), x);
+  const States states(cell, hx, cx, batched ? Sizes({B, H}) : Sizes({H}), x);
   if (B > 0)
     with_storage_type(x.scalar_type(), [&](auto tag) {
       using S = typename decltype(tag)::type;

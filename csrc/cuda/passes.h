@@ -50,12 +50,13 @@ class Pass {
         H_(layer.H),
         GH_(gates(layer.cell) * layer.H),
         first_(layer.cell == CellKind::kGruResetBefore ? GH_ - H_ : GH_) {
-    require(layer.T > 0 && I_ > 0 && H_ > 0, "x must be [T, B, I] and weight_hh [G*H, H] with T, I, H > 0, got ",
-            shape_text(layer.x.sizes()), " and ", shape_text(layer.weight_hh.sizes()));
+    if (layer.T <= 0 || I_ <= 0 || H_ <= 0)
+      fail("x must be [T, B, I] and weight_hh [G*H, H] with T, I, H > 0, got ", shape_text(layer.x.sizes()), " and ",
+           shape_text(layer.weight_hh.sizes()));
     const int64_t most = std::max(GH_, saved_per_unit(layer.cell) * H_) * B_;
     require(layer.T <= INT_MAX && most <= INT_MAX,
             "T and the numbers of one step must be below 2^31, got T = ", layer.T, " and ", most, " numbers a step");
-    if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) require(false, reason);
+    if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) fail(reason);
   }
 
   bool is_lstm() const { return layer_.cell == CellKind::kLstm; }
