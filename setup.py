@@ -36,11 +36,14 @@ AVX512_FLAGS = (
     "-Wno-uninitialized -Wno-maybe-uninitialized"
 )
 
-# Kernels of one instruction set: source file, flags. Other processors than x86-64 build without these files.
-X86_64_FLAGS = {
-    "avx2": "-mavx2 -mfma",
-    "avx512": AVX512_FLAGS,
-    "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16",
+# Kernels of one instruction set: source file, flags. Only builds for its processor have the file.
+ISA_FLAGS = {
+    "x86_64": {
+        "avx2": "-mavx2 -mfma",
+        "avx512": AVX512_FLAGS,
+        "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16",
+    },
+    "aarch64": {"neon": ""},  # every AArch64 processor has it
 }
 
 OLDEST_NVCC = (12, 8)  # the first one that knows the architectures 100 and 120
@@ -133,10 +136,12 @@ def find_cuda() -> Cuda | None:
 def sources(cuda: Cuda | None) -> Iterator[tuple[Path, str]]:
     """Every source file with the flags of its own."""
     csrc = ROOT / "csrc"
-    x86_64 = platform.machine().lower() in ("x86_64", "amd64")
+    machine = platform.machine().lower()
+    here = ISA_FLAGS.get({"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine), {})
+    elsewhere = {stem for flags in ISA_FLAGS.values() for stem in flags} - here.keys()
     for file in sorted([*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp")]):
-        if x86_64 or file.stem not in X86_64_FLAGS:
-            yield file, X86_64_FLAGS.get(file.stem, "")
+        if file.stem not in elsewhere:
+            yield file, here.get(file.stem, "")
     architectures = cuda.names() if cuda else ""
     without_cuda = {"plan": "", "report": f"-DFUSED_RNN_CUDA_ARCHS='\"{architectures}\"'"}  # files of every build
     for file in sorted(csrc.glob("cuda/*.cpp")):

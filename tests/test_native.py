@@ -1,13 +1,22 @@
 """The parts of csrc/ that need no torch, compiled alone by the test."""
 
+import itertools
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
+from closeness import assert_within_budget
+from problems import CELLS, DTYPES, Layer, Size
+from test_recurrence import plain
+
+from fused_rnn import reference
 
 NATIVE = Path(__file__).parent / "native"
+CPU = NATIVE.parent.parent / "csrc" / "cpu"
 CXX = os.environ.get("CXX", "c++")
 
 if not shutil.which(CXX):
@@ -22,3 +31,70 @@ def test_vector_arithmetic(vector_bytes, tmp_path):
     subprocess.run([CXX, *flags, str(NATIVE / "test_vector.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+# ---- The loops of a processor that is not here, by an emulator ----
+
+AARCH64 = ("aarch64-linux-gnu-g++", "qemu-aarch64")  # Debian: g++-aarch64-linux-gnu, qemu-user
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    """Runs the program of native/run_layer.cpp, compiled for AArch64."""
+    if missing := [tool for tool in AARCH64 if not shutil.which(tool)]:
+        pytest.skip(f"needs {' and '.join(missing)}: other processors than this one's are emulated")
+    compiler, emulator = AARCH64
+    program = tmp_path_factory.mktemp("aarch64") / "run_layer"
+    sources = [NATIVE / "run_layer.cpp", *(CPU / f"{name}.cpp" for name in ("isa", "scratch", "neon", "generic"))]
+    flags = ["-std=c++17", "-O1", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
+    subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
+
+    def run(*arguments, given=b"", isa=""):
+        command = [emulator, program, *arguments]
+        done = subprocess.run(command, input=given, stdout=subprocess.PIPE, env=os.environ | {"FUSED_RNN_ISA": isa})
+        assert done.returncode == 0
+        return done.stdout
+
+    return run
+
+
+def numbers(tensor):
+    """The tensor's numbers as they lie in memory; numpy has no bfloat16."""
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def posed(layer, reverse):
+    """What native/run_layer.cpp reads."""
+    T, B, I = layer.x.shape
+    ragged, bias = layer.lengths is not None, layer.weights.bias_ih is not None
+    kind, dtype = CELLS.index(layer.cell), layer.x.dtype
+    header = (kind, dtype.itemsize, dtype == torch.bfloat16, T, B, I, layer.weights.weight_hh.size(1))
+    tensors = (layer.lengths, layer.x, *layer.weights, *layer.states, *layer.grads)
+    return numpy.array([*header, reverse, ragged, bias], numpy.int64).tobytes() + b"".join(
+        numbers(t) for t in tensors if t is not None
+    )
+
+
+def test_aarch64_has_neon(aarch64):
+    assert aarch64("isa").split() == [b"neon"]
+    assert aarch64("isa", isa="generic").split() == [b"generic"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("isa", ["neon", "generic"])
+def test_loops_of_aarch64(isa, cell, dtype, aarch64):
+    """Every result within the budget that test_recurrence.py has for this processor's own."""
+    sizes = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 20), Size(70, 4, 3, 6)
+    cases = [(size, False, False, True) for size in sizes]
+    cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
+    for size, reverse, ragged, bias in cases:
+        drawn = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(3)]
+        truth = [layer.double().results(reference.run, reverse) for layer in drawn]
+        same = [layer.results(plain, reverse) for layer in drawn]
+        written = aarch64(given=b"".join(posed(layer, reverse) for layer in drawn), isa=isa)
+        flat = torch.frombuffer(bytearray(written), dtype=dtype)
+        flat = iter(flat.split([t.numel() for result in truth for t in result.values()]))
+        got = [{name: next(flat).reshape(t.shape) for name, t in result.items()} for result in truth]
+        for name in truth[0]:
+            assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))

@@ -1,13 +1,11 @@
 """The ops as PyTorch sees them: opcheck, derivatives of every order, torch.compile, repetition, bad input."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from problems import CELLS, DTYPES, Layer, Size
 
 from fused_rnn import autograd, native
-from fused_rnn.cell import GRU, LSTM, Weights
+from fused_rnn.cell import LSTM, Weights
 
 ops = torch.ops.fused_rnn
 
@@ -238,43 +236,6 @@ def test_meta_tensors(cell):
     on_meta = tuple(a.detach().to("meta") if isinstance(a, torch.Tensor) else a for a in arguments(layer))
     got, want = forward_op(cell)(*on_meta), forward_op(cell)(*arguments(layer))
     assert [(t.shape, t.dtype, t.stride()) for t in got] == [(t.shape, t.dtype, t.stride()) for t in want]
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-# Divided among threads by rows; by panels of units, with a meeting every step, the last panel not full; by panels with
-# a single row, whose sums are several chains.
-DIVIDED = (Size(T=9, B=70, I=40, H=70), Size(T=9, B=20, I=40, H=200), Size(T=9, B=1, I=300, H=300))
-
-
-@pytest.mark.parametrize("size", DIVIDED, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_threads_change_nothing(cell, ragged, dtype, size, threads):
-    """A row's results and a weight's gradient are sums in an order that does not depend on who computes them."""
-    layer = Layer.random(cell, dtype, size, ragged=ragged)
-    results = []
-    for n in (1, 2, 3, 5):
-        threads(n)
-        results.append(layer.results(native.run))
-    for other in results[1:]:
-        for name, value in other.items():
-            assert torch.equal(value, results[0][name]), name
-
-
-def test_callers_in_several_threads(threads):
-    threads(2)
-    layer = Layer.random(GRU, torch.float32, Size(T=9, B=70, I=40, H=70))
-    with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(lambda _: layer.results(native.run), range(8))
-    for other in others:
-        assert all(torch.equal(other[name], value) for name, value in first.items())
 
 
 BAD = {

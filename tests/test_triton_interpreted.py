@@ -227,21 +227,6 @@ def test_inputs_of_any_strides_and_places(cell, form):
 
 @each_form
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_states_as_a_module_has_them(cell, form):
-    drawn = Layer.random(cell, torch.float32, Size(3, 2, 2, 5))
-    x, *rest = tensors_of(drawn)
-    n = len(cell.states)
-    with_layer = (x, *(state.detach()[None].requires_grad_() for state in rest[:n]), *rest[n:])
-    flat, same = run(cell, (x, *rest)), run(cell, with_layer)
-    grads = torch.autograd.grad(flat, (x, *rest), drawn.grads)
-    others = torch.autograd.grad(same, with_layer, (drawn.grads[0], *(grad[None] for grad in drawn.grads[1:])))
-    for got, want in zip((*same, *others), (*flat, *grads), strict=True):
-        assert torch.equal(got.view_as(want), want)
-    assert [y.shape for y in same[1:]] == [(1, 2, 5)] * n
-
-
-@each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_absent_gradients_and_frozen_inputs(cell, form):
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 2, 5))
     outputs, tensors = run(cell, tensors_of(drawn)), tensors_of(drawn)

@@ -20,6 +20,8 @@ const InstructionSet kInstructionSets[] = {
     {"avx512_bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, avx512_bf16_loops},
     {"avx512", has_avx512, avx512_loops},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_loops},
+#elif defined(__aarch64__)
+    {"neon", [] { return true; }, neon_loops},
 #endif
     {"generic", [] { return true; }, generic_loops},
 };

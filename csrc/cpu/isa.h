@@ -47,6 +47,8 @@ const AllLoops& generic_loops();
 const AllLoops& avx2_loops();
 const AllLoops& avx512_loops();
 const AllLoops& avx512_bf16_loops();  // bfloat16 in its own arithmetic, the rest as avx512
+#elif defined(__aarch64__)
+const AllLoops& neon_loops();
 #endif
 
 }  // namespace fused_rnn

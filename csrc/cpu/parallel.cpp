@@ -3,6 +3,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#ifndef _WIN32
+#include <pthread.h>
+#include <sys/stat.h>
+#endif
+
 #include <thread>
 
 namespace fused_rnn {
@@ -20,10 +25,23 @@ void pause() {
 #endif
 }
 
+// PyTorch's threads do not come along into a forked process, but OpenMP would wait for them there, for ever. A process
+// that was forked while it had a single thread has left none behind.
+bool must_stay_alone = false;
+#ifndef _WIN32
+bool has_other_threads = false;
+const int registered = pthread_atfork(
+    [] {
+      struct stat tasks;  // a folder with a link for each thread, and two more
+      has_other_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
+    },
+    nullptr, [] { must_stay_alone = must_stay_alone || has_other_threads; });
+#endif
+
 }  // namespace
 
 int64_t workers_for(double flops, double flops_between_meetings) {
-  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  const int64_t threads = must_stay_alone ? 1 : int64_t(torch::stable::get_num_threads());
   const double call = flops / kFlopsWorthAThread, step = flops_between_meetings / kFlopsWorthMeeting;
   const double worth = call < step ? call : step;
   return worth < 1 ? 1 : worth < double(threads) ? int64_t(worth) : threads;

@@ -1,0 +1,98 @@
+// Runs layers with the CPU loops of this processor, without torch: reads problems from stdin and writes all results to
+// stdout, as the numbers lie in memory. With the argument "isa" it only says which instruction set that is.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "../../csrc/cpu/isa.h"
+#include "../../csrc/cpu/parallel.h"
+
+namespace fused_rnn {
+
+// One thread that plays a team of one: PyTorch's threads are not here.
+int64_t workers_for(double, double) { return 1; }
+void Team::wait(int64_t) { std::abort(); }
+void run_team(int64_t count, void (*body)(const Worker&, void* context), void* context) {
+  Team team(count);
+  body({team, 0, count, count}, context);
+}
+
+namespace {
+
+struct Header {
+  int64_t cell, scalar_bytes, is_bfloat16, T, B, I, H, reverse, ragged, bias;
+};
+
+template <class T>
+std::vector<T> read(int64_t n) {
+  std::vector<T> numbers(static_cast<size_t>(n));
+  if (std::fread(numbers.data(), sizeof(T), numbers.size(), stdin) != numbers.size()) std::abort();
+  return numbers;
+}
+
+// Numbers that a loop has to write: NaN until then.
+template <class S>
+struct Result : std::vector<S> {
+  explicit Result(int64_t n) : std::vector<S>(static_cast<size_t>(n), S(std::nanf(""))) {}
+  S* get() { return this->empty() ? nullptr : this->data(); }
+  void write() const { std::fwrite(this->data(), sizeof(S), this->size(), stdout); }
+};
+
+template <class S>
+void run(const Header& d) {
+  const CellKind cell = CellKind(d.cell);
+  const int64_t rows = gates(cell) * d.H, state = d.B * d.H, steps = d.T * d.B;
+  const int64_t bias = d.bias ? rows : 0, c = cell == CellKind::kLstm ? state : 0;
+
+  const auto lengths = read<int64_t>(d.ragged ? d.B : 0);
+  const auto x = read<S>(steps * d.I), weight_ih = read<S>(rows * d.I), weight_hh = read<S>(rows * d.H);
+  const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias), hx = read<S>(state), cx = read<S>(c);
+  const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
+
+  Result<S> output(steps * d.H), hy(state), cy(c);
+  Result<accumulate_t<S>> saved(steps * saved_per_unit(cell) * d.H);
+  const auto fill = [&](LayerArgs<S>& args) {
+    args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.reverse = d.reverse;
+    args.lengths = d.ragged ? lengths.data() : nullptr;
+    args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
+    args.hx = hx.data(), args.cx = cx.data();
+  };
+  ForwardArgs<S> forward{};
+  fill(forward);
+  if (bias) forward.bias_ih = bias_ih.data(), forward.bias_hh = bias_hh.data();
+  forward.output = output.get(), forward.output_row = d.H;
+  forward.hy = hy.get(), forward.cy = cy.get(), forward.saved = saved.get();
+  loops_of<S>(cell).forward(forward);
+
+  Result<S> grad_x(steps * d.I), grad_weight_ih(rows * d.I), grad_weight_hh(rows * d.H);
+  Result<S> grad_bias_ih(bias), grad_bias_hh(bias), grad_hx(state), grad_cx(c);
+  BackwardArgs<S> backward{};
+  fill(backward);
+  backward.grad_output = grad_output.data(), backward.grad_hy = grad_hy.data(), backward.grad_cy = grad_cy.data();
+  backward.output = output.data(), backward.saved = saved.data(), backward.grad_x = grad_x.get();
+  backward.grad_weight_ih = grad_weight_ih.get(), backward.grad_weight_hh = grad_weight_hh.get();
+  backward.grad_bias_ih = grad_bias_ih.get(), backward.grad_bias_hh = grad_bias_hh.get();
+  backward.grad_hx = grad_hx.get(), backward.grad_cx = grad_cx.get();
+  loops_of<S>(cell).backward(backward);
+
+  for (const Result<S>* result :
+       {&output, &hy, &cy, &grad_x, &grad_weight_ih, &grad_weight_hh, &grad_bias_ih, &grad_bias_hh, &grad_hx, &grad_cx})
+    result->write();
+}
+
+}  // namespace
+}  // namespace fused_rnn
+
+int main(int count, char**) {
+  using namespace fused_rnn;
+  if (count > 1) return std::puts(instruction_set().name) < 0;
+  Header header;
+  while (std::fread(&header, sizeof(header), 1, stdin) == 1) {
+    switch (header.scalar_bytes) {
+      case 8: run<double>(header); break;
+      case 4: run<float>(header); break;
+      default: header.is_bfloat16 ? run<BFloat16>(header) : run<Float16>(header);
+    }
+  }
+}
