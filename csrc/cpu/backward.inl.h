@@ -14,6 +14,7 @@ constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are
 constexpr int64_t kSumBlock = 32;      // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kRowsBlock = 16;     // the same where sums run over rows, which go on for all of T
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
+constexpr int64_t kUnpackedRows = 64;  // up to so many rows (step, batch), weights are used where they are
 
 // Steps [t0, t0 + n) and their rows, one after the other: at each step those up to the last that is active.
 struct Chunk {
@@ -55,15 +56,15 @@ class Backward {
         steps_(most(1, least(args.T, kChunkRows / args.B))),
         rows_(steps_ * args.B),
         width_(words<F>(kGates * args.H) * kDepth),
-        hidden_{kFirst * args.H, args.H},
-        candidate_{Cell::kResetBefore ? args.H : 0, args.H},
-        input_{args.grad_x ? kGates * args.H : 0, args.I},
+        hidden_(right_of(args.weight_hh, kFirst * args.H, args.H)),
+        candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
+        input_(right_of(args.weight_ih, args.grad_x ? kGates * args.H : 0, args.I)),
         x_{args.grad_weight_ih ? rows_ : 0, args.I},
         h_{args.grad_weight_ih ? rows_ : 0, args.H},
         division_(args.B, hidden_.count(), args.H, args.T, 4.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
-        hidden_weight_(hidden_.elements()),
-        candidate_weight_(candidate_.elements()),
-        input_weight_(input_.elements()),
+        hidden_weight_(hidden_.packed_elements()),
+        candidate_weight_(candidate_.packed_elements()),
+        input_weight_(input_.packed_elements()),
         grads_x_(rows_ * width_),
         grads_h_(Cell::kGradsDiffer ? rows_ * width_ : 0),
         grad_states_((Cell::kResetBefore ? 3 : 2) * args.B * units_.padded()),
@@ -90,6 +91,13 @@ class Backward {
   }
 
  private:
+  // A weight [K, N] as the right-hand matrix. Few rows are multiplied faster than it is packed.
+  Panels<F> right_of(const S* weight, int64_t K, int64_t N) const {
+    if constexpr (std::is_same<S, F>::value && kDepth == 1)
+      if (args_.T * args_.B <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
+    return {K, N};
+  }
+
   // ---- Places ----
 
   A* grad_h(int64_t b, int64_t p) const { return grad_states_ + b * units_.padded() + p * kLanes; }
@@ -120,7 +128,7 @@ class Backward {
     pack_share(worker, candidate_, candidate_weight_,
                [&](int64_t k) { return a.weight_hh + (kFirst * a.H + k) * a.H; });
     pack_share(worker, input_, input_weight_, [&](int64_t k) { return a.weight_ih + k * a.I; });
-    start_sums(worker);
+    if (a.T == 0) zero_sums(worker);
     const auto load_or_zero = [&](const S* from, int64_t b, int64_t p) {
       return from ? load<A>(from + b * a.H + p * kLanes, units_.count(p)) : V(A(0));
     };
@@ -138,7 +146,7 @@ class Backward {
       if (a.grad_weight_ih) pack_rows(worker, chunk);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
-      if (a.grad_weight_ih) add_weight_grads(worker, chunk.rows());
+      if (a.grad_weight_ih) add_weight_grads(worker, chunk.rows(), done > 0);
       worker.wait();
     }
     if (a.grad_weight_ih) write_sums(worker);
@@ -296,9 +304,9 @@ class Backward {
     }
   }
 
-  // grad_weight and grad_bias += the sums over the chunk's rows, in blocks of gate rows; none crosses from the gates
-  // that multiply h to the one that multiplies r * h.
-  void add_weight_grads(const Worker& worker, int64_t rows) const {
+  // The sums over the chunk's rows to grad_weight and grad_bias, or onto what earlier chunks left there. In blocks of
+  // gate rows; none crosses from the gates that multiply h to the one that multiplies r * h.
+  void add_weight_grads(const Worker& worker, int64_t rows, bool onto) const {
     const auto& a = args_;
     const Panels<F> x{rows, a.I}, h{rows, a.H};
     F* const columns = columns_ + worker.begin * words<F>(rows_) * kDepth * kGatheredRows;
@@ -307,15 +315,15 @@ class Backward {
     for (int64_t i = worker.first(blocks); i < worker.last(blocks); ++i) {
       const int64_t r0 = i < split ? i * kGatheredRows : first + (i - split) * kGatheredRows;
       const int64_t count = least(kGatheredRows, (i < split ? first : all) - r0);
-      gather(grads_x_, rows, r0, count, columns, sums_bias_ih_);
-      add_block(x, packed_x_, columns, r0, count, sums_ih());
-      if constexpr (Cell::kGradsDiffer) gather(grads_h_, rows, r0, count, columns, sums_bias_hh_);
-      add_block(h, i < split ? packed_h_ : packed_reset_, columns, r0, count, sums_hh());
+      gather(grads_x_, rows, r0, count, columns, sums_bias_ih_, onto);
+      add_block(x, packed_x_, columns, r0, count, sums_ih(), onto);
+      if constexpr (Cell::kGradsDiffer) gather(grads_h_, rows, r0, count, columns, sums_bias_hh_, onto);
+      add_block(h, i < split ? packed_h_ : packed_reset_, columns, r0, count, sums_hh(), onto);
     }
   }
 
-  // columns[word of k][r][k in word] = grads[k, r0 + r] and bias[r0 + r] += their sum, for r < count
-  void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias) const {
+  // columns[word of k][r][k in word] = grads[k, r0 + r], and their sum to or onto bias[r0 + r], for r < count
+  void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
     const F* const from = grads + r0;
     for (int64_t r = 0; r < count; r += kLanes) {
       const int n = int(least(kLanes, count - r)), place = int(least(kLanes, kGatheredRows - r));
@@ -336,18 +344,19 @@ class Backward {
           part = V(A(0));
         }
       }
-      store(bias + r0 + r, load<A>(bias + r0 + r, n) + total + part, n);
+      store(bias + r0 + r, onto ? load<A>(bias + r0 + r, n) + total + part : total + part, n);
     }
   }
 
-  // sum[r0 + r, :] += columns[:, r] right, for r < count
-  static void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum) {
+  // columns[:, r] right to or onto sum[r0 + r, :], for r < count
+  static void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
+                        bool onto) {
     for (int64_t p = 0; p < right.count(); ++p)
       right.multiply(p, packed, count, {columns, kDepth, kGatheredRows * kDepth, kRowsBlock},
                      [&](int64_t r, int64_t v, V more) {
                        A* const to = sum + (r0 + r) * right.N + v * kLanes;
                        const int n = int(least(kLanes, right.N - v * kLanes));
-                       store(to, load<A>(to, n) + more, n);
+                       store(to, onto ? load<A>(to, n) + more : more, n);
                      });
   }
 
@@ -360,7 +369,7 @@ class Backward {
     for (int64_t i = worker.first(n); to && i < worker.last(n); ++i) to[i] = S(from[i]);
   }
 
-  void start_sums(const Worker& worker) const {
+  void zero_sums(const Worker& worker) const {
     zero_share(worker, sums_ih(), weight_rows() * args_.I);
     zero_share(worker, sums_hh(), weight_rows() * args_.H);
     zero_share<A>(worker, sums_bias_ih_, weight_rows());

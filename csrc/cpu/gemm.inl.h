@@ -37,9 +37,16 @@ constexpr int64_t kNearBytes = 512 * 1024;  // of all panels together, if they a
 // As many chains as keep the adders busy with M rows.
 FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
 
+// A panel of the right-hand matrix: the vectors of word k begin at data[k * row].
+template <class F>
+struct Panel {
+  const F* data;
+  int64_t row;
+};
+
 // to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
 template <class F, int MR, int NV, int kChains, bool kFar = false, class A = typename Factor<F>::A>
-void tile(int64_t K, Left<F> left, const F* panel, A* to) {
+void tile(int64_t K, Left<F> left, Panel<F> panel, A* to) {
   using V = Vec<A>;
   constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block * kChains) {
@@ -52,8 +59,8 @@ void tile(int64_t K, Left<F> left, const F* panel, A* to) {
       V b[NV];
       FUSED_RNN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        std::memcpy(&b[v].v, panel + v * kWord, sizeof(b[v].v));
-        if constexpr (kFar) __builtin_prefetch(panel + (kWordsAhead * NV + v) * kWord);
+        std::memcpy(&b[v].v, panel.data + v * kWord, sizeof(b[v].v));
+        if constexpr (kFar) __builtin_prefetch(panel.data + kWordsAhead * panel.row + v * kWord);
       }
       FUSED_RNN_UNROLL
       for (int m = 0; m < MR; ++m) {
@@ -62,7 +69,7 @@ void tile(int64_t K, Left<F> left, const F* panel, A* to) {
         for (int v = 0; v < NV; ++v) sum[c][m][v] = Factor<F>::add_product(sum[c][m][v], a, b[v]);
       }
       left.data += left.col;
-      panel += NV * kWord;
+      panel.data += panel.row;
     };
     const int64_t end = least(K, k0 + left.block * kChains);
     int64_t k = k0;
@@ -85,7 +92,7 @@ void tile(int64_t K, Left<F> left, const F* panel, A* to) {
 
 // `tile` for a number of rows from 1 to MR
 template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, const F* panel, A* to) {
+FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, A* to) {
   if constexpr (MR > 1)
     if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to);
   if constexpr (MR == 1)
@@ -100,7 +107,7 @@ FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, const 
 // M rows of `left` times one panel, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV vectors
 // of sums.
 template <int NV, class F, class Emit, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, const F* panel, const Emit& emit) {
+FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, Panel<F> panel, const Emit& emit) {
   constexpr int kRows = kTileRows<NV>;
   constexpr int kWidth = NV * Vec<A>::kLanes;
   alignas(64) A sums[kRows * kWidth];
@@ -117,8 +124,8 @@ FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, const
 
 // The same for two products that are added: M rows of `a` times panel_a and of `b` times panel_b.
 template <int NV, class F, class Emit, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, const F* panel_a, int64_t Kb, Left<F> b,
-                                        const F* panel_b, const Emit& emit) {
+FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, Panel<F> panel_a, int64_t Kb, Left<F> b,
+                                        Panel<F> panel_b, const Emit& emit) {
   constexpr int kRows = kTileRows<NV>;
   constexpr int kWidth = NV * Vec<A>::kLanes;
   alignas(64) A sums[kRows * kWidth];
@@ -205,23 +212,25 @@ FUSED_RNN_INLINE void dot_rows(int rows, int n, const Dots<F, S> (&dots)[kProduc
   for (int m = 0; m < rows; ++m) store(to + m * stride, sums_of_rows(parts[m]));
 }
 
-// A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Columns past N are zero, and
-// so is what fills the last word of K.
+// A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Packed, columns past N are
+// zero, and so is what fills the last word of K. Or the panels are used where they are, if vectors fill the rows.
 template <class F>
 struct Panels {
   using A = typename Factor<F>::A;
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
   int64_t K, N;
+  const F* unpacked = nullptr;
 
   int64_t vectors() const { return ceil_div(N, kLanes); }
   int64_t count() const { return ceil_div(vectors(), kMaxVectors); }
   int64_t elements() const { return vectors() * kLanes * words<F>(K) * kDepth; }
+  int64_t packed_elements() const { return unpacked ? 0 : elements(); }
   int64_t first_vector(int64_t p) const { return vectors() * p / count(); }  // of panel p; p may be count()
-  const F* panel(int64_t p, const F* packed) const { return packed + first_vector(p) * kLanes * words<F>(K) * kDepth; }
 
   // Pack panel p; row_of(k) points to the N elements of row k.
   template <class RowOf>
   void pack(int64_t p, F* packed, const RowOf& row_of) const {
+    if (unpacked) return;
     const int64_t first = first_vector(p), end = first_vector(p + 1);
     F* to = packed + first * kLanes * words<F>(K) * kDepth;
     for (int64_t k = 0; k < K; k += kDepth)
@@ -251,8 +260,11 @@ struct Panels {
  private:
   template <int NV, class Emit>
   void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
+    const int64_t first = first_vector(p) * kLanes;
+    const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N}
+                                    : Panel<F>{packed + first * words<F>(K) * kDepth, NV * kLanes * kDepth};
     left.far = elements() * int64_t(sizeof(F)) > kNearBytes;
-    rows_times_panel<NV>(M, words<F>(K), left, panel(p, packed), [&](int64_t m, const A* sums) {
+    rows_times_panel<NV>(M, words<F>(K), left, panel, [&](int64_t m, const A* sums) {
       for (int v = 0; v < NV; ++v) emit(m, first_vector(p) + v, load<A>(sums + v * kLanes));
     });
   }

@@ -87,7 +87,7 @@ class GatePanels {
 
   bool is_far() const { return units_.panels() * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
   int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
-  const F* panel(int64_t p) const { return weight_ + p * panel_size(); }
+  Panel<F> panel(int64_t p) const { return {weight_ + p * panel_size(), NG * kLanes * kDepth}; }
   const S* row(int g, int64_t p) const { return source_ + (g * units_.H + p * kLanes) * K_; }
 
   // The sum of kProducts products with the rows of the weights where they are.
