@@ -157,7 +157,7 @@ def ninja_file(library: Path) -> str:
     cxx = shlex.split(env("CXX") or "c++")
     cxx[0] = program(cxx[0], "a C++17 compiler (set CXX to choose one)")
     flags = [
-        "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra",
+        "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra",
         f"-DTORCH_TARGET_VERSION={TARGET_VERSION} -isystem {torch}/include",
         "-DFUSED_RNN_POISON" if env("FUSED_RNN_POISON") == "1" else "",
         env("CXXFLAGS"),

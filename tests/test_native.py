@@ -11,6 +11,7 @@ import pytest
 import torch
 from closeness import assert_within_budget
 from problems import CELLS, DTYPES, Layer, Size
+from test_backends import instruction_sets
 from test_recurrence import plain
 
 from fused_rnn import reference
@@ -23,11 +24,24 @@ if not shutil.which(CXX):
     pytest.skip(f"needs the compiler {CXX}", allow_module_level=True)
 
 
-@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
-def test_vector_arithmetic(vector_bytes, tmp_path):
-    """On any processor: the compiler builds vectors that are wider than the processor's from narrower ones."""
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+# Bytes, instruction set, its flags. The compiler builds vectors that are too wide for a set from narrower ones.
+VECTORS = [
+    (16, "generic", ["-ffp-contract=off"]),
+    (32, "generic", ["-ffp-contract=off"]),
+    (64, "generic", ["-ffp-contract=off"]),
+    (32, "avx2", ["-mavx2", "-mfma"]),
+    (64, "avx512", AVX512),
+    (64, "avx512_bf16", [*AVX512, "-mavx512bf16"]),
+]
+
+
+@pytest.mark.parametrize(("vector_bytes", "isa", "flags"), VECTORS)
+def test_vector_arithmetic(vector_bytes, isa, flags, tmp_path):
+    if isa not in instruction_sets():
+        pytest.skip(f"this processor has no {isa}")
     program = tmp_path / "test_vector"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", f"-DFUSED_RNN_VECTOR_BYTES={vector_bytes}"]
+    flags = ["-std=c++17", "-O2", *flags, "-Wno-psabi", f"-DFUSED_RNN_VECTOR_BYTES={vector_bytes}"]
     subprocess.run([CXX, *flags, str(NATIVE / "test_vector.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -46,7 +60,7 @@ def aarch64(tmp_path_factory):
     compiler, emulator = AARCH64
     program = tmp_path_factory.mktemp("aarch64") / "run_layer"
     sources = [NATIVE / "run_layer.cpp", *(CPU / f"{name}.cpp" for name in ("isa", "scratch", "neon", "generic"))]
-    flags = ["-std=c++17", "-O1", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
+    flags = ["-std=c++17", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
     subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
 
     def run(*arguments, given=b"", isa=""):
