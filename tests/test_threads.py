@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import CELLS, Layer, Size
 
+import fused_rnn
 from fused_rnn import native
 from fused_rnn.cell import GRU, LSTM
 
@@ -41,6 +42,23 @@ def test_threads_change_nothing(cell, ragged, dtype, size, threads):
     for other in results[1:]:
         for name, value in other.items():
             assert torch.equal(value, results[0][name]), name
+
+
+@pytest.mark.parametrize("T", [1, 9])
+@pytest.mark.parametrize("B", [1, 20])
+@pytest.mark.parametrize("kind", [fused_rnn.LSTM, fused_rnn.GRU])
+def test_directions_at_once(kind, B, T, threads):
+    """Where no backward can come, two or three threads take a direction each; here, two layers of them."""
+    torch.manual_seed(0)
+    module, x = kind(40, 150, num_layers=2, bidirectional=True), torch.randn(T, B, 40)
+    threads(1)
+    with torch.enable_grad():
+        expected = module(x)
+    for n in (1, 2, 3, 5):
+        threads(n)
+        with torch.inference_mode():
+            got = module(x)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_callers_in_several_threads(threads):

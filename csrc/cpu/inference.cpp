@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
+#include <exception>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -171,9 +173,10 @@ class Stack {
     const S* from = const_data<S>(x_);
     for (int64_t layer = 0; layer < layers; ++layer) {
       S* const to = layer + 1 == layers ? output : between + layer % 2 * T_ * B_ * width;
+      std::array<ForwardArgs<S>, 2> directions{};
       for (int64_t direction = 0; direction < directions_; ++direction) {
         const int64_t k = layer * directions_ + direction;
-        ForwardArgs<S> args{};
+        ForwardArgs<S>& args = directions[size_t(direction)];
         args.T = T_, args.B = B_, args.I = layer ? width : I_, args.H = H_;
         args.reverse = direction == 1;
         args.x = from;
@@ -181,10 +184,35 @@ class Stack {
         states.fill<S>(args, k, zeros);
         args.output = to + direction * H_;
         args.output_row = width;
-        loops_of<S>(cell_).forward(args);
       }
+      run_directions(directions);
       from = to;
     }
+  }
+
+  // Two or three threads take a direction each and never meet. More of them divide each direction, if it is worth that.
+  template <class S>
+  void run_directions(const std::array<ForwardArgs<S>, 2>& directions) const {
+    const auto forward = loops_of<S>(cell_).forward;
+    if (directions_ == 1) return forward(directions[0]);
+    const double flops = 2.0 * double(T_ * B_) * double(gates(cell_) * H_) * double(directions[0].I + H_);
+    const int64_t together = workers_for(2 * flops, 2 * flops), alone = workers_for(flops, flops / double(T_));
+    if (together == 1 || (together > 3 && alone > 1)) {
+      forward(directions[0]);
+      return forward(directions[1]);
+    }
+    std::array<std::exception_ptr, 2> errors;
+    run_team(2, [&](const Worker& worker) {
+      for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
+        try {
+          forward(directions[i]);
+        } catch (...) {
+          errors[i] = std::current_exception();
+        }
+      }
+    });
+    for (const std::exception_ptr& error : errors)
+      if (error) std::rethrow_exception(error);
   }
 
   CellKind cell_;
