@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
+#include <new>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -201,18 +201,17 @@ class Stack {
       forward(directions[0]);
       return forward(directions[1]);
     }
-    std::array<std::exception_ptr, 2> errors;
+    std::array<bool, 2> out_of_memory{};  // the only error there can be; a team's body must not throw
     run_team(2, [&](const Worker& worker) {
       for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
         try {
           forward(directions[i]);
-        } catch (...) {
-          errors[i] = std::current_exception();
+        } catch (const std::bad_alloc&) {
+          out_of_memory[i] = true;
         }
       }
     });
-    for (const std::exception_ptr& error : errors)
-      if (error) std::rethrow_exception(error);
+    if (out_of_memory[0] || out_of_memory[1]) throw std::bad_alloc();
   }
 
   CellKind cell_;
