@@ -17,6 +17,12 @@ constexpr double kFlopsWorthAThread = 1e6;  // some 10 us of one core: what waki
 constexpr double kFlopsWorthMeeting = 1e5;  // some 1 us of one core: ten times what meeting costs
 constexpr int kPausesBeforeYield = 2000;    // some 50 us: a step of a large layer
 
+// Where there are more workers than processors, what they wait for may not be running.
+int pauses_before_yield(int64_t workers) {
+  static const int64_t processors = std::thread::hardware_concurrency();
+  return workers > processors ? 1 : kPausesBeforeYield;
+}
+
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -54,9 +60,10 @@ void Team::wait(int64_t arriving) {
     __atomic_store_n(&phase_, phase + 1, __ATOMIC_RELEASE);
     return;
   }
+  const int most = pauses_before_yield(size_);
   for (int pauses = 1; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++pauses) {
     pause();
-    if (pauses % kPausesBeforeYield == 0) std::this_thread::yield();  // more threads than processors
+    if (pauses % most == 0) std::this_thread::yield();
   }
 }
 
