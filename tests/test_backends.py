@@ -92,6 +92,11 @@ def test_torch_backend_projects():
     assert torch.equal(output, expected) and torch.equal(final[0], h[0]) and torch.equal(final[1], c[0])
 
 
+# What a compiler must be told to compile a set that not every processor has.
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+ISA_FLAGS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+
 def instruction_sets():
     if platform.machine() in ("aarch64", "arm64"):
         return ["neon", "generic"]

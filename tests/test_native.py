@@ -11,7 +11,7 @@ import pytest
 import torch
 from closeness import assert_within_budget
 from problems import CELLS, DTYPES, Layer, Size
-from test_backends import instruction_sets
+from test_backends import ISA_FLAGS, instruction_sets
 from test_recurrence import plain
 
 from fused_rnn import reference
@@ -24,15 +24,14 @@ if not shutil.which(CXX):
     pytest.skip(f"needs the compiler {CXX}", allow_module_level=True)
 
 
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # Bytes, instruction set, its flags. The compiler builds vectors that are too wide for a set from narrower ones.
 VECTORS = [
     (16, "generic", ["-ffp-contract=off"]),
     (32, "generic", ["-ffp-contract=off"]),
     (64, "generic", ["-ffp-contract=off"]),
-    (32, "avx2", ["-mavx2", "-mfma"]),
-    (64, "avx512", AVX512),
-    (64, "avx512_bf16", [*AVX512, "-mavx512bf16"]),
+    (32, "avx2", ISA_FLAGS["avx2"]),
+    (64, "avx512", ISA_FLAGS["avx512"]),
+    (64, "avx512_bf16", ISA_FLAGS["avx512_bf16"]),
 ]
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_backends import ISA_FLAGS
 
 import fused_rnn
 
@@ -41,15 +42,13 @@ def test_nothing_of_python():
 @pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16"])
 def test_instruction_sets_share_no_code(name, tmp_path):
     """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
-    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-    flags = {"avx2": ["-mavx2", "-mfma"], "avx512": avx512, "avx512_bf16": [*avx512, "-mavx512bf16"]}
     compile_ = [
         "c++",
         "-std=c++17",
         "-O1",
         "-fPIC",
         "-Wno-psabi",
-        *flags.get(name, []),
+        *ISA_FLAGS.get(name, []),
         "-c",
         ROOT / "csrc/cpu" / f"{name}.cpp",
     ]
