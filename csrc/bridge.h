@@ -57,8 +57,35 @@ inline void check_shape(const Tensor& tensor, const char* name, Sizes wanted) {
   if (!same) fail(name, " must be ", shape_text(wanted), ", got ", shape_text(got));
 }
 
+// Tools that look for a smaller batch recognise these beginnings, which are those of PyTorch's own messages.
+[[noreturn]] inline void fail_out_of_memory(bool is_cpu, int64_t bytes, const std::string& purpose) {
+  fail(is_cpu ? "DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+              : "CUDA out of memory. Tried to allocate ",
+       bytes, " bytes, ", purpose);
+}
+
+inline std::string numbers_text(Sizes shape, ScalarType dtype) {
+  std::ostringstream text;
+  text << shape_text(shape) << " numbers of dtype " << dtype;
+  return text.str();
+}
+
+// The number of bytes of a tensor of that shape, or the largest number there is.
+inline int64_t bytes_of(Sizes shape, int64_t element_size) {
+  int64_t bytes = element_size;
+  for (const int64_t size : shape)
+    if (__builtin_mul_overflow(bytes, size, &bytes)) return INT64_MAX;
+  return bytes;
+}
+
 inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // the op costs half a microsecond
+  if (tensor.is_contiguous()) return tensor;  // the op costs half a microsecond
+  try {
+    return torch::stable::contiguous(tensor);
+  } catch (const std::exception&) {  // the stable ABI's own message is a line of its source
+    fail_out_of_memory(tensor.is_cpu(), bytes_of(tensor.sizes(), tensor.element_size()),
+                       "for a contiguous copy of " + numbers_text(tensor.sizes(), tensor.scalar_type()));
+  }
 }
 
 // `tensor`, contiguous, after checking that it has the shape, and the dtype and device of `like`.
@@ -106,6 +133,10 @@ auto with_storage_type(ScalarType dtype, F&& f) {
   fail("fused_rnn has kernels for float32, float64, bfloat16 and float16, got ", dtype);
 }
 
+inline int64_t element_size(ScalarType dtype) {
+  return with_storage_type(dtype, [](auto tag) { return int64_t(sizeof(typename decltype(tag)::type)); });
+}
+
 inline ScalarType accumulate_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -126,34 +157,33 @@ const S* const_data(const MaybeTensor& tensor) {
 }
 
 // PyTorch's op, or on the CPU the function behind it: a streaming step allocates four times.
-inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype) {
+inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype, const int64_t* strides) {
   if (!x.is_cpu()) return torch::stable::new_empty(x, shape, dtype);
-  std::array<int64_t, 4> strides;  // of no more dimensions than any of ours has
-  int64_t stride = 1;
-  for (size_t i = shape.size(); i-- > 0; stride *= shape[i] > 1 ? shape[i] : 1) strides.at(i) = stride;
+  std::array<int64_t, 4> contiguous;  // of no more dimensions than any of ours has
+  if (!strides) {
+    int64_t stride = 1;
+    for (size_t i = shape.size(); i-- > 0; stride *= shape[i] > 1 ? shape[i] : 1) contiguous.at(i) = stride;
+    strides = contiguous.data();
+  }
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+      aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides,
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
                                aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
-inline Tensor allocate_uninitialised(const Tensor& x, Sizes shape, ScalarType dtype) {
+// A new tensor of x's device and of `dtype`, contiguous or on the CPU with the given strides; in a build for tests it
+// is full of NaN.
+inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype, const int64_t* strides = nullptr) {
   try {
-    return new_empty(x, shape, dtype);
-  } catch (const std::exception& error) {  // the stable ABI's own message does not say what was too large
-    fail("out of memory: a layer needs ", shape_text(shape), " numbers of dtype ", dtype,
-         " and PyTorch could not allocate them; ", error.what());
+    Tensor tensor = new_empty(x, shape, dtype, strides);
+    if (x.is_cpu())
+      with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
+    return tensor;
+  } catch (const std::exception&) {  // the stable ABI's own message is a line of its source
+    fail_out_of_memory(x.is_cpu(), bytes_of(shape, element_size(dtype)), "for " + numbers_text(shape, dtype));
   }
-}
-
-// A new tensor of x's device and of `dtype`; in a build for tests it is full of NaN.
-inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype) {
-  Tensor tensor = allocate_uninitialised(x, shape, dtype);
-  if (x.is_cpu())
-    with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
-  return tensor;
 }
 
 // ---- One layer in one direction ----
@@ -228,7 +258,12 @@ ForwardResult run_forward(const Layer& layer, bool reverse, bool save, const Lau
   ForwardResult result{layer.allocate({layer.T, layer.B, layer.H}), layer.allocate({layer.B, layer.H}), std::nullopt,
                        allocate(layer.x, save ? Sizes(saved_shape) : Sizes(kNothing), accumulate)};
   if (layer.cx) result.cy = layer.allocate({layer.B, layer.H});
-  if (layer.B == 0) return result;
+  if (layer.B == 0 || layer.H == 0) return result;
+  if (layer.T == 0) {
+    torch::stable::copy_(result.hy, layer.hx);
+    if (layer.cx) torch::stable::copy_(*result.cy, *layer.cx);
+    return result;
+  }
   with_storage_type(layer.x.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     ForwardArgs<S> args;
@@ -274,9 +309,18 @@ BackwardResult run_backward(const Layer& layer, const MaybeTensor& grad_output_,
                         layer.allocate({B, H}),
                         std::nullopt};
   if (layer.cx) result.grad_cx = layer.allocate({B, H});
-  if (B == 0) {
-    for (Tensor* grad : {&result.grad_weight_ih, &result.grad_weight_hh, &result.grad_bias_ih, &result.grad_bias_hh})
+  if (T == 0 || B == 0 || H == 0) {  // no step takes place
+    for (Tensor* grad :
+         {&result.grad_x, &result.grad_weight_ih, &result.grad_weight_hh, &result.grad_bias_ih, &result.grad_bias_hh})
       torch::stable::zero_(*grad);
+    const auto pass_on = [](Tensor& grad_initial, const MaybeTensor& grad_final) {
+      if (grad_final)
+        torch::stable::copy_(grad_initial, *grad_final);
+      else
+        torch::stable::zero_(grad_initial);
+    };
+    pass_on(result.grad_hx, grad_hy);
+    if (result.grad_cx) pass_on(*result.grad_cx, grad_cy);
     return result;
   }
   with_storage_type(layer.x.scalar_type(), [&](auto tag) {

@@ -8,10 +8,14 @@
 
 namespace fused_rnn {
 
-// One layer in one direction. T, B, I, H: steps, batch, input size, hidden size; G: gates of the cell.
-template <class S>
-struct LayerArgs {
+// Steps, batch, input size, hidden size.
+struct LayerSizes {
   int64_t T, B, I, H;
+};
+
+// Arguments of a loop, for one layer in one direction; T, B and H are at least 1. G: gates of the cell.
+template <class S>
+struct LayerArgs : LayerSizes {
   bool reverse;            // time runs from T-1 down to 0
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
   const S* x;              // [T, B, I]
@@ -53,8 +57,8 @@ struct BackwardArgs : LayerArgs<S> {
   const S* output;       // [T, B, H], from the forward
   const A* saved;        // [T, B, kSaved, H], from the forward
   S* grad_x;             // [T, B, I] or null if not needed
-  S* grad_weight_ih;     // [G*H, I] or null if no weight's gradient is needed
-  S* grad_weight_hh;     // [G*H, H], null with grad_weight_ih
+  S* grad_weight_ih;     // [G*H, I]; null with grad_weight_hh, or if I = 0
+  S* grad_weight_hh;     // [G*H, H] or null if no weight's gradient is needed
   S* grad_bias_ih;       // [G*H], or null if there is none or it is not needed
   S* grad_bias_hh;       // [G*H], or null if there is none or it is not needed
   S* grad_hx;            // [B, H]

@@ -56,9 +56,23 @@ def run(
     elif save:
         output, *final, _ = _functions[op].apply(*tensors, lengths, *flags, save)
     else:
-        with torch._C._AutoDispatchBelowAutograd():  # nothing to record: past the Python half of autograd, some 5 us
-            output, *final, _ = op(*tensors, lengths, *flags, save)
+        output, *final, _ = _below_autograd(op, *tensors, lengths, *flags, save)
     return output, tuple(final)
+
+
+def _below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
+    """``op(*args)`` where there is nothing to record, past the Python half of autograd, which takes some 5 us.
+
+    Raises:
+        torch.OutOfMemoryError: a GPU's memory does not suffice. The stable ABI knows RuntimeError only.
+    """
+    try:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    except RuntimeError as error:
+        if str(error).startswith("CUDA out of memory"):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
 
 
 # The forward ops as eager autograd records them: what register_autograd does, without its detour of some 50 us.
@@ -98,20 +112,17 @@ def _register(namespace: str, name: str, n_states: int) -> None:
         lengths, *ctx.flags, ctx.save = inputs[n_tensors:]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[-1])
-        ctx.save_for_backward(*inputs[:n_tensors], output[0], output[-1], lengths)
+        _save(ctx, *inputs[:n_tensors], output[0], output[-1], lengths)
 
     def forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.save:
             raise RuntimeError(f"{forward_op} ran with save=False, so it has no backward")
-        *tensors, output, saved, lengths = ctx.saved_tensors
+        *tensors, output, saved, lengths = _saved(ctx)
         needs = ctx.needs_input_grad[:n_tensors]
         op = getattr(getattr(torch.ops, namespace), f"{name}_backward")
         args = (*grads[:-1], *tensors, output, saved, lengths, *ctx.flags, needs[0], any(needs[1:5]))
-        if torch.is_grad_enabled():  # create_graph: the backward is recorded too
-            results = op(*args)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                results = op(*args)
+        # With create_graph the backward is recorded too.
+        results = op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
         wanted = (grad if need else None for grad, need in zip(results, needs, strict=True))
         return *wanted, *(None,) * (2 + len(ctx.flags))
 
@@ -125,10 +136,10 @@ def _register(namespace: str, name: str, n_states: int) -> None:
     def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, _, lengths, *ctx.flags, _, _ = inputs[n_grads + n_tensors :]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[: n_grads + n_tensors], lengths)
+        _save(ctx, *inputs[: n_grads + n_tensors], lengths)
 
     def backward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, lengths = ctx.saved_tensors
+        *tensors, lengths = _saved(ctx)
         *_, reverse, _ = ctx.flags
         second = _second_derivative(
             _cell(name, ctx.flags), tensors[:n_grads], tensors[n_grads:], lengths, reverse, grads
@@ -136,22 +147,33 @@ def _register(namespace: str, name: str, n_states: int) -> None:
         # output and saved are functions of the other inputs, so their part is in those gradients already.
         return *second, *(None,) * (5 + len(ctx.flags))
 
-    class Forward(torch.autograd.Function):
+    class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedRnnBackward
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*inputs)
+            output = _below_autograd(op, *inputs)
             forward_setup(ctx, inputs, output)
             return output
 
         backward = staticmethod(forward_derivative)
 
     op = getattr(getattr(torch.ops, namespace), f"{name}_forward")
-    _functions[op] = Forward
+    _functions[op] = FusedRnn
     torch.library.register_fake(forward_op, forward_fake)
     torch.library.register_autograd(forward_op, forward_derivative, setup_context=forward_setup)
     torch.library.register_fake(backward_op, backward_fake)
     torch.library.register_autograd(backward_op, backward_derivative, setup_context=backward_setup)
+
+
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save the tensors that are there: tools that draw a graph look at ``saved_tensors`` and know no None."""
+    ctx.are_saved = [t is not None for t in tensors]
+    ctx.save_for_backward(*(t for t in tensors if t is not None))
+
+
+def _saved(ctx: Any) -> list[Tensor | None]:
+    """The tensors given to :func:`_save`."""
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if is_saved else None for is_saved in ctx.are_saved]
 
 
 def _second_derivative(

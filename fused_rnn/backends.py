@@ -33,23 +33,38 @@ class Problem:
     H: int
     projection: bool = False
     ragged: bool = False  # lengths are given
+    packed: bool = False  # x is the data of a PackedSequence
     training: bool = False  # a backward may come
     transformed: bool = False  # inside torch.func or forward-mode differentiation
+    subclass: str = ""  # the class of a tensor that is a subclass of Tensor with rules of its own
 
     def __str__(self) -> str:
-        flags = [name for name in ("projection", "ragged", "training", "transformed") if getattr(self, name)]
+        flags = [name for name in ("projection", "ragged", "packed", "training", "transformed") if getattr(self, name)]
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
+        flags += [self.subclass] if self.subclass else []
         return " ".join([str(self.cell), str(self.dtype).removeprefix("torch."), str(self.device), sizes, *flags])
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run one layer in one direction; ``run`` has the signature of ``reference.run``."""
+    """A way to run one layer in one direction, with the signature of :func:`reference.run`, or a whole stack."""
 
     name: str
     why_not: Callable[[Problem], str | None]
     run: Callable[[Cell, Tensor, States, Weights, Tensor | None, bool], tuple[Tensor, States]]
     plan: Callable[[Problem], str] = lambda problem: ""  # how it would run the problem, in a few words
+    run_stack: Callable[..., tuple[Tensor, States]] | None = None  # with the signature of stock.run_stack
+
+
+def _kernels_why_not(problem: Problem) -> str | None:
+    """What none of our kernels can run, whatever the device."""
+    if problem.projection:
+        return "it has no kernel for proj_size"
+    if problem.transformed:
+        return "its ops have no rule for torch.func transforms and forward-mode differentiation"
+    if problem.subclass:
+        return f"its ops know plain tensors only, and one is a {problem.subclass}"
+    return None
 
 
 def _native_why_not(problem: Problem, device_type: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -59,11 +74,7 @@ def _native_why_not(problem: Problem, device_type: str, dtypes: tuple[torch.dtyp
         return f"it runs on {device_type}, and the input is on {problem.device}"
     if problem.dtype not in dtypes:
         return f"it has no kernel for {problem.dtype}"
-    if problem.projection:
-        return "it has no kernel for proj_size"
-    if problem.transformed:
-        return "its ops have no rule for torch.func transforms and forward-mode differentiation"
-    return None
+    return _kernels_why_not(problem)
 
 
 def _cuda_why_not(problem: Problem) -> str | None:
@@ -103,8 +114,10 @@ def _cpu_why_not(problem: Problem) -> str | None:
 
 
 def _cpu_plan(problem: Problem) -> str:
-    threads = min(torch.get_num_threads(), max(problem.B, 1))
-    return f"{native.cpu_instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
+    p = problem
+    forward, backward = (native.cpu_threads(p.cell, p.dtype, p.T, p.B, p.I, p.H, b) for b in (False, True))
+    plan = f"{native.cpu_instruction_set()}, {forward} thread{'s' if forward > 1 else ''}"
+    return f"{plan}; backward: {backward}" if p.training and backward != forward else plan
 
 
 def _torch_why_not(problem: Problem) -> str | None:
@@ -122,11 +135,7 @@ def _torch_why_not(problem: Problem) -> str | None:
 def _triton_why_not(problem: Problem) -> str | None:
     if problem.dtype not in triton_plan.DTYPES:
         return f"it has no kernel for {problem.dtype}"
-    if problem.projection:
-        return "it has no kernel for proj_size"
-    if problem.transformed:
-        return "its ops have no rule for torch.func transforms and forward-mode differentiation"
-    return triton_plan.why_not(problem.device)
+    return _kernels_why_not(problem) or triton_plan.why_not(problem.device)
 
 
 def _triton_run(
@@ -149,7 +158,7 @@ def _triton_plan(problem: Problem) -> str:
 BACKENDS = (
     Backend("cuda", _cuda_why_not, native.run, _cuda_plan),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
-    Backend("torch", _torch_why_not, stock.run),
+    Backend("torch", _torch_why_not, stock.run, run_stack=stock.run_stack),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan),
     Backend("reference", lambda problem: None, reference.run),
 )

@@ -96,10 +96,10 @@ def _choice_on(gpu: str, where: str, problem: Problem) -> Choice:
 def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Problem]]:
     if isinstance(rnn, (LSTMCell, GRUCell)):
         weights = Weights(rnn.weight_ih, rnn.weight_hh, rnn.bias_ih, rnn.bias_hh)
-        yield "step", _problem(rnn, x, (1, x.numel() // x.size(-1)), x.size(-1), weights, hx, False, False)
+        yield "step", _problem(rnn, x, (1, x.size(0) if x.dim() == 2 else 1), x.size(-1), weights, hx, False)
         return
-    ragged = lengths is not None or isinstance(x, PackedSequence)
-    if isinstance(x, PackedSequence):
+    packed = isinstance(x, PackedSequence)
+    if packed:
         steps, data = (len(x.batch_sizes), int(x.batch_sizes[0])), x.data
     else:
         steps, data = (tuple(x.shape[:2]) if x.dim() == 3 else (x.size(0), 1)), x
@@ -110,14 +110,13 @@ def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Pr
     size, learns = data.size(-1), False
     for k in range(rnn.num_layers):
         own = weights[k * directions : (k + 1) * directions]
-        problems = [_problem(rnn, data, steps, size, w, hx, ragged, learns) for w in own]
+        problems = [_problem(rnn, data, steps, size, w, hx, learns) for w in own]
+        problems = [replace(p, packed=packed, ragged=lengths is not None) for p in problems]
         yield from zip((f"layer {k}", f"layer {k} reverse"), problems, strict=False)
         size, learns = directions * (rnn.proj_size or rnn.hidden_size), problems[0].training
 
 
-def _problem(
-    rnn: Any, x: Tensor, steps: Sequence[int], size: int, weights: Weights, hx: Any, ragged: bool, learns: bool
-) -> Problem:
+def _problem(rnn: Any, x: Tensor, steps: Sequence[int], size: int, weights: Weights, hx: Any, learns: bool) -> Problem:
     """The problem of one layer, from stand-ins without memory for the tensors that do not exist yet."""
     stand_in = x.detach().new_empty(())
     given = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
@@ -126,5 +125,5 @@ def _problem(
     inputs = stand_in.expand(*steps, size).requires_grad_(tracked)
     sizes = (weights.weight_hh.size(1), rnn.hidden_size)
     states = tuple(stand_in.expand(steps[1], H) for _, H in zip(cell.states, sizes, strict=False))
-    lengths = stand_in.expand(steps[1]) if ragged else None
-    return layer.problem_of(cell, *layer.autocast(inputs, states, weights), lengths)
+    inputs, states, (weights,) = layer.autocast(inputs, states, (weights,))
+    return layer.problem_of(cell, inputs, states, weights)

@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from . import backends, native
 from .autograd import will_differentiate
-from .backends import Problem, choose
+from .backends import Backend, Problem, choose
 from .cell import Cell, States, Weights
 
+# Tensors that the ops know. Other subclasses have rules of their own for PyTorch's functions.
+_KNOWN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
-def problem_of(cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None) -> Problem:
-    """The :class:`Problem` that these tensors pose."""
-    T, B, I = x.shape
+
+def problem_of(
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Weights,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> Problem:
+    """The :class:`Problem` of one layer in one direction; arguments as of :func:`stack.run` but one layer's weights."""
+    steps = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
+    tensors = (x, *states, *weights)
+    foreign = [type(t).__name__ for t in tensors if t is not None and type(t) not in _KNOWN_TENSORS]
     return Problem(
         cell=cell,
         device=x.device,
         dtype=x.dtype,
-        T=T,
-        B=B,
-        I=I,
+        T=steps[0],
+        B=steps[1],
+        I=x.size(-1),
         H=states[-1].size(-1),
         projection=weights.weight_hr is not None,
         ragged=lengths is not None,
-        training=will_differentiate(x, *states, *weights),
+        packed=batch_sizes is not None,
+        training=will_differentiate(*tensors),
         transformed=torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0,
+        subclass=foreign[0] if foreign else "",
     )
+
+
+def chosen(
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Weights],
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Backend, Tensor, States, Sequence[Weights]]:
+    """The backend for a stack of layers, and x, states and weights as autocast wants them; arguments as there.
+
+    The choice is the first layer's: nothing that it depends on differs between layers.
+
+    Raises:
+        RuntimeError: a state or weight has another dtype or device than x.
+        ValueError: the forced backend cannot run this.
+    """
+    x, states, weights = autocast(x, states, weights)
+    device, dtype = x.device, x.dtype
+    for names, tensors in ((cell.states, states), *((Weights._fields, w) for w in weights)):
+        for name, tensor in zip(names, tensors, strict=True):
+            if tensor is not None and (tensor.device != device or tensor.dtype != dtype):
+                got = f"{tensor.dtype} on {tensor.device}"
+                raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
+    return choose(problem_of(cell, x, states, weights[0], lengths, batch_sizes)), x, states, weights
 
 
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, States]:
-    """Run one layer in one direction on the best backend; arguments and results as in :func:`reference.run`.
-
-    Under autocast, x, states and weights are first cast to the autocast dtype (float64 and complex stay).
-
-    Raises:
-        RuntimeError: a state or weight has another dtype or device than x.
-    """
-    x, states, weights = autocast(x, states, weights)
-    device, dtype = x.device, x.dtype
-    for names, tensors in ((cell.states, states), (Weights._fields, weights)):
-        for name, tensor in zip(names, tensors, strict=True):
-            if tensor is not None and (tensor.device != device or tensor.dtype != dtype):
-                got = f"{tensor.dtype} on {tensor.device}"
-                raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
-    backend = choose(problem_of(cell, x, states, weights, lengths))
+    """Run one layer in one direction on the best backend; arguments and results as in :func:`reference.run`, errors as
+    in :func:`chosen`."""
+    backend, x, states, (weights,) = chosen(cell, x, states, (weights,), lengths)
     return backend.run(cell, x, states, weights, lengths, reverse)
 
 
@@ -71,14 +103,15 @@ def is_plain() -> bool:
     )
 
 
-def autocast(x: Tensor, states: States, weights: Weights) -> tuple[Tensor, States, Weights]:
-    """The tensors of a layer as autocast wants them for x's device."""
+def autocast(x: Tensor, states: States, weights: Sequence[Weights]) -> tuple[Tensor, States, Sequence[Weights]]:
+    """The tensors of layers in the autocast dtype of x's device, if autocast is on; float64 and complex stay."""
     device_type = x.device.type
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return x, states, weights
     dtype = torch.get_autocast_dtype(device_type)
     x, states = _cast(x, dtype), tuple(_cast(state, dtype) for state in states)
-    return x, states, Weights(*(None if w is None else _cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+    cast = [Weights(*(None if w is None else _cast(w, dtype) for w in layer)) for layer in weights]  # type: ignore[arg-type]
+    return x, states, cast
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,16 +7,16 @@ every instance of those.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
+from . import capture, checks, layer, stack
 from . import cell as cells
-from . import layer, stack
 from .cell import Cell, States, Weights
 
 
@@ -37,9 +37,10 @@ class _Layers(nn.RNNBase):
                 or a ``PackedSequence``; in the dtype of the weights.
             hx: initial states, zeros if None: h_0 [L*D, B, H] of a GRU, the pair (h_0, c_0) of an LSTM (h_0 with
                 proj_size in place of H if that is not 0); [L*D, H] without a batch.
-            lengths: [B], int64 on the device of ``input``, each from 1 to T, in any order: row b ends after lengths[b]
+            lengths: [B], int64 on the device of ``input``, each from 0 to T, in any order: row b ends after lengths[b]
                 steps. Past its end the output is zero; its final state is that of its last step, and the reverse
-                direction starts there: what packing with ``enforce_sorted=False`` and padding again would give.
+                direction starts there: what packing with ``enforce_sorted=False`` and padding again would give. The
+                final state of a row of length 0 is its initial state.
 
         Returns:
             output, in the form of ``input`` with D*H in place of input_size, and the final states, in that of ``hx``.
@@ -49,23 +50,31 @@ class _Layers(nn.RNNBase):
         """
         if lengths is None and layer.is_plain() and (result := self._infer(input, hx)) is not None:
             return result
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            return self._traced(input, hx, lengths)
+        if proxy := capture.proxy_among(input, hx, lengths):
+            return capture.record(proxy, self, input, hx, lengths=lengths)
+        if capture.wants_torch_nn(has_equivalent=lengths is None and self._cell.reset_after):
+            return self._stock.forward(self, input, hx)
+        self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, lengths)
         return self._run_padded(input, hx, lengths)
 
     def _infer(self, input: Any, hx: Any) -> Any:
-        """What :meth:`forward` gives where :func:`layer.is_plain`, all layers in one op; None if it cannot be so.
+        """The result of :meth:`forward` from the inference op, where :func:`layer.is_plain`; None where it cannot run.
 
-        Then the long way gives it, or says in torch.nn's words what is wrong.
+        The caller then takes the general path, which raises torch.nn's error if there is one.
         """
         if type(input) is not Tensor or not input.is_cpu or self.proj_size or (self.training and self.dropout):
             return None
         parameters = self._parameters  # without those that a parametrisation computes
         try:
-            return self._inference(input, [parameters[name] for name in self._flat_weights_names], hx)
-        except (KeyError, RuntimeError):
+            if any(
+                ref is None or ref() is not parameters[name]
+                for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True)
+            ):
+                self._update_flat_weights()
+            return self._inference(input, self._flat_weights, hx)
+        except (KeyError, RuntimeError, TypeError):
             return None
 
     def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
@@ -86,64 +95,57 @@ class _Layers(nn.RNNBase):
         x = input.transpose(0, 1) if self.batch_first else input
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        order = None
         if lengths is not None:
-            lengths = _checked_lengths(lengths, x)
-            if (order := _longest_first(lengths)) is not None:
-                x, states, lengths = x.index_select(1, order), _permuted(states, order), lengths[order]
-
-        def drop(y: Tensor) -> Tensor:
-            return dropout(y, self.dropout, training=True)
-
-        output, final = self._run(x, states, lengths, drop)
-        if order is not None:
-            back = order.argsort()
-            output, final = output.index_select(1, back), _permuted(final, back)
-        output = output.transpose(0, 1) if self.batch_first else output
+            lengths = checks.checked_lengths(lengths, x)
+        output, final = self._run(x, states, lengths=lengths)
         if not batched:
-            output, final = output.squeeze(batch_dim), tuple(state.squeeze(1) for state in final)
+            output = stack.reshaped(output, "squeeze", 1)
+            final = tuple(stack.reshaped(state, "squeeze", 1) for state in final)
+        elif self.batch_first:
+            output = stack.reshaped(output, "transpose", 0, 1)
         return output, self._as_hx(final)
 
     def _run_packed(self, input: PackedSequence, hx: Any, lengths: Any) -> Any:
         if lengths is not None:
             raise ValueError("lengths are for padded input: a PackedSequence has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        checks.check_packed(data, batch_sizes, sorted_indices, unsorted_indices)
         states = self._initial(data, int(batch_sizes[0]), hx, batched=True)
         self.check_forward_args(data, self._as_hx(states), batch_sizes)
         if hx is not None:
-            states = _permuted(states, sorted_indices)
-        # Rows are in the order of their lengths from here on.
-        x, row_lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+            states = stack.permuted(states, sorted_indices)
+        output, final = self._run(data, states, batch_sizes=batch_sizes)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self._as_hx(stack.permuted(final, unsorted_indices))
 
-        def pack(y: Tensor) -> PackedSequence:
-            return pack_padded_sequence(y, row_lengths)
-
-        def drop(y: Tensor) -> Tensor:  # in packed form, so that it draws the random numbers that torch.nn draws
-            dropped = dropout(pack(y).data, self.dropout, training=True)
-            return pad_packed_sequence(PackedSequence(dropped, batch_sizes))[0]
-
-        output, final = self._run(x, states, row_lengths.to(data.device), drop)
-        packed = PackedSequence(pack(output).data, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self._as_hx(_permuted(final, unsorted_indices))
-
-    def _run(self, x: Tensor, states: States, lengths: Tensor | None, drop: Any) -> tuple[Tensor, States]:
+    def _run(self, x: Tensor, states: States, **options: Any) -> tuple[Tensor, States]:
         return stack.run(
             self._cell,
             x,
             states,
             self._layer_weights(),
             directions=2 if self.bidirectional else 1,
-            lengths=lengths,
-            between=drop if self.training and self.dropout > 0 else None,
+            dropout=self.dropout if self.training else 0.0,
+            **options,
         )
 
     def _layer_weights(self) -> list[Weights]:
-        # The attributes are the truth, not RNNBase's list of them: a parametrisation computes its weight at each look.
-        layers = []
-        for names in self._all_weights:
-            weights = {name[: name.rindex("_l")]: getattr(self, name) for name in names}
-            layers.append(Weights(**weights))
-        return layers
+        names, weights = self._flat_weights_names, self._flat_weights
+        if len(weights) != len(names):
+            raise RuntimeError(f"_flat_weights must hold {len(names)} tensors, got {len(weights)}")
+        for name, weight in zip(names, weights, strict=True):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+        flat: Iterator[Any] = iter(weights)
+        return [Weights(**{name[: name.rindex("_l")]: next(flat) for name in layer}) for layer in self._all_weights]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_flat_weights" and len(self._flat_weight_refs) == len(value):
+            # RNNBase lets an attribute win that is not the tensor it was when the references were made. With new
+            # references, a list of weights wins over the attributes that were set before it.
+            parameters = (self._parameters.get(name) for name in self._flat_weights_names)
+            self._flat_weight_refs = [None if p is None else weakref.ref(p) for p in parameters]
 
     def _initial(self, input: Tensor, batch: int, hx: Any, batched: bool) -> States:
         """The initial states, each [L*D, B, H]."""
@@ -169,10 +171,7 @@ class _Layers(nn.RNNBase):
     def _as_hx(self, states: States) -> Any:
         raise NotImplementedError
 
-    # ---- torch.nn's other doors ----
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels take the weights as they are."""
+    # ---- Conversion to torch.nn ----
 
     def _as_stock(self) -> nn.RNNBase:
         """A module of torch.nn with the very same parameters."""
@@ -180,14 +179,6 @@ class _Layers(nn.RNNBase):
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         return self._as_stock()
-
-    def _traced(self, input: Any, hx: Any, lengths: Any) -> Any:
-        """As torch.nn does it, so that torch.jit.trace and ONNX keep one node of a known kind."""
-        if lengths is not None:
-            raise RuntimeError("lengths cannot be traced or exported: pack the input instead")
-        if not self._cell.reset_after:
-            raise RuntimeError("reset_after=False cannot be traced or exported: torch.nn has no such GRU")
-        return self._stock.forward(self, input, hx)
 
 
 class LSTM(_Layers):
@@ -245,10 +236,7 @@ class LSTM(_Layers):
         return output, (h, c)
 
     def _from_hx(self, hx: Any) -> States:
-        if isinstance(hx, Tensor) or len(hx) != 2:
-            got = "a Tensor" if isinstance(hx, Tensor) else f"{len(hx)} of them"
-            raise TypeError(f"hx of an LSTM must be two tensors (h_0, c_0), got {got}")
-        return tuple(hx)
+        return checks.checked_lstm_hx("LSTM", hx)
 
     def _as_hx(self, states: States) -> tuple[Tensor, Tensor]:
         h, c = states
@@ -282,6 +270,7 @@ class GRU(_Gru, _Layers):
 
     Args:
         reset_after: whether the reset gate acts after the matmul, as in torch.nn, cuDNN and Keras, or before it.
+        proj_size: must be 0; it stands here because torch.nn.GRU has it in this place.
         others: as of :class:`LSTM`.
 
     Raises:
@@ -299,14 +288,17 @@ class GRU(_Gru, _Layers):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
     ) -> None:
-        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        if isinstance(proj_size, int) and proj_size != 0:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
-        self.reset_after = _checked_flag("reset_after", reset_after)
+        self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
         if hx is not None and not isinstance(hx, Tensor):
@@ -315,7 +307,7 @@ class GRU(_Gru, _Layers):
         return torch.ops.fused_rnn.gru_inference.default(input, weights, hx, *flags)
 
     def _from_hx(self, hx: Any) -> States:
-        return (_checked_gru_hx(hx),)
+        return (checks.checked_gru_hx(hx),)
 
     def _as_hx(self, states: States) -> Tensor:
         (h,) = states
@@ -341,9 +333,11 @@ class LSTMCell(nn.LSTMCell):
             op = torch.ops.fused_rnn.lstm_cell_inference.default
             if (result := _infer_cell(self, op, input, *(hx or (None, None)))) is not None:
                 return result
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        if proxy := capture.proxy_among(input, hx):
+            return capture.record(proxy, self, input, hx)
+        if capture.wants_torch_nn(has_equivalent=True):
             return super().forward(input, hx)
-        h, c = _run_cell(self, input, None if hx is None else tuple(hx))
+        h, c = _run_cell(self, input, None if hx is None else checks.checked_lstm_hx("LSTMCell", hx))
         return h, c
 
     def __prepare_scriptable__(self) -> nn.LSTMCell:
@@ -367,7 +361,7 @@ class GRUCell(_Gru, nn.GRUCell):
         reset_after: bool = True,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
-        self.reset_after = _checked_flag("reset_after", reset_after)
+        self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
@@ -375,9 +369,11 @@ class GRUCell(_Gru, nn.GRUCell):
             op = torch.ops.fused_rnn.gru_cell_inference.default
             if (result := _infer_cell(self, op, input, hx, self.reset_after)) is not None:
                 return result
-        if (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()) and self.reset_after:
+        if proxy := capture.proxy_among(input, hx):
+            return capture.record(proxy, self, input, hx)
+        if self.reset_after and capture.wants_torch_nn(has_equivalent=True):
             return super().forward(input, hx)
-        (h,) = _run_cell(self, input, None if hx is None else (_checked_gru_hx(hx),))
+        (h,) = _run_cell(self, input, None if hx is None else (checks.checked_gru_hx(hx),))
         return h
 
     def __prepare_scriptable__(self) -> nn.GRUCell:
@@ -393,7 +389,7 @@ def _infer_cell(module: Any, op: Any, input: Any, *rest: Any) -> Any:
     p = module._parameters
     try:
         return op(input, p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"], *rest)
-    except (KeyError, RuntimeError):
+    except (KeyError, RuntimeError, TypeError):
         return None
 
 
@@ -417,22 +413,12 @@ def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
                 name = f"hx[{k}]" if len(states) > 1 else "hidden"
                 raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
         states = states if batched else tuple(state.unsqueeze(0) for state in states)
-        _check_cell_states(module, x, states)
+        checks.check_cell_states(x, states, module.hidden_size)
     if x.size(1) != module.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {module.input_size}")
     weights = Weights(module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
     _, final = layer.run(cell, x.unsqueeze(0), states, weights)
-    return final if batched else tuple(state.squeeze(0) for state in final)
-
-
-def _check_cell_states(module: Any, x: Tensor, states: States) -> None:
-    for k, state in enumerate(states):
-        if state.size(0) != x.size(0):
-            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
-        if state.size(1) != module.hidden_size:
-            raise RuntimeError(
-                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {module.hidden_size}"
-            )
+    return final if batched else tuple(stack.reshaped(state, "squeeze", 0) for state in final)
 
 
 def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:
@@ -440,46 +426,3 @@ def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:
     twin = copy.copy(module)
     twin.__class__ = kind
     return twin
-
-
-def _checked_flag(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    return value
-
-
-def _checked_gru_hx(hx: Any) -> Tensor:
-    if not isinstance(hx, Tensor):  # the type of error that torch.nn.GRU ends in
-        raise AttributeError(f"hx of a GRU must be one tensor, got a {type(hx).__name__}")
-    return hx
-
-
-def _checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
-    """lengths as [B] int64 on x's device. Their range is checked on the CPU only: elsewhere it would wait for it."""
-    T, B = x.shape[:2]
-    if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=torch.int64, device=x.device)
-    if lengths.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(f"lengths must have dtype torch.int64, got {lengths.dtype}")
-    if lengths.shape != (B,):
-        raise RuntimeError(f"lengths must be [{B}], one a row, got {list(lengths.shape)}")
-    if lengths.device != x.device:
-        raise RuntimeError(f"lengths must be on {x.device} like input, got {lengths.device}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and B > 0:
-        shortest, longest = (int(n) for n in lengths.aminmax())
-        if shortest < 1 or longest > T:
-            raise RuntimeError(f"lengths must be from 1 to {T}, got {shortest if shortest < 1 else longest}")
-    return lengths.to(torch.int64)
-
-
-def _longest_first(lengths: Tensor) -> Tensor | None:
-    """The order of rows in which the CPU kernels leave out what is past the ends; None if it is theirs already."""
-    if lengths.device.type != "cpu":
-        return None
-    if not torch.compiler.is_compiling() and not (lengths[1:] > lengths[:-1]).any():
-        return None
-    return lengths.argsort(descending=True, stable=True)
-
-
-def _permuted(states: States, order: Tensor | None) -> States:
-    return states if order is None else tuple(state.index_select(1, order) for state in states)

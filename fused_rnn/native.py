@@ -48,6 +48,11 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
+def cpu_threads(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, backward: bool) -> int:
+    """How many threads one pass of a layer in one direction runs on, given ``torch.get_num_threads()``."""
+    return torch.ops.fused_rnn.cpu_threads(str(cell), dtype, T, B, I, H, backward)
+
+
 def constant(function: F) -> F:
     """torch.compile may take the answer as a constant: it cannot look inside, and what is asked does not change.
 

@@ -84,4 +84,6 @@ def run(
             active = (t < lengths).unsqueeze(-1)
             outputs.append(torch.where(active, stepped[0], torch.zeros_like(stepped[0])))
             states = tuple(torch.where(active, new, old) for new, old in zip(stepped, states, strict=True))
+    if not outputs:
+        return gates_x[..., : states[0].size(-1)], states  # [0, B, H]
     return torch.stack(outputs[::-1] if reverse else outputs), states

@@ -1,6 +1,9 @@
-"""PyTorch's own layer as a backend, for what no kernel of ours covers yet."""
+"""PyTorch's own layers as a backend, for what no kernel of ours covers yet."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,18 +11,50 @@ from torch import Tensor
 from .cell import Cell, States, Weights
 
 
+def run_stack(
+    cell: Cell,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: States,
+    weights: Sequence[Weights],
+    directions: int = 1,
+    dropout: float = 0.0,
+) -> tuple[Tensor, States]:
+    """All layers through the function behind nn.LSTM or nn.GRU; arguments and results as of :func:`stack.run`.
+
+    Raises:
+        RuntimeError: a weight has the wrong shape; PyTorch's float32 LSTM on the CPU would read past its end.
+    """
+    _check_shapes(cell, x.size(-1), states, weights, directions)
+    flat_weights = [weight for layer in weights for weight in layer if weight is not None]
+    has_bias = weights[0].bias_ih is not None
+    # train=True keeps what cuDNN needs for a backward, which nn.LSTM refuses in eval mode.
+    train = torch.is_grad_enabled() or dropout > 0
+    options = (has_bias, len(weights) // directions, dropout, train, directions == 2)
+    function: Any = torch._VF.lstm if cell.name == "lstm" else torch._VF.gru
+    hx: Any = list(states) if cell.name == "lstm" else states[0]
+    if batch_sizes is None:
+        output, *final = function(x, hx, flat_weights, *options, False)
+    else:
+        output, *final = function(x, batch_sizes, hx, flat_weights, *options)
+    return output, tuple(final)
+
+
 def run(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, States]:
-    """One layer in one direction through the function behind nn.LSTM or nn.GRU; as :func:`reference.run`."""
-    layers = [state.unsqueeze(0) for state in states]
-    flat_weights = [weight for weight in weights if weight is not None]
-    # train=True keeps what cuDNN needs for a backward, which nn.LSTM refuses in eval mode; dropout is 0 either way.
-    options = (weights.bias_ih is not None, 1, 0.0, torch.is_grad_enabled(), False, False)
+    """One layer in one direction; as :func:`reference.run`, without lengths."""
     x = x.flip(0) if reverse else x
-    output: Tensor
-    if cell.name == "lstm":
-        output, *layers = torch._VF.lstm(x, layers, flat_weights, *options)
-    else:
-        output, *layers = torch._VF.gru(x, layers[0], flat_weights, *options)
-    return output.flip(0) if reverse else output, tuple(state.squeeze(0) for state in layers)
+    output, final = run_stack(cell, x, None, tuple(state.unsqueeze(0) for state in states), (weights,))
+    return output.flip(0) if reverse else output, tuple(state.squeeze(0) for state in final)
+
+
+def _check_shapes(cell: Cell, I: int, states: States, weights: Sequence[Weights], directions: int) -> None:
+    output_size, H = states[0].size(-1), states[-1].size(-1)
+    rows = cell.gates * H
+    for k, layer in enumerate(weights):
+        inputs = I if k < directions else directions * output_size
+        shapes = ((rows, inputs), (rows, output_size), (rows,), (rows,), (output_size, H))
+        for name, weight, shape in zip(Weights._fields, layer, shapes, strict=True):
+            if weight is not None and weight.shape != shape:
+                raise RuntimeError(f"{name} must be {list(shape)}, got {list(weight.shape)}")

@@ -44,6 +44,10 @@ SIZES = (
 )
 
 
+# At least one size is 0: there is nothing to compute, or a product has no terms.
+NOTHING = (Size(3, 0, 2, 5), Size(0, 3, 2, 5), Size(3, 2, 0, 5), Size(3, 2, 4, 0), Size(0, 3, 0, 5), Size(0, 0, 0, 0))
+
+
 @dataclass(frozen=True)
 class Layer:
     """A random layer: its tensors and the gradients that come into it."""
@@ -67,7 +71,7 @@ class Layer:
 
         def uniform(*shape):
             values = torch.rand(*shape, generator=generator, dtype=torch.float64) * 2 - 1
-            return (values * H**-0.5).to(dtype).requires_grad_()
+            return (values * max(H, 1) ** -0.5).to(dtype).requires_grad_()
 
         biases = (uniform(rows), uniform(rows)) if bias else (None, None)
         return Layer(
@@ -112,6 +116,7 @@ class Layer:
         output, states = run(self.cell, self.x, self.states, self.weights, self.lengths, reverse)
         final = {f"{name[0]}y": state for name, state in zip(self.cell.states, states, strict=True)}
         leaves = self.leaves()
-        grads = torch.autograd.grad((output, *states), list(leaves.values()), self.grads)
+        # Without a step, the reference does not use every tensor: the gradients of those are zero.
+        grads = torch.autograd.grad((output, *states), list(leaves.values()), self.grads, materialize_grads=True)
         named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {"output": output.detach(), **{name: state.detach() for name, state in final.items()}, **named}

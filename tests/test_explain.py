@@ -25,7 +25,7 @@ def test_layers_and_directions():
 
 
 def test_what_runs_is_what_is_explained(monkeypatch):
-    """The problems are those that the modules then pose."""
+    """The problem of the first layer, which decides, is the one that the module then poses."""
     posed = []
     choose = fused_rnn.layer.choose
     monkeypatch.setattr(fused_rnn.layer, "choose", lambda problem: posed.append(problem) or choose(problem))
@@ -42,11 +42,11 @@ def test_what_runs_is_what_is_explained(monkeypatch):
     ):
         posed.clear()
         rnn(x, **options)
-        assert [c.problem for c in fused_rnn.explain(rnn, x, **options).choices] == posed
+        assert [fused_rnn.explain(rnn, x, **options).choices[0].problem] == posed
     with torch.autocast("cpu", torch.bfloat16):
         posed.clear()
         projected(torch.zeros(5, 2, 3))
-        assert [c.problem for c in fused_rnn.explain(projected, torch.zeros(5, 2, 3)).choices] == posed
+        assert [fused_rnn.explain(projected, torch.zeros(5, 2, 3)).choices[0].problem] == posed
 
 
 def test_refusals_are_sentences():

@@ -69,11 +69,11 @@ def test_state_dict_both_ways(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_positional_arguments(kind):
-    extra = (2,) if kind == "LSTM" else ()
-    module = getattr(fused_rnn, kind)(3, 4, 2, False, True, 0.1, True, *extra, "cpu", torch.float64)
+    proj_size = 2 if kind == "LSTM" else 0
+    module = getattr(fused_rnn, kind)(3, 4, 2, False, True, 0.1, True, proj_size, "cpu", torch.float64)
     got = (module.input_size, module.hidden_size, module.num_layers, module.bias, module.batch_first)
     assert got == (3, 4, 2, False, True)
-    assert (module.dropout, module.bidirectional, module.proj_size) == (0.1, True, 2 if extra else 0)
+    assert (module.dropout, module.bidirectional, module.proj_size) == (0.1, True, proj_size)
     assert module.weight_hh_l0.dtype == torch.float64 and module.mode == kind
 
 
@@ -139,7 +139,7 @@ def test_types_of_results():
     assert type(LSTMCell(3, 4)(x[0])) is tuple and isinstance(GRUCell(3, 4)(x[0]), torch.Tensor)
 
 
-def test_batch_first_is_a_view():
+def test_batch_first_has_the_strides_of_torch():
     output, _ = LSTM(3, 4, batch_first=True)(torch.randn(2, 5, 3))
     assert output.shape == (2, 5, 4) and output.stride() == (4, 8, 1)
 

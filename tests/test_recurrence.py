@@ -6,7 +6,7 @@ The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py; trito
 import pytest
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, DTYPES, SIZES, Layer, Size
+from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size
 
 from fused_rnn import backends, layer, reference, stock
 
@@ -14,8 +14,9 @@ TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "trito
 
 
 def plain(cell, x, states, weights, lengths, reverse):
-    """PyTorch's own layer where it has one, and otherwise the reference in the same dtype."""
-    if lengths is None and cell.reset_after:
+    """PyTorch's own layer where it can, and otherwise the reference in the same dtype."""
+    T, H = x.size(0), states[-1].size(-1)
+    if lengths is None and cell.reset_after and T > 0 and H > 0:
         return stock.run(cell, x, states, weights, lengths, reverse)
     return reference.run(cell, x, states, weights, lengths, reverse)
 
@@ -41,6 +42,14 @@ def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
 def test_forward_and_backward(backend, cell, dtype, size):
+    check(backend, cell, dtype, size)
+
+
+@pytest.mark.parametrize("size", NOTHING, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
+def test_sizes_of_zero(backend, cell, dtype, size):
     check(backend, cell, dtype, size)
 
 

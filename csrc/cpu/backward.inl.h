@@ -59,9 +59,9 @@ class Backward {
         hidden_(right_of(args.weight_hh, kFirst * args.H, args.H)),
         candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
         input_(right_of(args.weight_ih, args.grad_x ? kGates * args.H : 0, args.I)),
-        x_{args.grad_weight_ih ? rows_ : 0, args.I},
-        h_{args.grad_weight_ih ? rows_ : 0, args.H},
-        division_(args.B, hidden_.count(), args.H, args.T, 4.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
+        x_{args.grad_weight_hh ? rows_ : 0, args.I},
+        h_{args.grad_weight_hh ? rows_ : 0, args.H},
+        division_(division(args)),
         hidden_weight_(hidden_.packed_elements()),
         candidate_weight_(candidate_.packed_elements()),
         input_weight_(input_.packed_elements()),
@@ -86,6 +86,8 @@ class Backward {
       }
   }
 
+  static Division division(const LayerSizes& sizes) { return {sizes, Panels<F>{0, sizes.H}.count(), 4.0 * kGates}; }
+
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
   }
@@ -107,7 +109,7 @@ class Backward {
   F* grads_h(int64_t row, int g, int64_t p) const {
     return (Cell::kGradsDiffer ? grads_h_ : grads_x_) + row * width_ + g * args_.H + p * kLanes;
   }
-  int64_t weight_rows() const { return args_.grad_weight_ih ? kGates * args_.H : 0; }
+  int64_t weight_rows() const { return args_.grad_weight_hh ? kGates * args_.H : 0; }
   A* sums_ih() const {
     if constexpr (kInPlace) return args_.grad_weight_ih;
     return sums_ih_;
@@ -128,7 +130,6 @@ class Backward {
     pack_share(worker, candidate_, candidate_weight_,
                [&](int64_t k) { return a.weight_hh + (kFirst * a.H + k) * a.H; });
     pack_share(worker, input_, input_weight_, [&](int64_t k) { return a.weight_ih + k * a.I; });
-    if (a.T == 0) zero_sums(worker);
     const auto load_or_zero = [&](const S* from, int64_t b, int64_t p) {
       return from ? load<A>(from + b * a.H + p * kLanes, units_.count(p)) : V(A(0));
     };
@@ -143,13 +144,13 @@ class Backward {
       const int64_t t0 = a.reverse ? done : a.T - done - n;
       const Chunk chunk(a, t0, n);
       for (int64_t i = 0; i < n; ++i) step(worker, part, a.reverse ? t0 + i : t0 + n - 1 - i, chunk);
-      if (a.grad_weight_ih) pack_rows(worker, chunk);
+      if (a.grad_weight_hh) pack_rows(worker, chunk);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
-      if (a.grad_weight_ih) add_weight_grads(worker, chunk.rows(), done > 0);
+      if (a.grad_weight_hh) add_weight_grads(worker, chunk.rows(), done > 0);
       worker.wait();
     }
-    if (a.grad_weight_ih) write_sums(worker);
+    if (a.grad_weight_hh) write_sums(worker);
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         const int64_t at = b * a.H + p * kLanes;
@@ -361,19 +362,8 @@ class Backward {
   }
 
   // This worker's share of n numbers.
-  template <class T>
-  static void zero_share(const Worker& worker, T* to, int64_t n) {
-    for (int64_t i = worker.first(n); i < worker.last(n); ++i) to[i] = T(0);
-  }
   static void write_share(const Worker& worker, S* to, const A* from, int64_t n) {
     for (int64_t i = worker.first(n); to && i < worker.last(n); ++i) to[i] = S(from[i]);
-  }
-
-  void zero_sums(const Worker& worker) const {
-    zero_share(worker, sums_ih(), weight_rows() * args_.I);
-    zero_share(worker, sums_hh(), weight_rows() * args_.H);
-    zero_share<A>(worker, sums_bias_ih_, weight_rows());
-    if constexpr (Cell::kGradsDiffer) zero_share<A>(worker, sums_bias_hh_, weight_rows());
   }
 
   void write_sums(const Worker& worker) const {

@@ -33,7 +33,7 @@ class Forward {
   explicit Forward(const ForwardArgs<S>& args)
       : args_(args),
         units_{args.H},
-        division_(args.B, units_.panels(), args.H, args.T, 2.0 * args.T * args.B * kGates * args.H * (args.I + args.H)),
+        division_(division(args)),
         input_(args.weight_ih, 0, args.I, args.H, is_packed(args)),
         hidden_(args.weight_hh, 0, args.H, args.H, is_packed(args)),
         candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H,
@@ -51,6 +51,8 @@ class Forward {
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
         first_(Cell::kResetBefore ? units_.panels() * args.B * kFirst * kLanes : 0),
         c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
+
+  static Division division(const LayerSizes& sizes) { return {sizes, Units<A>{sizes.H}.panels(), 2.0 * kGates}; }
 
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });

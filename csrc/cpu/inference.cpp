@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <new>
+#include <exception>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -102,7 +102,7 @@ std::tuple<Tensor, MaybeTensor> cell_inference(CellKind cell, const Tensor& inpu
   const int64_t B = batched ? x.size(0) : 1, I = x.size(batched ? 1 : 0), H = hidden_size(weight_hh);
   const Weights weights = prepared_weights(cell, weight_ih, weight_hh, bias_ih, bias_hh, I, H, x);
   const States states(cell, hx, cx, batched ? Sizes({B, H}) : Sizes({H}), x);
-  if (B > 0)
+  if (B > 0 && H > 0)
     with_storage_type(x.scalar_type(), [&](auto tag) {
       using S = typename decltype(tag)::type;
       const Zeros<S> zeros(states.are_zero() ? B * H : 0);
@@ -146,20 +146,22 @@ class Stack {
     }
     const int64_t width = directions_ * H_;
     state_shape_ = batched ? std::vector<int64_t>{count(), B_, H_} : std::vector<int64_t>{count(), H_};
-    output_shape_ = !batched                   ? std::vector<int64_t>{T_, width}
-                    : batch_leads && !swapped_ ? std::vector<int64_t>{B_, T_, width}
-                                               : std::vector<int64_t>{T_, B_, width};
+    output_shape_ = !batched      ? std::vector<int64_t>{T_, width}
+                    : batch_leads ? std::vector<int64_t>{B_, T_, width}
+                                  : std::vector<int64_t>{T_, B_, width};
   }
 
   Result run(const MaybeTensor& hx, const MaybeTensor& cx) const {
     const States states(cell_, hx, cx, state_shape_, x_);
-    const Tensor output = allocate(x_, output_shape_, x_.scalar_type());
-    if (B_ > 0)
+    // Strided and not a transposed view, which could not be detached or changed in place.
+    const std::array<int64_t, 3> swapped = {directions_ * H_, B_ * directions_ * H_, 1};
+    const Tensor output = allocate(x_, output_shape_, x_.scalar_type(), swapped_ ? swapped.data() : nullptr);
+    if (B_ > 0 && H_ > 0)
       with_storage_type(x_.scalar_type(), [&](auto tag) {
         using S = typename decltype(tag)::type;
         run_layers<S>(states, data<S>(output));
       });
-    return {swapped_ ? torch::stable::transpose(output, 0, 1) : output, states.hy, states.cy};
+    return {output, states.hy, states.cy};
   }
 
  private:
@@ -201,17 +203,18 @@ class Stack {
       forward(directions[0]);
       return forward(directions[1]);
     }
-    std::array<bool, 2> out_of_memory{};  // the only error there can be; a team's body must not throw
+    std::array<std::exception_ptr, 2> errors;  // a team's body must not throw
     run_team(2, [&](const Worker& worker) {
       for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
         try {
           forward(directions[i]);
-        } catch (const std::bad_alloc&) {
-          out_of_memory[i] = true;
+        } catch (...) {
+          errors[i] = std::current_exception();
         }
       }
     });
-    if (out_of_memory[0] || out_of_memory[1]) throw std::bad_alloc();
+    for (const std::exception_ptr& error : errors)
+      if (error) std::rethrow_exception(error);
   }
 
   CellKind cell_;

@@ -12,6 +12,7 @@ template <class S>
 struct CellLoops {
   void (*forward)(const ForwardArgs<S>&);
   void (*backward)(const BackwardArgs<S>&);
+  int64_t (*workers)(const LayerSizes&, bool backward);  // of such a call, and so its threads
 };
 
 template <class S>

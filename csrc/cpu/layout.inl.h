@@ -139,11 +139,13 @@ struct Division {
     FUSED_RNN_INLINE int64_t rows() const { return b1 - b0; }
   };
 
-  // `flops` is the work of a call of T steps.
-  FUSED_RNN_INLINE Division(int64_t B, int64_t panels, int64_t H, int64_t T, double flops) : B(B), panels(panels) {
-    int64_t wanted = workers_for(flops, flops);
+  // flops: for each number of a row of x and h, each unit, row and step.
+  FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, double flops) : B(sizes.B), panels(panels) {
+    const int64_t T = sizes.T, H = sizes.H;
+    const double step = flops * double(B) * double(H) * double(sizes.I + H), call = step * double(T);
+    int64_t wanted = workers_for(call, call);
     by_rows = panels < wanted ? B >= panels : H <= kSmallH && B >= kTileRows * wanted;
-    if (!by_rows) wanted = workers_for(flops, flops / double(most(1, T)));
+    if (!by_rows) wanted = workers_for(call, T > 0 ? step : call);
     workers = most(1, least(wanted, by_rows ? B : panels));
   }
   FUSED_RNN_INLINE Part part(const Worker& w) const {

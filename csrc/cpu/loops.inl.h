@@ -20,11 +20,21 @@ void backward(const BackwardArgs<S>& args) {
   Backward<Cell<Vec<A>>, S, A>(args).run();
 }
 
+template <template <class> class Cell, class S>
+int64_t workers(const LayerSizes& sizes, bool backward) {
+  using A = accumulate_t<S>;
+  if (backward) return Backward<Cell<Vec<A>>, S, A>::division(sizes).workers;
+  return Forward<Cell<Vec<A>>, S, A>::division(sizes).workers;
+}
+
+template <template <class> class Cell, class S>
+CellLoops<S> loops_of_cell() {
+  return {forward<Cell, S>, backward<Cell, S>, workers<Cell, S>};
+}
+
 template <class S>
 Loops<S> loops() {
-  return {{forward<LstmCell, S>, backward<LstmCell, S>},
-          {forward<GruCell, S>, backward<GruCell, S>},
-          {forward<GruResetBeforeCell, S>, backward<GruResetBeforeCell, S>}};
+  return {loops_of_cell<LstmCell, S>(), loops_of_cell<GruCell, S>(), loops_of_cell<GruResetBeforeCell, S>()};
 }
 
 }  // namespace

@@ -49,8 +49,8 @@ FUSED_RNN_INLINE void run_team(int64_t count, F f) {
   run_team(count, [](const Worker& worker, void* context) { (*static_cast<F*>(context))(worker); }, &f);
 }
 
-// Aligned memory for one call. Throws std::bad_alloc. Filled with NaN when the extension is built for tests. Freed
-// blocks are kept for the thread's next calls: fresh pages cost more than what is computed in them.
+// Aligned memory for one call. Throws std::runtime_error if there is none. Filled with NaN when the extension is built
+// for tests. Freed blocks are kept for the thread's next calls: fresh pages cost more than what is computed in them.
 void* allocate_scratch(size_t bytes);
 void free_scratch(void* memory);
 

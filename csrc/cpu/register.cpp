@@ -19,6 +19,12 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
+int64_t cpu_threads(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool backward) {
+  return with_storage_type(dtype, [&](auto tag) {
+    return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers({T, B, I, H}, backward);
+  });
+}
+
 bool poisoned() {
 #ifdef FUSED_RNN_POISON
   return true;
@@ -34,5 +40,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { fused_rnn::Ops<fused_rnn::Cpu>::i
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
+  m.impl("cpu_threads", TORCH_BOX(&fused_rnn::cpu_threads));
   m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }

@@ -1,6 +1,7 @@
 #include <cstdlib>
 #include <cstring>
-#include <new>
+#include <stdexcept>
+#include <string>
 
 #include "parallel.h"
 
@@ -60,7 +61,9 @@ void* allocate_scratch(size_t bytes) {
   void* memory = kept.take(bytes);
   if (!memory) {
     void* const start = std::aligned_alloc(kAlignment, bytes + kAlignment);
-    if (!start) throw std::bad_alloc();
+    if (!start)  // begins as PyTorch's message, by which tools that look for a smaller batch recognise it
+      throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+                               std::to_string(bytes) + " bytes, for the intermediate results of a layer");
     memory = static_cast<char*>(start) + kAlignment;
     size_of(memory) = bytes;
   }

@@ -50,9 +50,6 @@ class Pass {
         H_(layer.H),
         GH_(gates(layer.cell) * layer.H),
         first_(layer.cell == CellKind::kGruResetBefore ? GH_ - H_ : GH_) {
-    if (layer.T <= 0 || I_ <= 0 || H_ <= 0)
-      fail("x must be [T, B, I] and weight_hh [G*H, H] with T, I, H > 0, got ", shape_text(layer.x.sizes()), " and ",
-           shape_text(layer.weight_hh.sizes()));
     const int64_t most = std::max(GH_, saved_per_unit(layer.cell) * H_) * B_;
     require(layer.T <= INT_MAX && most <= INT_MAX,
             "T and the numbers of one step must be below 2^31, got T = ", layer.T, " and ", most, " numbers a step");
@@ -118,7 +115,9 @@ class ForwardPass : Pass<S> {
         gates_x_(layer, P::plan_.chunk * P::B_ * P::GH_),
         c_(layer, P::is_lstm() && !(is_block() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
         gates_h_(layer, is_block() ? 0 : P::B_ * P::GH_),
-        reset_h_(layer, !is_block() && P::resets_before() ? P::B_ * P::H_ : 0) {}
+        reset_h_(layer, !is_block() && P::resets_before() ? P::B_ * P::H_ : 0) {
+    if (P::I_ == 0) torch::stable::zero_(gates_x_.tensor());  // a library matmul takes no factor without columns
+  }
 
   void run() {
     const auto& a = args_;
@@ -128,8 +127,9 @@ class ForwardPass : Pass<S> {
     all.output = a.output, all.hy = a.hy, all.cy = a.cy, all.c = c_.get(), all.saved = a.saved;
     P::for_each_chunk(all, [&](const ForwardSteps<S>& chunk) {
       const S* x = a.x + chunk.lowest_time() * P::B_ * P::I_;
-      P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Factor<S>{x, P::I_}, {a.weight_ih, P::I_, true},
-                        gates_x_.get(), P::GH_);
+      if (P::I_ > 0)
+        P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Factor<S>{x, P::I_}, {a.weight_ih, P::I_, true},
+                          gates_x_.get(), P::GH_);
       if (is_block())
         check_launch(P::kernels_.block_forward(chunk, P::plan_, P::math_, P::stream_), "block_forward");
       else
@@ -157,7 +157,8 @@ class ForwardPass : Pass<S> {
   }
 
   const ForwardArgs<S>& args_;
-  const DeviceScratch<float> gates_x_, c_, gates_h_;
+  DeviceScratch<float> gates_x_;
+  const DeviceScratch<float> c_, gates_h_;
   const DeviceScratch<S> reset_h_;
 };
 
@@ -264,7 +265,7 @@ class BackwardPass : Pass<S> {
     const bool more = !chunk.is_first();
     const int64_t at = chunk.lowest_time() * P::B_ * I;
     if (a.grad_x) P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I);
-    if (!weight_ih_) return;
+    if (!weight_hh_) return;
     const S* x = a.x + at;
     if (active_x_.get()) {  // what stands in the padding may be NaN, which no zero of grads_x takes away
       check_launch(copy_active<S>({chunk, int(I), x, active_x_.get()}, P::stream_), "copy_active");

@@ -33,9 +33,6 @@ Value lookup(const char* what, const std::string& name, const Named<Value> (&tab
   throw std::runtime_error(std::string(what) + " '" + name + "' is not one of " + names);
 }
 
-const Named<CellKind> kCells[] = {
-    {"lstm", CellKind::kLstm}, {"gru", CellKind::kGru}, {"gru(reset_after=False)", CellKind::kGruResetBefore}};
-
 const Named<Math> kMaths[] = {
     {"float32", Math::kFloat32}, {"tf32", Math::kTf32}, {"bfloat16", Math::kBFloat16}, {"float16", Math::kFloat16}};
 
@@ -56,8 +53,6 @@ Device known_device(const std::string& name) {
   }
   throw std::runtime_error("device '" + name + "' is neither here nor one of " + names);
 }
-
-CellKind cell_named(const std::string& name) { return lookup("cell", name, kCells); }
 
 Math math_named(const std::string& name) { return lookup("dtype", name, kMaths); }
 

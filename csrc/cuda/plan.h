@@ -30,7 +30,6 @@ struct Shape {
 };
 
 // "lstm", "gru", "gru(reset_after=False)"; "float32", "tf32", "bfloat16", "float16". Throw std::runtime_error.
-CellKind cell_named(const std::string& name);
 Math math_named(const std::string& name);
 
 // kBlock: weight_hh stays on chip, in one block, for all steps; a block has a slice of the batch to itself.

@@ -146,7 +146,7 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
     output = layer.empty(T, B, H)
     saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=torch.float32)
     h, c = layer.hx.clone(), None if layer.cx is None else layer.cx.to(torch.float32, copy=True)
-    if B:
+    if T and B and H:
         with layer.running():
             gates_x = product(layer.x.flatten(0, 1), layer.weight_ih.t())
             arrays = {"gates_x": gates_x, "output": output, "saved": saved if save else None, "c": c}
@@ -195,9 +195,11 @@ def backward(
         "dc": _start(layer, "grad_cy", grads[2]) if layer.cell is LSTM else None,
     }
     with layer.running():
-        if B and layer.plan.form == "block":
+        if not (T and B and H):
+            pass  # there is no step
+        elif layer.plan.form == "block":
             layer.launcher(kernels.block_backward, **arrays)()
-        elif B:
+        else:
             _backward_steps(layer, arrays)
         sums = _sums(layer, arrays, needs_x, needs_weights)
     states = (arrays[name] for name in ("dh", "dc"))

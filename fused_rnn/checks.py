@@ -1,0 +1,80 @@
+"""Checks of what a module is called with: torch.nn's types of error, with wanted and got, before any kernel runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cell import States
+
+
+def checked_flag(name: str, value: bool) -> bool:
+    """value. Raises TypeError unless it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return value
+
+
+def checked_lstm_hx(kind: str, hx: Any) -> States:
+    """hx of an LSTM or LSTMCell as (h, c). Raises TypeError unless it is a pair."""
+    if isinstance(hx, Tensor) or len(hx) != 2:
+        got = "a Tensor" if isinstance(hx, Tensor) else f"{len(hx)} of them"
+        raise TypeError(f"hx of an {kind} must be two tensors (h_0, c_0), got {got}")
+    return tuple(hx)
+
+
+def checked_gru_hx(hx: Any) -> Tensor:
+    """hx of a GRU or GRUCell. Raises AttributeError, as torch.nn.GRU, unless it is a tensor."""
+    if not isinstance(hx, Tensor):
+        raise AttributeError(f"hx of a GRU must be one tensor, got a {type(hx).__name__}")
+    return hx
+
+
+def check_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> None:
+    """Raise unless the parts of a PackedSequence fit together: PyTorch writes past the end of its memory otherwise."""
+    if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+        got = f"{list(batch_sizes.shape)} of {batch_sizes.dtype} on {batch_sizes.device}"
+        raise RuntimeError(f"batch_sizes of a PackedSequence must be [T] of torch.int64 on cpu, got {got}")
+    if batch_sizes.numel() == 0:
+        raise IndexError("batch_sizes of a PackedSequence must have a size for each step, got none")
+    if int(batch_sizes[-1]) < 1 or (batch_sizes[1:] > batch_sizes[:-1]).any():
+        sizes = batch_sizes.tolist()
+        raise RuntimeError(f"batch_sizes of a PackedSequence must be positive and never grow, got {sizes}")
+    B, rows = int(batch_sizes[0]), len(data) if data.dim() else 0
+    if rows < B or int(batch_sizes.sum()) != rows:
+        got = f"{rows} rows and {batch_sizes.tolist()}"
+        raise RuntimeError(f"batch_sizes of a PackedSequence must sum to the rows of its data, got {got}")
+    for indices in permutations:
+        if indices is not None and indices.shape != (B,):
+            shape = list(indices.shape)
+            raise RuntimeError(f"indices of a PackedSequence must be [{B}], one for each row, got {shape}")
+
+
+def checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """lengths as [B] int64 on x's device. Their range is checked on the CPU only: elsewhere it would wait for it."""
+    T, B = x.shape[:2]
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=x.device)
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"lengths must have dtype torch.int64, got {lengths.dtype}")
+    if lengths.shape != (B,):
+        raise RuntimeError(f"lengths must be [{B}], one a row, got {list(lengths.shape)}")
+    if lengths.device != x.device:
+        raise RuntimeError(f"lengths must be on {x.device} like input, got {lengths.device}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and B > 0:
+        shortest, longest = (int(n) for n in lengths.aminmax())
+        if shortest < 0 or longest > T:
+            raise RuntimeError(f"lengths must be from 0 to {T}, got {shortest if shortest < 0 else longest}")
+    return lengths.to(torch.int64)
+
+
+def check_cell_states(x: Tensor, states: States, hidden_size: int) -> None:
+    """Raise unless each state of a cell is [B, hidden_size] for x [B, I]."""
+    for k, state in enumerate(states):
+        if state.size(0) != x.size(0):
+            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
+        if state.size(1) != hidden_size:
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}")
