@@ -1,17 +1,41 @@
-"""Models captured as graphs: jit.trace, ONNX, torch.export and torch.fx get the nodes that torch.nn gives them.
+"""Models captured as graphs: TorchScript, ONNX, torch.export and torch.fx get the nodes that torch.nn gives them.
 
 ``torch.compile`` is not among them: it keeps our ops.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.fx import Proxy
 
 from . import backends
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Properties of our modules that TorchScript must not compile.
+UNUSED_PROPERTIES = [*nn.RNNBase.__jit_unused_properties__, "__class__", "__jit_ignored_attributes__", "_cell"]
+
+
+def scripted_as(forward: Callable[..., Any]) -> Callable[[F], F]:
+    """A decorator for a ``forward`` in whose place TorchScript compiles the one of torch.nn.
+
+    TorchScript reads the source of the function that is wrapped, looks its overloads up by ``__module__``, and resolves
+    names in the file of the decorated function.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        function.__wrapped__ = forward  # type: ignore[attr-defined]
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__module__ = forward.__module__
+        return function
+
+    return decorate
 
 
 def wants_torch_nn(has_equivalent: bool) -> bool:

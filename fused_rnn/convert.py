@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .modules import GRU, LSTM, GRUCell, LSTMCell
+from .stock_class import with_bases
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: LSTM,
@@ -77,8 +78,7 @@ def _change_class(module: nn.Module, classes: dict[type[nn.Module], type[nn.Modu
         module.__class__ = classes[kind]
     elif parametrize.is_parametrized(module) and kind.__bases__[0] in classes:
         # A parametrised module has a class of its own, derived from the layer's, that computes the weights.
-        body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-        module.__class__ = type(kind.__name__, (classes[kind.__bases__[0]],), body)
+        module.__class__ = with_bases(kind, classes)
     else:
         return False
     return True

@@ -15,7 +15,7 @@ from .autograd import will_differentiate
 from .backends import Backend, Problem, choose
 from .cell import Cell, States, Weights
 
-# Tensors that the ops know. Other subclasses have rules of their own for PyTorch's functions.
+# The classes of tensors that our ops support.
 _KNOWN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
@@ -30,7 +30,6 @@ def problem_of(
     """The :class:`Problem` of one layer in one direction; arguments as of :func:`stack.run` but one layer's weights."""
     steps = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
     tensors = (x, *states, *weights)
-    foreign = [type(t).__name__ for t in tensors if t is not None and type(t) not in _KNOWN_TENSORS]
     return Problem(
         cell=cell,
         device=x.device,
@@ -44,8 +43,16 @@ def problem_of(
         packed=batch_sizes is not None,
         training=will_differentiate(*tensors),
         transformed=torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0,
-        subclass=foreign[0] if foreign else "",
+        subclass=subclass_among(*tensors),
     )
+
+
+def subclass_among(*tensors: object) -> str:
+    """The name of the first class that derives from Tensor and has rules of its own for PyTorch's functions, or ""."""
+    for tensor in tensors:
+        if type(tensor) not in _KNOWN_TENSORS and isinstance(tensor, Tensor):
+            return type(tensor).__name__
+    return ""
 
 
 def chosen(

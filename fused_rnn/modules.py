@@ -1,66 +1,52 @@
 """LSTM, GRU, LSTMCell and GRUCell: torch.nn's constructors, parameters, results and errors, on our kernels.
 
-``LSTM`` and ``GRU`` derive from ``nn.RNNBase`` and not from ``nn.LSTM`` and ``nn.GRU``, because torch.compile refuses
-every instance of those.
+``LSTM`` and ``GRU`` derive from ``nn.RNNBase`` and only answer ``isinstance`` as ``nn.LSTM`` and ``nn.GRU``
+(:mod:`fused_rnn.stock_class`), because torch.compile refuses every instance of those.
 """
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here: see capture.scripted_as
 from torch.nn.utils.rnn import PackedSequence
 
-from . import capture, checks, layer, stack
+from . import backends, capture, checks, layer, stack
 from . import cell as cells
 from .cell import Cell, States, Weights
+from .stock_class import StockClass
 
 
-class _Layers(nn.RNNBase):
+class _Layers(StockClass, nn.RNNBase):
     """What LSTM and GRU share: from every form of input to [T, B, I], through the stack, and back."""
 
     _stock: type[nn.RNNBase]  # the class of torch.nn that this one stands for
+    __jit_unused_properties__ = capture.UNUSED_PROPERTIES
 
     @property
     def _cell(self) -> Cell:
         raise NotImplementedError
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
-        """Run all layers over a batch of sequences.
-
-        Args:
-            input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or [T, input_size] without a batch,
-                or a ``PackedSequence``; in the dtype of the weights.
-            hx: initial states, zeros if None: h_0 [L*D, B, H] of a GRU, the pair (h_0, c_0) of an LSTM (h_0 with
-                proj_size in place of H if that is not 0); [L*D, H] without a batch.
-            lengths: [B], int64 on the device of ``input``, each from 0 to T, in any order: row b ends after lengths[b]
-                steps. Past its end the output is zero; its final state is that of its last step, and the reverse
-                direction starts there: what packing with ``enforce_sorted=False`` and padding again would give. The
-                final state of a row of length 0 is its initial state.
-
-        Returns:
-            output, in the form of ``input`` with D*H in place of input_size, and the final states, in that of ``hx``.
-
-        Raises:
-            RuntimeError, ValueError: as torch.nn does, before any kernel runs.
-        """
+    def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
         if lengths is None and layer.is_plain() and (result := self._infer(input, hx)) is not None:
             return result
-        if proxy := capture.proxy_among(input, hx, lengths):
+        if (proxy := capture.proxy_among(input, hx, lengths)) is not None:
             return capture.record(proxy, self, input, hx, lengths=lengths)
-        if capture.wants_torch_nn(has_equivalent=lengths is None and self._cell.reset_after):
+        has_equivalent = lengths is None and self._cell.reset_after
+        if capture.wants_torch_nn(has_equivalent):
             return self._stock.forward(self, input, hx)
         self._update_flat_weights()
+        if has_equivalent and backends.forced() is None and layer.subclass_among(input, *self._flat_weights):
+            return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, lengths)
         return self._run_padded(input, hx, lengths)
 
     def _infer(self, input: Any, hx: Any) -> Any:
-        """The result of :meth:`forward` from the inference op, where :func:`layer.is_plain`; None where it cannot run.
+        """The result of :meth:`_forward` from the inference op, where :func:`layer.is_plain`; None where it cannot run.
 
         The caller then takes the general path, which raises torch.nn's error if there is one.
         """
@@ -171,15 +157,6 @@ class _Layers(nn.RNNBase):
     def _as_hx(self, states: States) -> Any:
         raise NotImplementedError
 
-    # ---- Conversion to torch.nn ----
-
-    def _as_stock(self) -> nn.RNNBase:
-        """A module of torch.nn with the very same parameters."""
-        return _with_class(self, self._stock)
-
-    def __prepare_scriptable__(self) -> nn.RNNBase:
-        return self._as_stock()
-
 
 class LSTM(_Layers):
     """A drop-in for ``torch.nn.LSTM``: same arguments, parameters, ``state_dict``, results and errors.
@@ -226,6 +203,29 @@ class LSTM(_Layers):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
 
+    @capture.scripted_as(nn.LSTM.forward)
+    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
+        """Run all layers over a batch of sequences.
+
+        Args:
+            input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or [T, input_size] without a batch,
+                or a ``PackedSequence``; in the dtype of the weights.
+            hx: initial states, zeros if None: the pair (h_0, c_0), each [L*D, B, H], or [L*D, H] without a batch; h_0
+                with proj_size in place of H if that is not 0.
+            lengths: [B], int64 on the device of ``input``, each from 0 to T, in any order: row b ends after lengths[b]
+                steps. Past its end the output is zero; its final state is that of its last step, and the reverse
+                direction starts there: what packing with ``enforce_sorted=False`` and padding again would give. The
+                final state of a row of length 0 is its initial state.
+
+        Returns:
+            output, in the form of ``input`` with D*H in place of input_size, and the final states (h_n, c_n), in the
+            form of ``hx``.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn does, before any kernel runs.
+        """
+        return self._forward(input, hx, lengths)
+
     def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
         if hx is None:
             hx = None, None
@@ -247,10 +247,18 @@ class _Gru(nn.Module):
     """What GRU and GRUCell share: on which side of the matmul the reset gate acts."""
 
     reset_after = True  # of modules that were converted, or pickled by torch.nn
+    __jit_unused_properties__ = capture.UNUSED_PROPERTIES
 
     @property
     def _cell(self) -> Cell:
         return cells.GRU if self.reset_after else cells.GRU_RESET_BEFORE
+
+    @property
+    def __jit_ignored_attributes__(self) -> list[str]:
+        """What TorchScript asks for before it compiles torch.nn's forward (:func:`capture.scripted_as`)."""
+        if not self.reset_after:
+            raise RuntimeError(f"torch.nn has no {type(self).__name__} with reset_after=False")
+        return []
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
@@ -300,6 +308,11 @@ class GRU(_Gru, _Layers):
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
+    @capture.scripted_as(nn.GRU.forward)
+    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
+        """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
+        return self._forward(input, hx, lengths)
+
     def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
         if hx is not None and not isinstance(hx, Tensor):
             return None
@@ -313,11 +326,6 @@ class GRU(_Gru, _Layers):
         (h,) = states
         return h
 
-    def _as_stock(self) -> nn.RNNBase:
-        if not self.reset_after:
-            raise RuntimeError("torch.nn has no GRU with reset_after=False")
-        return super()._as_stock()
-
 
 class LSTMCell(nn.LSTMCell):
     """A drop-in for ``torch.nn.LSTMCell``: one step of :class:`LSTM`, input [B, input_size] or [input_size].
@@ -327,21 +335,19 @@ class LSTMCell(nn.LSTMCell):
 
     _cell = cells.LSTM
 
+    @capture.scripted_as(nn.LSTMCell.forward)
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
         if layer.is_plain() and (hx is None or _is_states(hx)):
             op = torch.ops.fused_rnn.lstm_cell_inference.default
             if (result := _infer_cell(self, op, input, *(hx or (None, None)))) is not None:
                 return result
-        if proxy := capture.proxy_among(input, hx):
+        if (proxy := capture.proxy_among(input, hx)) is not None:
             return capture.record(proxy, self, input, hx)
         if capture.wants_torch_nn(has_equivalent=True):
             return super().forward(input, hx)
         h, c = _run_cell(self, input, None if hx is None else checks.checked_lstm_hx("LSTMCell", hx))
         return h, c
-
-    def __prepare_scriptable__(self) -> nn.LSTMCell:
-        return _with_class(self, nn.LSTMCell)
 
 
 class GRUCell(_Gru, nn.GRUCell):
@@ -363,23 +369,19 @@ class GRUCell(_Gru, nn.GRUCell):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
+    @capture.scripted_as(nn.GRUCell.forward)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
         if layer.is_plain() and (hx is None or isinstance(hx, Tensor)):
             op = torch.ops.fused_rnn.gru_cell_inference.default
             if (result := _infer_cell(self, op, input, hx, self.reset_after)) is not None:
                 return result
-        if proxy := capture.proxy_among(input, hx):
+        if (proxy := capture.proxy_among(input, hx)) is not None:
             return capture.record(proxy, self, input, hx)
         if self.reset_after and capture.wants_torch_nn(has_equivalent=True):
             return super().forward(input, hx)
         (h,) = _run_cell(self, input, None if hx is None else (checks.checked_gru_hx(hx),))
         return h
-
-    def __prepare_scriptable__(self) -> nn.GRUCell:
-        if not self.reset_after:
-            raise RuntimeError("torch.nn has no GRUCell with reset_after=False")
-        return _with_class(self, nn.GRUCell)
 
 
 def _infer_cell(module: Any, op: Any, input: Any, *rest: Any) -> Any:
@@ -419,10 +421,3 @@ def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
     weights = Weights(module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
     _, final = layer.run(cell, x.unsqueeze(0), states, weights)
     return final if batched else tuple(stack.reshaped(state, "squeeze", 0) for state in final)
-
-
-def _with_class(module: nn.Module, kind: type[nn.Module]) -> Any:
-    """A module of another class that shares everything with ``module``."""
-    twin = copy.copy(module)
-    twin.__class__ = kind
-    return twin
