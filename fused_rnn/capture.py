@@ -51,7 +51,8 @@ def wants_torch_nn(has_equivalent: bool) -> bool:
         if not has_equivalent:
             raise RuntimeError("lengths and reset_after=False cannot be traced or exported: torch.nn has neither")
         return True
-    return has_equivalent and torch.compiler.is_exporting() and backends.forced() is None
+    # Not torch.compiler.is_exporting(), which is always True inside torch.compile before PyTorch 2.13.
+    return has_equivalent and torch.compiler._is_exporting_flag and backends.forced() is None
 
 
 def proxy_among(*arguments: Any) -> Proxy | None:

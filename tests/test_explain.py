@@ -1,7 +1,9 @@
 """explain and the environment report say what runs, and why nothing better does."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +94,49 @@ def test_a_gpu_that_is_not_here():
     assert "not cuda: it has no kernel for proj_size" in str(projected)
     with pytest.raises(RuntimeError, match="'Voodoo' is neither here nor one of T4, A100"):
         fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="Voodoo")
+
+
+USED_THREADS = """
+import os, sys, time, torch, fused_rnn
+torch.set_num_threads(2)
+T, B, H, training = map(int, sys.argv[1:])
+rnn, x = fused_rnn.LSTM(H, H).requires_grad_(bool(training)), torch.randn(T, B, H)
+
+def call():
+    output, _ = rnn(x)
+    if training:
+        output.sum().backward()
+
+def spent():
+    return {t: int(open(f"/proc/self/task/{t}/schedstat").read().split()[0]) for t in os.listdir("/proc/self/task")}
+
+call()
+before, end = spent(), time.monotonic() + 0.3
+while time.monotonic() < end:
+    call()
+times = sorted((time - before.get(thread, 0) for thread, time in spent().items()), reverse=True)
+print(sum(time > times[0] / 10 for time in times))
+print(fused_rnn.explain(rnn, x).choices[0].plan)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux to see what a thread has computed")
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two processors")
+@pytest.mark.parametrize(
+    ("T", "B", "H", "training", "threads", "plan"),
+    [
+        (64, 1, 1024, False, 2, ", 2 threads"),  # one row, whose units are divided
+        (1, 2, 4, False, 1, ", 1 thread"),  # too little work to divide
+        (64, 64, 64, True, 2, ", 2 threads"),
+        (64, 8, 32, True, 2, ", 1 thread; backward: 2"),
+    ],
+)
+def test_the_threads_that_run_are_those_explained(T, B, H, training, threads, plan):
+    # Passive: a thread that waits for the next parallel region does not spin.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", USED_THREADS, *map(str, (T, B, H, int(training)))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, explained = done.stdout.splitlines()
+    assert explained.endswith(plan)
+    assert int(used) == threads
