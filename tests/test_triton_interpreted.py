@@ -10,7 +10,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("tests/test_triton.py runs it in a process of its own", allow_module_level=True)
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tf32
 import torch
@@ -183,6 +183,16 @@ def test_padding_may_hold_anything(cell, form):
             results.append(drawn.results(runner(), reverse))
         for name, value in results[0].items():
             assert torch.equal(results[1][name], value), name
+
+
+@each_form
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_lengths_out_of_range_are_clamped(cell, form):
+    drawn = Layer.random(cell, torch.float32, Size(4, 3, 3, 5), ragged=True)
+    for reverse in (False, True):
+        wrong = replace(drawn, lengths=torch.tensor([-(2**40), 2, 2**40])).results(runner(), reverse)
+        right = replace(drawn, lengths=torch.tensor([0, 2, 4])).results(runner(), reverse)
+        assert all(torch.equal(value, right[name]) for name, value in wrong.items())
 
 
 @each_form
