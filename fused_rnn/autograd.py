@@ -17,6 +17,7 @@ A state is [B, H]. The flags are ``reverse, allow_tf32`` for an LSTM, ``reset_af
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
     """Save the tensors that are there: tools that draw a graph look at ``saved_tensors`` and know no None."""
     ctx.are_saved = [t is not None for t in tensors]
-    ctx.save_for_backward(*(t for t in tensors if t is not None))
+    ctx.save_for_backward(*compress(tensors, ctx.are_saved))
 
 
 def _saved(ctx: Any) -> list[Tensor | None]:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ from .cell import Cell, States, Weights
 from .triton import plan as triton_plan
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One layer in one direction: everything the choice of a backend may depend on, and nothing else."""
 
     cell: Cell

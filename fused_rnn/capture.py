@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Proxy
 
 from . import backends
@@ -45,9 +45,9 @@ def wants_torch_nn(has_equivalent: bool) -> bool:
         has_equivalent: torch.nn computes the same. If not, torch.export gets our ops.
 
     Raises:
-        RuntimeError: jit.trace and ONNX export cannot hold our ops, and there is no equivalent.
+        RuntimeError: jit.trace, and ONNX export with it, cannot hold our ops, and there is no equivalent.
     """
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing():
         if not has_equivalent:
             raise RuntimeError("lengths and reset_after=False cannot be traced or exported: torch.nn has neither")
         return True
@@ -58,6 +58,8 @@ def wants_torch_nn(has_equivalent: bool) -> bool:
 def proxy_among(*arguments: Any) -> Proxy | None:
     """The first stand-in of torch.fx.symbolic_trace among the arguments of a module, also inside a pair of states."""
     for argument in arguments:
+        if argument is None or type(argument) is Tensor:
+            continue
         for value in argument if type(argument) in (tuple, list) else (argument,):
             if isinstance(value, Proxy):
                 return value

@@ -40,12 +40,12 @@ def check_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None
         raise RuntimeError(f"batch_sizes of a PackedSequence must be [T] of torch.int64 on cpu, got {got}")
     if batch_sizes.numel() == 0:
         raise IndexError("batch_sizes of a PackedSequence must have a size for each step, got none")
-    if int(batch_sizes[-1]) < 1 or (batch_sizes[1:] > batch_sizes[:-1]).any():
-        sizes = batch_sizes.tolist()
+    sizes = batch_sizes.tolist()
+    if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
         raise RuntimeError(f"batch_sizes of a PackedSequence must be positive and never grow, got {sizes}")
-    B, rows = int(batch_sizes[0]), len(data) if data.dim() else 0
-    if rows < B or int(batch_sizes.sum()) != rows:
-        got = f"{rows} rows and {batch_sizes.tolist()}"
+    B, rows = sizes[0], len(data) if data.dim() else 0
+    if sum(sizes) != rows:
+        got = f"{rows} rows and {sizes}"
         raise RuntimeError(f"batch_sizes of a PackedSequence must sum to the rows of its data, got {got}")
     for indices in permutations:
         if indices is not None and indices.shape != (B,):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -84,7 +84,7 @@ def _choice(where: str, problem: Problem) -> Choice:
 
 def _choice_on(gpu: str, where: str, problem: Problem) -> Choice:
     """The choice for a GPU that need not be here: nothing is asked of this machine."""
-    problem = replace(problem, device=torch.device("cuda"))
+    problem = problem._replace(device=torch.device("cuda"))
     plan, reason = backends.plan_on(problem, gpu)
     if reason is None:
         return Choice(where, problem, "cuda", f"on {gpu}: {plan}", False, ())
@@ -111,7 +111,7 @@ def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Pr
     for k in range(rnn.num_layers):
         own = weights[k * directions : (k + 1) * directions]
         problems = [_problem(rnn, data, steps, size, w, hx, learns) for w in own]
-        problems = [replace(p, packed=packed, ragged=lengths is not None) for p in problems]
+        problems = [p._replace(packed=packed, ragged=lengths is not None) for p in problems]
         yield from zip((f"layer {k}", f"layer {k} reverse"), problems, strict=False)
         size, learns = directions * (rnn.proj_size or rnn.hidden_size), problems[0].training
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from .autograd import will_differentiate
 from .backends import Backend, Problem, choose
 from .cell import Cell, States, Weights
 
-# The classes of tensors that our ops support.
-_KNOWN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+# The classes of tensors that our ops support, and None for a tensor that is not there.
+_SUPPORTED = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor, type(None)))
 
 
 def problem_of(
@@ -49,10 +50,10 @@ def problem_of(
 
 def subclass_among(*tensors: object) -> str:
     """The name of the first class that derives from Tensor and has rules of its own for PyTorch's functions, or ""."""
-    for tensor in tensors:
-        if type(tensor) not in _KNOWN_TENSORS and isinstance(tensor, Tensor):
-            return type(tensor).__name__
-    return ""
+    if _SUPPORTED.issuperset(map(type, tensors)):
+        return ""
+    kinds = (kind for kind in map(type, tensors) if kind not in _SUPPORTED and issubclass(kind, Tensor))
+    return next((kind.__name__ for kind in kinds), "")
 
 
 def chosen(
@@ -73,11 +74,12 @@ def chosen(
     """
     x, states, weights = autocast(x, states, weights)
     device, dtype = x.device, x.dtype
-    for names, tensors in ((cell.states, states), *((Weights._fields, w) for w in weights)):
-        for name, tensor in zip(names, tensors, strict=True):
-            if tensor is not None and (tensor.device != device or tensor.dtype != dtype):
-                got = f"{tensor.dtype} on {tensor.device}"
-                raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
+    for tensor in chain(states, *weights):
+        if tensor is not None and (tensor.device != device or tensor.dtype != dtype):
+            names = (*cell.states, *Weights._fields * len(weights))
+            name = next(name for name, t in zip(names, chain(states, *weights), strict=True) if t is tensor)
+            got = f"{tensor.dtype} on {tensor.device}"
+            raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
     return choose(problem_of(cell, x, states, weights[0], lengths, batch_sizes)), x, states, weights
 
 

@@ -38,7 +38,8 @@ class _Layers(StockClass, nn.RNNBase):
         has_equivalent = lengths is None and self._cell.reset_after
         if capture.wants_torch_nn(has_equivalent):
             return self._stock.forward(self, input, hx)
-        self._update_flat_weights()
+        if not self._are_flat_weights_current():
+            self._update_flat_weights()
         if has_equivalent and backends.forced() is None and layer.subclass_among(input, *self._flat_weights):
             return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
         if isinstance(input, PackedSequence):
@@ -52,16 +53,26 @@ class _Layers(StockClass, nn.RNNBase):
         """
         if type(input) is not Tensor or not input.is_cpu or self.proj_size or (self.training and self.dropout):
             return None
-        parameters = self._parameters  # without those that a parametrisation computes
+        if not self._are_flat_weights_current():
+            if not self._parameters.keys() >= set(self._flat_weights_names):
+                return None  # some are computed, at every look
+            self._update_flat_weights()
         try:
-            if any(
-                ref is None or ref() is not parameters[name]
-                for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True)
-            ):
-                self._update_flat_weights()
             return self._inference(input, self._flat_weights, hx)
-        except (KeyError, RuntimeError, TypeError):
+        except (RuntimeError, TypeError):
             return None
+
+    def _are_flat_weights_current(self) -> bool:
+        """Whether each weight is the Parameter that it was when ``_flat_weights`` was made.
+
+        If not, RNNBase makes it anew if an attribute has changed, and computes the weights of parametrisations. Its own
+        check takes several times as long.
+        """
+        parameters = self._parameters
+        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names):
+            if ref is None or ref() is not parameters.get(name):
+                return False
+        return True
 
     def _inference(self, input: Tensor, weights: list[Any], hx: Any) -> Any:
         """The inference op of this module; None if hx is not what it takes."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +103,9 @@ def _run_layers(
             finals.append(final)
         x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     if len(finals) == 1:
-        return x, tuple(reshaped(state, "unsqueeze", 0) for state in finals[0])
+        # In place, which makes no view and no copy; no backward needs a final state.
+        change = Tensor.unsqueeze if _are_views_unavoidable() else Tensor.unsqueeze_
+        return x, tuple(change(state, 0) for state in finals[0])
     return x, tuple(torch.stack(state) for state in zip(*finals, strict=True))
 
 
@@ -124,17 +124,24 @@ def permuted(states: States, order: Tensor | None) -> States:
 
 
 def reshaped(tensor: Tensor, change: str, *dims: int) -> Tensor:
-    """``tensor.<change>(*dims)`` of a tensor that nothing else holds, not as a view.
+    """``tensor.<change>(*dims)`` of an output that nothing else holds, not as a view if that can be.
 
-    PyTorch refuses ``detach_()`` and some in-place updates of views. Inside torch.compile and torch.func, which rewrite
-    in-place changes, the result is a view.
+    PyTorch refuses ``detach_()`` and some in-place updates of views.
 
     Args:
-        change: "transpose", "squeeze" or "unsqueeze".
+        change: "transpose" or "squeeze".
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _are_views_unavoidable():
         return getattr(tensor, change)(*dims)
-    # The backward saves the values of an output, which do not change: to autograd this is no new version of it.
-    same_version: Any = torch.autograd._unsafe_preserve_version_counter
-    with contextlib.nullcontext() if tensor.is_inference() else same_version(tensor):
+    if tensor.is_inference():  # it has no version
         return getattr(tensor, change + "_")(*dims)
+    # The backward saves the values of an output, which do not change: to autograd this is no new version of it.
+    version = tensor._version
+    getattr(tensor, change + "_")(*dims)
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    return tensor
+
+
+def _are_views_unavoidable() -> bool:
+    """torch.compile and torch.func rewrite changes in place."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -341,6 +341,14 @@ def test_export_of_what_torch_lacks_keeps_our_op():
     assert "fused_rnn" in str(program.graph)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_has_one_node_of_its_own(kind):
+    onnx = pytest.importorskip("onnx", reason="needs onnx to read what was exported")
+    saved = io.BytesIO()
+    torch.onnx.export(getattr(fused_rnn, kind)(3, 4).eval(), (torch.randn(5, 2, 3),), saved, dynamo=False)
+    assert [node.op_type for node in onnx.load_from_string(saved.getvalue()).graph.node].count(kind) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS + CELL_KINDS)
 def test_symbolic_tracing(kind):
     class Net(nn.Module):
