@@ -67,7 +67,9 @@ NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUS
 	touch $@
 
 # The tests run on a build whose memory is full of NaN. It is editable, so that the checkout's Python is what is tested.
+# In this build alone, CUDA kernels that spill registers or use local memory are compile errors.
+NO_SPILLS := -Xptxas=-warn-spills,-warn-lmem-usage,-Werror
 .venv-test/installed: .venv-test/ready $(NATIVE)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 FUSED_RNN_CUDA_ARCHS="$(TEST_CUDA_ARCHS)" \
-	  .venv-test/$(PIP) install --no-build-isolation --editable ".[test,lint]"
+	  NVCCFLAGS="$(NO_SPILLS) $$NVCCFLAGS" .venv-test/$(PIP) install --no-build-isolation --editable ".[test,lint]"
 	touch $@

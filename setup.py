@@ -3,10 +3,9 @@
 CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the
 tests.
 
-The CUDA kernels are built where nvcc is: $NVCC, in $CUDA_HOME/bin or on PATH. Nobody asks for a GPU, as one machine
-builds for another. FUSED_RNN_CUDA=1 insists on them, 0 leaves them out. FUSED_RNN_CUDA_ARCHS="80 90a" chooses the
-architectures; the newest one's PTX comes with them, for GPUs that are newer still. NVCCFLAGS is obeyed. A kernel whose
-registers spill does not compile.
+The CUDA kernels are built where nvcc is: $NVCC, in $CUDA_HOME/bin or on PATH. Building needs no GPU.
+FUSED_RNN_CUDA=1 insists on them, 0 leaves them out. FUSED_RNN_CUDA_ARCHS="80 90a" chooses the architectures; the newest
+one's PTX comes with them, for GPUs that are newer still. NVCCFLAGS is obeyed.
 """
 
 from __future__ import annotations
@@ -185,7 +184,6 @@ def ninja_file(library: Path) -> str:
     if cuda:
         flags = [
             "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
-            "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
             *cuda.targets,
             env("NVCCFLAGS"),
         ]
