@@ -37,7 +37,7 @@ from . import app, kernels, layers, machine, recorded, report, systems
 from .cases import cases_for, quick_cases, select, tasks
 from .rows import FIELDS, KEY, Results, Row
 
-RESULTS = machine.ROOT / "bench" / "results"
+RESULTS, QUICK_RESULTS = machine.ROOT / "bench" / "results", machine.BUILT / "quick"
 SECONDS, QUICK_SECONDS = 1.5, 0.25
 
 
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a folder; bench/results, and build/bench for --quick, unless told")
     parser.add_argument("--fresh", action="store_true", help="measure again what has a row")
     args = parser.parse_args(arguments)
-    args.out = (args.out or (machine.BUILT / "quick" if args.quick else RESULTS)).resolve()
+    args.out = (args.out or (QUICK_RESULTS if args.quick else RESULTS)).resolve()
     args.seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
     return args
 
@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
     kind = KINDS.get(args.what, LAYERS)
     results = Results(folder / kind.file, kind.fields, kind.key)
     todo = [one for one in kind.todo(args, device) if args.fresh or any(key not in results for key in one.keys)]
-    if args.out == RESULTS and torch.ops.fused_rnn.poisoned():
+    if args.out in (RESULTS, QUICK_RESULTS) and torch.ops.fused_rnn.poisoned():
         raise ValueError("this build of fused_rnn fills memory with NaN, for tests: build it without FUSED_RNN_POISON")
     try:
         measure_all(todo, results)

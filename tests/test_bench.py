@@ -252,9 +252,10 @@ def test_what_cannot_be_done_is_a_sentence(arguments, sentence, capsys):
     assert capsys.readouterr().err.startswith(f"bench: {sentence}")
 
 
-def test_no_results_of_a_build_for_tests(monkeypatch, capsys):
+@pytest.mark.parametrize("quick", [(), ("--quick",)], ids=["full", "quick"])
+def test_no_results_of_a_build_for_tests(quick, monkeypatch, capsys):
     monkeypatch.setattr(load("__main__").torch.ops.fused_rnn, "poisoned", lambda: True)
-    assert main("cpu", "--case", "stream64") == 2
+    assert main("cpu", "--case", "stream64", *quick) == 2
     assert "build it without FUSED_RNN_POISON" in capsys.readouterr().err
 
 
