@@ -4,7 +4,8 @@
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
 # make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
 # make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
-# CUDA kernels are built where nvcc is; the head of setup.py has the choices.
+# CUDA kernels are built where nvcc is; the head of setup.py has the choices. DEMO_ARGS and BENCH_ARGS are further
+# arguments of the program that make demo or make bench runs.
 PYTHON ?= python3
 # Pinned so that every machine tests the same PyTorch; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
@@ -19,11 +20,11 @@ PIP := bin/python -m pip --quiet --disable-pip-version-check
 .PHONY: demo bench test lint format wheel mutants gpu-check clean
 
 demo: .venv/installed
-	.venv/bin/python examples/char_lm.py
+	.venv/bin/python examples/char_lm.py $(DEMO_ARGS)
 
 bench: .venv/installed
 	.venv/$(PIP) install -r bench/requirements.txt
-	.venv/bin/python -m bench --quick
+	.venv/bin/python -m bench --quick $(BENCH_ARGS)
 
 test: .venv-test/installed lint
 	.venv-test/bin/python -m pytest -q
