@@ -15,6 +15,7 @@ TEST_CUDA_ARCHS := $(or $(FUSED_RNN_CUDA_ARCHS),80 90a 100)
 
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
+PYTHON_FILES := $(wildcard fused_rnn/*.py fused_rnn/triton/*.py)
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo bench test lint format wheel mutants gpu-check clean
@@ -62,15 +63,15 @@ clean:
 # No time goes into CUDA kernels where no GPU would run them.
 NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUSED_RNN_CUDA=$${FUSED_RNN_CUDA:-0}')
 
-.venv/installed: .venv/ready $(NATIVE) $(wildcard fused_rnn/*.py fused_rnn/triton/*.py) examples/requirements.txt
+.venv/installed: .venv/ready $(NATIVE) $(PYTHON_FILES) examples/requirements.txt
 	.venv/$(PIP) install -r examples/requirements.txt
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
-# The tests run on a build whose memory is full of NaN. It is editable, so that the checkout's Python is what is tested.
+# The tests run on a build whose memory is full of NaN, and in the checkout's root on the checkout's own Python files.
 # In this build alone, CUDA kernels that spill registers or use local memory are compile errors.
 NO_SPILLS := -Xptxas=-warn-spills,-warn-lmem-usage,-Werror
-.venv-test/installed: .venv-test/ready $(NATIVE)
+.venv-test/installed: .venv-test/ready $(NATIVE) $(PYTHON_FILES)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 FUSED_RNN_CUDA_ARCHS="$(TEST_CUDA_ARCHS)" \
-	  NVCCFLAGS="$(NO_SPILLS) $$NVCCFLAGS" .venv-test/$(PIP) install --no-build-isolation --editable ".[test,lint]"
+	  NVCCFLAGS="$(NO_SPILLS) $$NVCCFLAGS" .venv-test/$(PIP) install --no-build-isolation ".[test,lint]"
 	touch $@

@@ -223,14 +223,16 @@ def environment(stage: Stage) -> None:
 
 LOADED = """
 import torch
-torch.ops.load_library("fused_rnn/_C.so")
+from fused_rnn import native
+if native.load_error:
+    raise SystemExit(native.load_error)
 print("architectures:", torch.ops.fused_rnn.cuda_architectures())
 print("why not:", torch.ops.fused_rnn.cuda_why_not(0, "float32"))
 """
 
 
 def build(stage: Stage) -> None:
-    """fused_rnn/_C.so with code for this GPU: the one that is there, or else built now."""
+    """An extension with code for this GPU: the one that is there, or else fused_rnn/_C.so, built now."""
     status, text = stage.python("-c", LOADED)
     architectures = _after("architectures:", text)
     stage.figures |= {"architectures": architectures, "built_here": False}

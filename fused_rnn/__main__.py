@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from .cell import LSTM
 def report() -> str:
     """The report as text."""
     devices = [torch.device("cpu"), *(torch.device("cuda", k) for k in range(torch.cuda.device_count()))]
-    extension = native.load_error or str(Path(native.__file__).with_name("_C.so"))
+    extension = native.load_error or str(native.library)
     lines = [
         f"fused_rnn  {__version__}",
         f"torch      {torch.__version__}",

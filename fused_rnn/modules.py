@@ -215,7 +215,7 @@ class LSTM(_Layers):
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
 
     @capture.scripted_as(nn.LSTM.forward)
-    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences.
 
         Args:
@@ -320,7 +320,7 @@ class GRU(_Gru, _Layers):
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     @capture.scripted_as(nn.GRU.forward)
-    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | Sequence[int] | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
         return self._forward(input, hx, lengths)
 

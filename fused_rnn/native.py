@@ -6,6 +6,7 @@ If the extension cannot be loaded, ``load_error`` says why, the import warns onc
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,14 @@ CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _find() -> Path:
+    """The library beside this file, or else of the installed package: a checkout's folder hides it, and has none."""
+    folders = (Path(__file__).parent, *(Path(entry, "fused_rnn") for entry in sys.path))
+    return next((folder / "_C.so" for folder in folders if (folder / "_C.so").exists()), folders[0] / "_C.so")
+
+
 def _load() -> str | None:
     """Load the extension and register its Python half; the reason if that fails."""
-    library = Path(__file__).with_name("_C.so")
     if not library.exists():
         return f"{library} is missing: the package was not built"
     try:
@@ -36,6 +42,7 @@ def _load() -> str | None:
     return None
 
 
+library = _find()
 load_error = _load()
 if load_error is not None:
     warnings.warn(

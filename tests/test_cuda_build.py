@@ -25,7 +25,7 @@ from fused_rnn import native
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "data" / "cuda_resources.txt"
-LIBRARY = Path(native.__file__).with_name("_C.so")
+LIBRARY = native.library
 
 # Tensor cores, their loads from shared memory, copies to shared memory that run on, barriers of a block.
 COUNTED = ("HMMA", "LDSM", "LDGSTS", "BAR")

@@ -11,6 +11,7 @@ import pytest
 from test_backends import ISA_FLAGS
 
 import fused_rnn
+from fused_rnn import native
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(fused_rnn.__file__).parent
@@ -19,7 +20,7 @@ needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of bi
 
 
 def symbols(*options):
-    listing = subprocess.run(["nm", "-D", *options, PACKAGE / "_C.so"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(["nm", "-D", *options, native.library], capture_output=True, text=True, check=True)
     return [line.split()[-2:] for line in listing.stdout.splitlines()]
 
 
@@ -165,12 +166,22 @@ def test_import_does_not_import_the_compiler():
     assert done.stdout == "False\n", done.stderr
 
 
+def test_a_checkout_runs_on_the_library_of_the_installed_package(tmp_path):
+    """Its folder stands before the installed package on the path, and has no library."""
+    shutil.copytree(PACKAGE, tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    told = "import fused_rnn.native as n; print(n.__file__); print(n.library); print(n.load_error)"
+    path = os.pathsep.join([str(tmp_path), str(native.library.parents[1])])
+    done = run([sys.executable, "-c", told], cwd=tmp_path, PYTHONPATH=path)
+    assert done.stdout.split() == [str(tmp_path / "fused_rnn" / "native.py"), str(native.library), "None"], done.stderr
+
+
 @pytest.mark.parametrize("library", [None, b"this is not a library"], ids=["missing", "broken"])
 def test_works_without_the_extension(library, tmp_path):
+    hidden = "" if library else "import pathlib; pathlib.Path.exists = lambda path: False\n"  # also what is installed
     shutil.copytree(PACKAGE, tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     if library is not None:
         (tmp_path / "fused_rnn" / "_C.so").write_bytes(library)
-    done = run([sys.executable, "-c", USE_IT], cwd=tmp_path, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
+    done = run([sys.executable, "-c", hidden + USE_IT], cwd=tmp_path, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     warned, *explained = done.stdout.splitlines()
     assert warned.count("fused_rnn runs without its compiled kernels, and slower") == 1

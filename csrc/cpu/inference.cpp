@@ -203,18 +203,18 @@ class Stack {
       forward(directions[0]);
       return forward(directions[1]);
     }
-    std::array<std::exception_ptr, 2> errors;  // a team's body must not throw
+    std::array<std::string, 2> errors;  // a team's body must not throw
     run_team(2, [&](const Worker& worker) {
       for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
         try {
           forward(directions[i]);
-        } catch (...) {
-          errors[i] = std::current_exception();
+        } catch (const std::exception& error) {
+          errors[i] = error.what();
         }
       }
     });
-    for (const std::exception_ptr& error : errors)
-      if (error) std::rethrow_exception(error);
+    for (const std::string& error : errors)
+      if (!error.empty()) fail(error);
   }
 
   CellKind cell_;
