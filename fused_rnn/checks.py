@@ -33,8 +33,12 @@ def checked_gru_hx(hx: Any) -> Tensor:
     return hx
 
 
-def check_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> None:
-    """Raise unless the parts of a PackedSequence fit together: PyTorch writes past the end of its memory otherwise."""
+def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> int:
+    """The batch size of a PackedSequence.
+
+    Raises:
+        RuntimeError, IndexError: its parts do not fit together. PyTorch would write past the end of its memory.
+    """
     if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
         got = f"{list(batch_sizes.shape)} of {batch_sizes.dtype} on {batch_sizes.device}"
         raise RuntimeError(f"batch_sizes of a PackedSequence must be [T] of torch.int64 on cpu, got {got}")
@@ -51,6 +55,7 @@ def check_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None
         if indices is not None and indices.shape != (B,):
             shape = list(indices.shape)
             raise RuntimeError(f"indices of a PackedSequence must be [{B}], one for each row, got {shape}")
+    return B
 
 
 def checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:

@@ -29,14 +29,13 @@ def problem_of(
     batch_sizes: Tensor | None = None,
 ) -> Problem:
     """The :class:`Problem` of one layer in one direction; arguments as of :func:`stack.run` but one layer's weights."""
-    steps = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
     tensors = (x, *states, *weights)
     return Problem(
         cell=cell,
         device=x.device,
         dtype=x.dtype,
-        T=steps[0],
-        B=steps[1],
+        T=x.size(0) if batch_sizes is None else batch_sizes.size(0),
+        B=states[0].size(-2),
         I=x.size(-1),
         H=states[-1].size(-1),
         projection=weights.weight_hr is not None,

@@ -106,8 +106,8 @@ class _Layers(StockClass, nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths are for padded input: a PackedSequence has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        checks.check_packed(data, batch_sizes, sorted_indices, unsorted_indices)
-        states = self._initial(data, int(batch_sizes[0]), hx, batched=True)
+        B = checks.checked_packed(data, batch_sizes, sorted_indices, unsorted_indices)
+        states = self._initial(data, B, hx, batched=True)
         self.check_forward_args(data, self._as_hx(states), batch_sizes)
         if hx is not None:
             states = stack.permuted(states, sorted_indices)
