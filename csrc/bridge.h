@@ -42,6 +42,11 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
+// Where a schema wants a tensor, Python's None arrives as an undefined one.
+inline void require_defined(const Tensor& tensor, const char* name) {
+  if (!tensor.defined()) fail(name, " must be a tensor, got None");
+}
+
 inline std::string shape_text(Sizes sizes) {
   std::ostringstream text;
   text << "[";
@@ -201,6 +206,7 @@ struct Layer {
         const MaybeTensor& bias_ih_, const MaybeTensor& bias_hh_, const Tensor& hx_, const MaybeTensor& cx_,
         const MaybeTensor& lengths_)
       : cell(cell), x(x_), weight_ih(weight_ih_), weight_hh(weight_hh_), hx(hx_) {
+    require_defined(x, "x");
     if (x.dim() != 3) fail("x must be [T, B, I], got ", shape_text(x.sizes()));
     if (weight_hh.dim() != 2) fail("weight_hh must be [G*H, H], got ", shape_text(weight_hh.sizes()));
     T = x.size(0), B = x.size(1), I = x.size(2), H = weight_hh.size(1);

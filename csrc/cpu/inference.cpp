@@ -77,7 +77,10 @@ int64_t hidden_size(const Tensor& weight_hh) {
   return weight_hh.size(1);
 }
 
-void require_cpu(const Tensor& input) { require(input.is_cpu(), "input must be on the CPU"); }
+void require_cpu(const Tensor& input) {
+  require_defined(input, "input");
+  require(input.is_cpu(), "input must be on the CPU");
+}
 
 // What stands for initial states that are not given.
 template <class S>
