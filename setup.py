@@ -1,7 +1,7 @@
 """Builds the extension: one shared library on PyTorch's stable ABI, for every Python and every PyTorch from 2.10 on.
 
 CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the
-tests.
+tests. FUSED_RNN_OBJECTS is the folder of the object files, build/native unless set.
 
 The CUDA kernels are built where nvcc is: $NVCC, in $CUDA_HOME/bin or on PATH. Building needs no GPU.
 FUSED_RNN_CUDA=1 insists on them, 0 leaves them out. FUSED_RNN_CUDA_ARCHS="80 90a" chooses the architectures; the newest
@@ -161,12 +161,14 @@ def ninja_file(library: Path) -> str:
         "-DFUSED_RNN_POISON" if env("FUSED_RNN_POISON") == "1" else "",
         env("CXXFLAGS"),
     ]
+    strip = "" if "-g" in env("CXXFLAGS").split() else "-s"
     lines = [
         f"cxx = {shlex.join(cxx)}",
         f"cxxflags = {' '.join(flags)}",
-        # -s: no debug symbols; -z defs: a symbol that no library has is found now and not at the user's
+        # -s: no debug symbols, unless -g asks for them; -z defs: a symbol that no library has is found now and not at
+        # the user's
         f"libraries = -L{torch}/lib -ltorch_cpu {' '.join(cuda.libraries) if cuda else ''}",
-        f"ldflags = -shared -s $libraries -Wl,--exclude-libs,ALL -Wl,-z,defs {env('LDFLAGS')}",
+        f"ldflags = -shared {strip} $libraries -Wl,--exclude-libs,ALL -Wl,-z,defs {env('LDFLAGS')}",
         "rule compile",
         "  command = $cxx -MD -MF $out.d $cxxflags $own -c $in -o $out",
         "  depfile = $out.d",
@@ -205,7 +207,8 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        folder = ROOT / "build" / "native"  # not pip's temporary folder: what did not change is not compiled again
+        # Not pip's temporary folder: what did not change is not compiled again.
+        folder = Path(env("FUSED_RNN_OBJECTS") or ROOT / "build" / "native").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(library))
         jobs = ["-j", env("MAX_JOBS")] if env("MAX_JOBS") else []
