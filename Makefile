@@ -3,6 +3,7 @@
 # make bench      install into .venv and measure this machine in two minutes: torch.nn and every peer against fused_rnn
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
 # make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
+# make fuzz       hostile calls for SECONDS=600, under ASan and UBSan unless SANITIZE=0: an exception or a right answer
 # make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
 # CUDA kernels are built where nvcc is; the head of setup.py has the choices. DEMO_ARGS and BENCH_ARGS are further
 # arguments of the program that make demo or make bench runs.
@@ -18,7 +19,7 @@ NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
 PYTHON_FILES := $(wildcard fused_rnn/*.py fused_rnn/triton/*.py)
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo bench test lint format wheel mutants gpu-check clean
+.PHONY: demo bench test lint format wheel mutants fuzz gpu-check clean
 
 demo: .venv/installed
 	.venv/bin/python examples/char_lm.py $(DEMO_ARGS)
@@ -46,6 +47,24 @@ wheel: .venv/ready
 
 mutants: .venv-test/installed
 	.venv-test/bin/python tests/emu/mutants.py
+
+# The sanitizers' build has a folder of its own. Torch is not instrumented, so leaks are not looked for. UBSan's checks of
+# pointers are left out where ASan has its own: they take most of the time of compilation.
+FUZZ := build/fuzz
+SANITIZE ?= 1
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr,null,object-size -fno-sanitize-recover=undefined
+SANITIZED := PYTHONPATH=$(FUZZ) UBSAN_OPTIONS=print_stacktrace=1 \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 \
+  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)"
+
+fuzz: .venv-test/installed $(if $(filter 1,$(SANITIZE)),$(FUZZ)/built)
+	$(if $(filter 1,$(SANITIZE)),env $(SANITIZED)) .venv-test/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600)
+
+$(FUZZ)/built: .venv-test/ready $(NATIVE) $(wildcard fused_rnn/*.py fused_rnn/triton/*.py)
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_CUDA=0 FUSED_RNN_POISON=1 FUSED_RNN_OBJECTS=$(FUZZ)/objects \
+	  CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -g -O1" LDFLAGS="$(SANITIZERS)" \
+	  .venv-test/bin/python setup.py --quiet build --build-base $(FUZZ) --build-lib $(FUZZ)
+	touch $@
 
 gpu-check:
 	$(PYTHON) bench/gpu_check.py

@@ -1,0 +1,687 @@
+"""Fuzzing: hostile calls to modules and raw ops. Each must raise an exception or give the right answer, never a signal.
+
+    python tests/fuzz.py --seconds 600 [--seed 0] [--target NAME]
+    python tests/fuzz.py --replay "Call(...)"
+
+Hypothesis draws the calls in child processes, so that a signal or a sanitizer's report ends only the child. A call is
+plain data whose repr makes it again; a child writes it to a file before it runs it. `make fuzz` runs this under ASan
+and UBSan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fused_rnn
+from fused_rnn import reference
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
+
+# ---- Tensors as data ----
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.15, torch.float16: 0.03}
+DTYPES = ["float32", "float64", "bfloat16", "float16"]
+WRONG_DTYPES = [*DTYPES, "complex64", "bool", "int8", "int32", "int64", "float8_e5m2"]
+
+
+def numbers(shape: tuple[int, ...], spec: Spec) -> Tensor:
+    """A contiguous tensor with the values of a spec: its own numbers, or random ones that the spec determines."""
+    dtype = getattr(torch, spec.dtype)
+    if not isinstance(spec.values, str):
+        return torch.tensor(spec.values, dtype=dtype).reshape(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(spec).encode()))
+    tensor = torch.randn(shape, generator=generator) / 2
+    if spec.values != "normal" and tensor.numel():
+        tensor.view(-1)[torch.randint(tensor.numel(), (), generator=generator)] = float(spec.values)
+    return tensor.to(dtype)
+
+
+def ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * len(shape)
+
+
+# Layouts that every op takes, then layouts that it may refuse.
+HARMLESS: dict[str, Callable[[Spec], Tensor]] = {
+    "plain": lambda s: numbers(s.shape, s),
+    "expanded": lambda s: numbers(ones(s.shape), s).expand(s.shape),
+    "transposed": lambda s: numbers(s.shape[::-1], s).permute(*reversed(range(len(s.shape)))),
+    "strided": lambda s: numbers((*s.shape, 2), s)[..., 0],
+    "offset": lambda s: numbers((2, *s.shape), s)[1],
+    "overlapping": lambda s: numbers((sum(s.shape) + 1,), s).as_strided(s.shape, ones(s.shape)),
+    "negative": lambda s: torch._neg_view(numbers(s.shape, s)),
+}
+HOSTILE: dict[str, Callable[[Spec], Tensor]] = {
+    "zero": lambda s: torch._efficientzerotensor(s.shape, dtype=getattr(torch, s.dtype)),
+    "meta": lambda s: torch.empty(s.shape, dtype=getattr(torch, s.dtype), device="meta"),
+    "sparse": lambda s: numbers(s.shape, s).to_sparse(),
+    "mkldnn": lambda s: numbers(s.shape, s).to_mkldnn(),
+    "quantised": lambda s: torch.quantize_per_tensor(numbers(s.shape, s).float(), 0.1, 0, torch.qint8),
+    "conjugate": lambda s: numbers(s.shape, s).to(torch.complex64).conj(),
+    "nested": lambda s: torch.nested.nested_tensor(list(numbers(s.shape, s))),
+}
+HUGE = {"meta": (2**31 - 1, 2**31, 2**62), "expanded": (2**40, 2**62)}  # expanded: too large to be computed on
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor as data. values: "normal", or with one "nan" or "inf" among them, or a tuple of the numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    form: str = "plain"
+    values: Any = "normal"
+
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name) for name in ("dtype", "form", "values")}
+        others = "".join(f", {n}={v!r}" for n, v in given.items() if v != getattr(Spec, n))
+        return f"Spec({self.shape}{others})"
+
+    def build(self) -> Tensor:
+        return (HARMLESS | HOSTILE)[self.form](self)
+
+
+def fits_in(value: Any, wanted: Any) -> bool:
+    """Whether a call that is valid with `wanted` is with `value` too."""
+    if not isinstance(value, Spec) or not isinstance(wanted, Spec):
+        return value == wanted
+    if not isinstance(wanted.values, str):
+        return value == wanted
+    return (value.shape, value.dtype) == (wanted.shape, wanted.dtype) and value.form in HARMLESS
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The arguments of PackedSequence as data."""
+
+    data: Spec | None
+    batch_sizes: Spec
+    sorted_indices: Spec | None = None
+    unsorted_indices: Spec | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as data. valid: it must be accepted. aliased: equal specs are one and the same tensor."""
+
+    name: str
+    arguments: dict[str, Any]
+    valid: bool = True
+    aliased: bool = False
+
+    def build(self) -> dict[str, Any]:
+        made: dict[Spec, Tensor] = {}
+
+        def build(value: Any) -> Any:
+            if isinstance(value, Spec):
+                return made.setdefault(value, value.build()) if self.aliased else value.build()
+            if isinstance(value, Packed):
+                return PackedSequence(*(build(getattr(value, name)) for name in value.__dataclass_fields__))
+            return type(value)(map(build, value)) if isinstance(value, (list, tuple)) else value
+
+        return {name: build(value) for name, value in self.arguments.items()}
+
+
+# ---- What is drawn ----
+
+sizes = st.sampled_from([2, 1, 3, 5, 17, 0])
+flags = st.booleans()
+
+
+@st.composite
+def mutated(draw: Any, spec: Spec) -> Any:
+    """A spec with one thing changed; None in place of a tensor."""
+    shape, form = list(spec.shape), spec.form
+    kind = draw(st.sampled_from(["form", "values", "dtype", "size", "rank", "order", "hostile form", "huge", "none"]))
+    if kind == "form":
+        return replace(spec, form=draw(st.sampled_from(list(HARMLESS))))
+    if kind == "hostile form":
+        return replace(spec, form=draw(st.sampled_from(list(HOSTILE))))
+    if kind == "values":
+        wrong = st.sampled_from(["nan", "inf", "-inf"])
+        if not isinstance(spec.values, str):
+            wrong = st.lists(integers, min_size=len(spec.values), max_size=len(spec.values)).map(tuple)
+        return replace(spec, values=draw(wrong))
+    if kind == "dtype":
+        return replace(spec, dtype=draw(st.sampled_from(WRONG_DTYPES)))
+    if kind == "none":
+        return None
+    if kind == "rank":
+        shape = draw(st.sampled_from([shape[1:], shape[:-1], [1, *shape], [*shape, 1], []]))
+    elif kind == "order":
+        shape = shape[::-1]
+    elif shape:
+        at = draw(st.integers(0, len(shape) - 1))
+        form = draw(st.sampled_from(list(HUGE))) if kind == "huge" else spec.form
+        shape[at] = draw(st.sampled_from(HUGE[form]) if kind == "huge" else sizes)
+    values = spec.values if tuple(shape) == spec.shape else "normal"
+    return replace(spec, shape=tuple(shape), values=values, form=form)
+
+
+integers = st.sampled_from([1, 0, 2, 3, -1, 7, 2**31, -(2**31), 2**62])
+
+
+@st.composite
+def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) -> tuple[dict[str, Any], bool]:
+    """Arguments with up to three of them mutated, or with all tensors on meta; whether they are valid still."""
+    result, valid = dict(arguments), True
+    if draw(st.integers(0, 19)) == 0:
+        return {n: replace(v, form="meta") if isinstance(v, Spec) else v for n, v in result.items()}, False
+    for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True)):
+        value = result[name]
+        if isinstance(value, (list, tuple)):
+            changed = list(value)
+            if not value or draw(st.integers(0, 4)) == 0:
+                changed = draw(st.sampled_from([[], changed[1:], changed * 2]))
+            else:
+                at = draw(st.integers(0, len(value) - 1))
+                changed[at] = draw(integers if isinstance(changed[at], int) else mutated(changed[at]))
+            fits = len(changed) == len(value) and all(map(fits_in, changed, value))
+            result[name] = type(value)(changed)
+        elif isinstance(value, Spec):
+            result[name] = draw(mutated(value))
+            fits = fits_in(result[name], value)
+        else:
+            continue
+        valid = valid and fits
+    return result, valid
+
+
+@st.composite
+def layer_calls(draw: Any) -> Call:
+    """The ops for one layer in one direction: {lstm,gru}_{forward,backward}."""
+    cell, backward, dtype = draw(st.sampled_from([LSTM, GRU, GRU_RESET_BEFORE])), draw(flags), draw(dtypes)
+    T, B, I, H = (draw(sizes) for _ in range(4))
+    rows, bias = cell.gates * H, draw(flags)
+
+    def tensor(*shape: int) -> Spec:
+        return Spec(shape, dtype)
+
+    lengths = Spec((B,), "int64", values=tuple(draw(st.integers(0, T)) for _ in range(B)))
+    arguments: dict[str, Any] = dict(
+        x=tensor(T, B, I),
+        weight_ih=tensor(rows, I),
+        weight_hh=tensor(rows, H),
+        bias_ih=tensor(rows) if bias else None,
+        bias_hh=tensor(rows) if bias and draw(flags) else None,
+        **{name: tensor(B, H) for name in cell.states},
+    )
+    if backward:
+        grads = {"grad_output": tensor(T, B, H), **{f"grad_{n[0]}y": tensor(B, H) for n in cell.states}}
+        saved = Spec((T, B, {"lstm": 5}.get(cell.name, 3 + cell.reset_after), H), accumulate(dtype))
+        grads = {name: grad if draw(flags) else None for name, grad in grads.items()}
+        arguments = {**grads, **arguments, "output": tensor(T, B, H), "saved": saved}
+    arguments["lengths"] = lengths if draw(flags) else None
+    names = list(arguments)
+    if cell.name == "gru":
+        arguments["reset_after"] = cell.reset_after
+    arguments.update(reverse=draw(flags), allow_tf32=draw(flags))
+    arguments.update({name: draw(flags) for name in (("needs_x", "needs_weights") if backward else ("save",))})
+    arguments, valid = draw(mutated_arguments(arguments, names))
+    return Call(f"{cell.name}_{'backward' if backward else 'forward'}", arguments, valid, draw(flags))
+
+
+dtypes = st.sampled_from(DTYPES)
+
+
+def accumulate(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+@st.composite
+def inference_calls(draw: Any) -> Call:
+    """The ops for whole modules and cells without a backward: {lstm,gru}_[cell_]inference."""
+    cell, is_cell, dtype = draw(st.sampled_from([LSTM, GRU, GRU_RESET_BEFORE])), draw(flags), draw(dtypes)
+    T, B, I, H = (draw(sizes) for _ in range(4))
+    batched, bias, bidirectional, batch_first = (draw(flags) for _ in range(4))
+    layers, directions = (1, 1) if is_cell else (draw(st.integers(1, 3)), 1 + bidirectional)
+
+    def weights(I: int) -> list[Spec]:
+        shapes: list[tuple[int, ...]] = [(cell.gates * H, I), (cell.gates * H, H), *(((cell.gates * H,),) * 2 * bias)]
+        return [Spec(shape, dtype) for shape in shapes]
+
+    rows = (B,) * batched
+    steps = () if is_cell else (T,)
+    arguments: dict[str, Any] = {"input": Spec((*(rows + steps if batch_first else steps + rows), I), dtype)}
+    if is_cell:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        arguments.update(zip(names, [*weights(I), None, None]))
+    else:
+        per_layer = [weights(I if k == 0 else directions * H) * directions for k in range(layers)]
+        arguments["weights"] = [spec for layer in per_layer for spec in layer]
+    given = draw(flags)
+    state = Spec((*rows, H) if is_cell else (layers * directions, *rows, H), dtype)
+    arguments.update({name: state if given else None for name in cell.states})
+    names = list(arguments)
+    if cell.name == "gru":
+        arguments["reset_after"] = cell.reset_after
+    if not is_cell:
+        arguments.update(bias=bias, bidirectional=bidirectional, batch_first=batch_first)
+    arguments, valid = draw(mutated_arguments(arguments, names))
+    return Call(f"{cell.name}_{'cell_' * is_cell}inference", arguments, valid and (is_cell or T > 0), draw(flags))
+
+
+@st.composite
+def plan_calls(draw: Any) -> Call:
+    """cuda_plan and cpu_instruction_set: texts and sizes only."""
+    text = st.sampled_from(["lstm", "gru", "gru(reset_after=False)", *WRONG_DTYPES, "H100", "T4", "cuda:0", "cpu", ""])
+    names = {"cell": text, "dtype": text, "device": text, "backward": flags, "allow_tf32": flags}
+    size = st.sampled_from([1, 0, 64, 1024, -1, 2**31, 2**62, 2**63 - 1, -(2**63)])
+    arguments = {name: draw(values) for name, values in (names | dict.fromkeys("TBH", size)).items()}
+    return draw(st.sampled_from([Call("cuda_plan", arguments, valid=False), Call("cpu_instruction_set", {})]))
+
+
+@st.composite
+def packed_inputs(draw: Any, T: int, B: int, I: int, dtype: str) -> Packed:
+    lengths = sorted((draw(st.integers(1, max(T, 1))) for _ in range(B)), reverse=True)
+    steps = tuple(sum(length > t for length in lengths) for t in range(max(lengths, default=0)))
+    if draw(st.integers(0, 3)) == 0:
+        steps = tuple(draw(st.lists(integers, max_size=4)))
+    order = tuple(draw(st.permutations(range(B))))
+    index = Spec((B,), "int64", values=order)
+    back = Spec((B,), "int64", values=tuple(order.index(k) for k in range(B)))
+    indices = (index, back) if draw(flags) else (None, None)
+    parts: dict[str, Any] = dict(
+        data=Spec((sum(lengths), I), dtype), batch_sizes=Spec((len(steps),), "int64", values=steps)
+    )
+    parts.update(sorted_indices=indices[0], unsorted_indices=indices[1])
+    if draw(flags):
+        parts, _ = draw(mutated_arguments(parts, list(parts)))
+    return Packed(**parts)
+
+
+@st.composite
+def module_calls(draw: Any) -> Call:
+    """LSTM, GRU, LSTMCell and GRUCell, with and without a backward."""
+    kind, dtype = draw(st.sampled_from(["LSTM", "GRU", "LSTMCell", "GRUCell"])), draw(dtypes)
+    is_lstm, is_cell = kind.startswith("LSTM"), kind.endswith("Cell")
+    T, B = draw(sizes), draw(sizes)
+    I, H = (draw(sizes.filter(lambda n: n > 0 or is_cell)) for _ in range(2))
+    init: dict[str, Any] = dict(input_size=I, hidden_size=H, bias=draw(flags), dtype=dtype)
+    layers = directions = 1
+    P = H
+    if not is_cell:
+        layers, bidirectional = draw(st.integers(1, 3)), draw(flags)
+        directions += bidirectional
+        init.update(num_layers=layers, bidirectional=bidirectional, batch_first=draw(flags))
+        if is_lstm and H > 1 and draw(st.integers(0, 3)) == 0:
+            P = init["proj_size"] = draw(st.integers(1, H - 1))
+    reset_after = is_lstm or draw(flags)
+    if not reset_after:
+        init["reset_after"] = False
+
+    form = draw(st.sampled_from(["batched", "unbatched", "packed"][: 2 if is_cell else 3]))
+    rows = () if form == "unbatched" else (B,)
+    steps = () if is_cell else (T,)
+    layout = rows + steps if init.get("batch_first") else steps + rows
+    is_packed = form == "packed"
+    input = draw(packed_inputs(T, B, I, dtype)) if is_packed else Spec((*layout, I), dtype)
+    lead = rows if is_cell else (layers * directions, *rows)
+    hx: Any = (Spec((*lead, P), dtype), Spec((*lead, H), dtype)) if is_lstm else Spec((*lead, H), dtype)
+    arguments = {"input": input, "hx": hx if draw(flags) else None}
+    if not is_cell and draw(st.integers(0, 3)) == 0:
+        values = tuple(draw(st.integers(1, max(T, 1))) for _ in range(B))
+        arguments["lengths"] = draw(st.sampled_from([values, list(values), Spec((B,), "int64", values=values)]))
+    arguments, valid = draw(mutated_arguments(arguments, list(arguments)))
+    valid = valid and not is_packed and (is_cell or T > 0) and not (form == "unbatched" and "lengths" in arguments)
+    return Call(kind, {"init": init, "grad": draw(flags), **arguments}, valid, draw(flags))
+
+
+# ---- What is checked ----
+
+ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, OverflowError)
+CPP_SOURCE = re.compile(r"API call failed at|\.(h|cpp|cu|cuh)\b")
+
+
+def check_error(error: Exception, valid: bool) -> None:
+    """An exception is right for a call that is not valid, if its text is for people."""
+    if valid:
+        raise AssertionError(f"a valid call was refused: {error}") from error
+    of_torch = isinstance(error, NotImplementedError) or "DefaultCPUAllocator" in str(error)
+    if not of_torch:  # the texts of the dispatcher and of the allocator name files of PyTorch
+        assert not CPP_SOURCE.search(str(error)), f"the message has C++ source in it: {error}"
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a result or an argument, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value for t in tensors_in(v)] if isinstance(value, (tuple, list)) else []
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same arguments with every tensor of floating point numbers changed."""
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, PackedSequence):
+        return PackedSequence(*(changed(part, change) for part in value))
+    return type(value)(changed(v, change) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def doubled(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().resolve_neg().clone()
+
+
+def check_close(got: list[Tensor], want: list[Tensor], nan: bool = False) -> None:
+    """Where both are finite they must be close; with `nan`, NaN must not become a number."""
+    assert [t.shape for t in got] == [t.shape for t in want], "the shapes of the results differ"
+    for k, (g, w) in enumerate(zip(got, want)):
+        finite = g.isfinite() & w.isfinite()
+        error = (g.double() - w).abs().where(finite, 0.0)
+        assert (error <= TOLERANCE[g.dtype] * (1 + w.abs())).logical_or(~finite).all(), (
+            f"result {k} of dtype {g.dtype} is off by {error.max().item():.2e}"
+        )
+        assert not (nan and (w.isnan() & g.isfinite()).any()), f"result {k} has a number in place of NaN"
+
+
+def keep_nan(tensors: list[Tensor]) -> bool:
+    """Whether results must have NaN where the truth has it: a gate that is not quite 0 times infinity is no NaN."""
+    return not any(t.isinf().any() for t in tensors)
+
+
+def check_unchanged(tensors: list[Tensor], before: list[Tensor]) -> None:
+    for tensor, copy in zip(tensors, before):
+        torch.testing.assert_close(tensor, copy, rtol=0, atol=0, equal_nan=True, msg="an argument was written to")
+
+
+def check_meta(tensors: list[Tensor], results: list[Tensor]) -> None:
+    """Numbers that are on meta have no numbers as a result."""
+    assert not any(t.is_meta for t in tensors) or all(t.is_meta for t in results), "numbers came of a meta tensor"
+
+
+def is_dense(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor._is_zerotensor():
+        return False
+    return not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+
+
+def have_truth(tensors: list[Tensor]) -> bool:
+    """Whether the reference can compute with them."""
+    return all(is_dense(t) and max(t.shape, default=0) < 1000 for t in tensors)
+
+
+def is_readable(packed: PackedSequence) -> bool:
+    """Whether torch.nn can be called with it: with other batch_sizes it reads and writes past its memory."""
+    data, batch_sizes = packed[:2]
+    if not isinstance(data, Tensor) or not is_dense(batch_sizes) or data.dim() == 0:
+        return False
+    steps = batch_sizes.tolist() if batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 else []
+    return bool(steps) and min(steps) > 0 and steps == sorted(steps, reverse=True) and sum(steps) == len(data)
+
+
+def built(call: Call) -> dict[str, Any]:
+    """The arguments; Hypothesis draws another call if PyTorch cannot make them."""
+    try:
+        return call.build()
+    except Exception:
+        hypothesis.reject()
+
+
+def reference_layer(a: dict[str, Any], cell: Any) -> list[Tensor]:
+    weights = Weights(a["weight_ih"], a["weight_hh"], a["bias_ih"], a["bias_hh"])
+    states = tuple(a[name] for name in cell.states)
+    output, final = reference.run(cell, a["x"], states, weights, a["lengths"], a["reverse"])
+    return [output, *final]
+
+
+def reference_gradients(a: dict[str, Any], cell: Any) -> list[Tensor]:
+    names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states]
+    a = a | {name: a[name].requires_grad_() for name in names if a[name] is not None}
+    grads = [a["grad_output"], *(a[f"grad_{name[0]}y"] for name in cell.states)]
+    outputs = [(y, g) for y, g in zip(reference_layer(a, cell), grads) if g is not None and y.requires_grad]
+    needs = [a["needs_x"], *[a["needs_weights"]] * 4, *[True] * len(cell.states)]
+    leaves = [a[name] for name in names if a[name] is not None]
+    ys, gs = zip(*outputs) if outputs else ((leaves[0].sum() * 0,), (torch.zeros((), dtype=torch.float64),))
+    found = iter(torch.autograd.grad(ys, leaves, gs, allow_unused=True, materialize_grads=True))
+    nothing = torch.empty(0, dtype=torch.float64)
+    gradients = [nothing if a[name] is None else next(found) for name in names]
+    return [gradient if need else nothing for gradient, need in zip(gradients, needs)]
+
+
+def reference_inference(a: dict[str, Any], cell: Any) -> list[Tensor]:
+    is_cell = "weights" not in a
+    weights = [a[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")] if is_cell else a["weights"]
+    directions = 2 if a.get("bidirectional") else 1
+    each = 4 if is_cell or a["bias"] else 2
+    x = a["input"].unsqueeze(0) if is_cell else a["input"]
+    batched = x.dim() == 3
+    x = x if batched else x.unsqueeze(1)
+    x = x.transpose(0, 1) if batched and a.get("batch_first") else x
+    count, H = len(weights) // each, weights[1].size(1)
+    states = [torch.zeros(count, x.size(1), H, dtype=torch.float64) if a[n] is None else a[n] for n in cell.states]
+    states = [s.reshape(count, x.size(1), H) for s in states]
+    finals = []
+    for k in range(0, count, directions):
+        outputs = []
+        for i in range(k, k + directions):
+            layer = Weights(*weights[each * i : each * (i + 1)])
+            output, final = reference.run(cell, x, tuple(s[i] for s in states), layer, reverse=i > k)
+            outputs.append(output)
+            finals.append(final)
+        x = torch.cat(outputs, -1)
+    stacked = [torch.stack(state) for state in zip(*finals)]
+    if is_cell:
+        return [s[0] if batched else s[0, 0] for s in stacked]
+    x = x.transpose(0, 1) if batched and a["batch_first"] else x
+    return [x, *stacked] if batched else [x.squeeze(1), *(s.squeeze(1) for s in stacked)]
+
+
+def check_op(call: Call) -> None:
+    a = built(call)
+    cell = LSTM if call.name.startswith("lstm") else GRU if a.get("reset_after", True) else GRU_RESET_BEFORE
+    op = getattr(torch.ops.fused_rnn, call.name)
+    backward = call.name.endswith("_backward")
+    inputs = [t for t in tensors_in(list(a.values())) if is_dense(t)]
+    before = [t.clone() for t in inputs if t.numel() < 10**6]
+    try:
+        if backward and call.valid:
+            forward = getattr(torch.ops.fused_rnn, f"{cell.name}_forward")
+            names = [
+                n for n in a if not n.startswith("grad_") and n not in ("output", "saved", "needs_x", "needs_weights")
+            ]
+            a["output"], *_, a["saved"] = forward(**{name: a[name] for name in names}, save=True)
+        got = op(**a)
+    except ERRORS as error:
+        return check_error(error, call.valid)
+    check_unchanged([t for t in inputs if t.numel() < 10**6], before)
+    tensors = tensors_in(list(a.values()))
+    check_meta(tensors, tensors_in(got))
+    if not tensors or not have_truth(tensors):
+        return None
+    if backward and not call.valid:  # of an output and saved numbers that are not the forward's
+        return None
+    kind = call.name.split("_")[-1]
+    truth = {"forward": reference_layer, "backward": reference_gradients, "inference": reference_inference}[kind]
+    want = truth({name: changed(value, doubled) for name, value in a.items()}, cell)
+    results = tensors_in(got)[: len(want)] if kind == "forward" else tensors_in(got)
+    check_close(results, want, nan=not backward and keep_nan(tensors))
+
+
+# Calls of modules where one of torch.nn and we may refuse and the other accept.
+DIFFERENCES: dict[str, Callable[[Call], bool]] = {
+    "hx of more than two tensors, of which nn.LSTMCell ignores the others": lambda call: (
+        isinstance(call.arguments["hx"], tuple) and len(call.arguments["hx"]) > 2
+    ),
+    "hx of another dtype than input, which fails in some combinations in torch.nn": lambda call: any(
+        spec.dtype != call.arguments["init"]["dtype"] for spec in specs_in(call.arguments["hx"])
+    ),
+    "layouts that the matmuls of one happen to take, and tensors on meta beside weights on the CPU": lambda call: any(
+        spec.form in HOSTILE for spec in specs_in([call.arguments["input"], call.arguments["hx"]])
+    ),
+}
+
+
+def specs_in(value: Any) -> list[Spec]:
+    """All specs in an argument."""
+    if isinstance(value, Packed):
+        return specs_in([getattr(value, name) for name in value.__dataclass_fields__])
+    if isinstance(value, (list, tuple)):
+        return [spec for v in value for spec in specs_in(v)]
+    return [value] if isinstance(value, Spec) else []
+
+
+def module_results(module: nn.Module, a: dict[str, Any]) -> list[Tensor]:
+    """Outputs of a module and, if asked for, the gradients of its inputs and parameters."""
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        leaves.append(tensor.detach().requires_grad_(a["grad"]))
+        return leaves[-1]
+
+    input, hx = changed(a["input"], leaf), changed(a["hx"], leaf)
+    with torch.set_grad_enabled(a["grad"]):
+        results = module(input, hx, **{name: a[name] for name in ("lengths",) if name in a})
+    outputs = [y for y in tensors_in(results) if y.is_floating_point()]
+    if not a["grad"]:
+        return outputs
+    loss = sum(y.double().pow(2).sum() for y in outputs)
+    leaves += module.parameters()
+    return outputs + list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+
+
+def check_module(call: Call) -> None:
+    a = built(call)
+    init = a["init"] | {"dtype": getattr(torch, a["init"]["dtype"])}
+    torch.manual_seed(0)
+    module = getattr(fused_rnn, call.name)(**init)
+    has_equivalent = "lengths" not in a and init.pop("reset_after", True)
+    fits = not isinstance(a["input"], PackedSequence) or is_readable(a["input"])
+    refusal = None
+    stock: Any = None
+    if has_equivalent and fits:
+        stock = getattr(nn, call.name)(**init)
+        stock.load_state_dict(module.state_dict())
+        try:
+            module_results(stock, a)
+        except ERRORS as error:
+            refusal = error
+    may_differ = any(differ(call) for differ in DIFFERENCES.values())
+    inputs = [t for t in tensors_in([a["input"], a["hx"]]) if is_dense(t) and t.numel() < 10**6]
+    before = [t.clone() for t in inputs]
+    try:
+        got = module_results(module, a)
+    except ERRORS as error:
+        return check_error(error, call.valid or (stock is not None and refusal is None and not may_differ))
+    assert refusal is None or may_differ, f"torch.nn refuses this call: {refusal}"
+    assert fits, "a PackedSequence that torch.nn would read past its end was accepted"
+    check_unchanged(inputs, before)
+    check_meta(tensors_in([a["input"], a["hx"]]), got)
+    if not have_truth(tensors_in([a["input"], a["hx"]])):
+        return None
+    a = a | {name: changed(a[name], doubled) for name in ("input", "hx")}
+    nan = not a["grad"] and keep_nan(inputs)
+    if stock is not None and refusal is None:
+        return check_close(got, module_results(stock.double(), a), nan)
+    with fused_rnn.use_backend("reference"):
+        return check_close(got, module_results(module.double(), a), nan)
+
+
+TARGETS = {
+    "modules": (module_calls, check_module),
+    "layers": (layer_calls, check_op),
+    "inference": (inference_calls, check_op),
+    "plans": (plan_calls, check_op),
+}
+
+
+# ---- Processes ----
+
+MEMORY = 8 << 30  # bytes of a child's address space: what is too large must fail to be allocated
+PATIENCE = 60  # seconds that a child may take for its start and its last batch of calls
+
+
+def fuzz(target: str, seconds: float, seed: int, journal: Path) -> None:
+    """Check calls until the time is over, each written to the journal before it runs. Raises what Hypothesis finds."""
+    strategy, check = TARGETS[target]
+
+    def check_written(call: Call) -> None:
+        journal.write_text(repr(call))
+        check(call)
+
+    settings = hypothesis.settings(
+        max_examples=200,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which has a limit of its own, and reserves terabytes
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        hypothesis.seed(seed)(settings(hypothesis.given(strategy())(check_written)))()
+        seed += 1000  # one for each batch of a run, which has its own range
+
+
+def run_child(target: str, seconds: float, seed: int, isa: str = "") -> str:
+    """Fuzz in a child process; what it found, with the call that shows it, or an empty string."""
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Path(folder, "call")
+        command = [sys.executable, "-X", "faulthandler", __file__, "--target", target, "--seed", str(seed)]
+        command += ["--seconds", str(seconds), "--child", str(journal)]
+        environment = os.environ | ({"FUSED_RNN_ISA": isa} if isa else {})
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + PATIENCE)
+        except subprocess.TimeoutExpired:
+            done = subprocess.CompletedProcess(command, "a call that does not end", "", "")
+        if done.returncode == 0:
+            return ""
+        call = journal.read_text() if journal.exists() else "none"
+        how = f"{target}, instruction set {isa or 'chosen'}, status {done.returncode}"
+        return f"{done.stdout}{done.stderr}\n{how}, last call:\n{call}"
+
+
+def run(targets: list[str], seconds: float, seed: int) -> int:
+    """Fuzz all targets in turn, on one instruction set after the other, until the time is over; the exit status."""
+    from test_backends import instruction_sets
+
+    sets, end, batch = instruction_sets(), time.monotonic() + seconds, 0
+    while (left := end - time.monotonic()) > 0:
+        target, isa = targets[batch % len(targets)], sets[batch // len(targets) % len(sets)]
+        if found := run_child(target, min(20, left), seed + batch, isa):
+            print(found)
+            return 1
+        batch += 1
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=TARGETS)
+    parser.add_argument("--replay", metavar="CALL", help="check one call, as a finding shows it")
+    parser.add_argument("--child", type=Path, metavar="JOURNAL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if options.replay:
+        call = eval(options.replay)
+        target = next(check for draw, check in TARGETS.values() if (check is check_module) == (call.name in dir(nn)))
+        target(call)
+    elif options.child:
+        fuzz(options.target, options.seconds, options.seed, options.child)
+    else:
+        return run([options.target] if options.target else list(TARGETS), options.seconds, options.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
