@@ -103,6 +103,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
     forward_op, backward_op = f"{namespace}::{name}_forward", f"{namespace}::{name}_backward"
 
     def forward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        _check_devices(x, *args)
         T, B, H = x.size(0), x.size(1), args[1].size(1)
         *flags, save = args[n_tensors:]
         shape = (T, B, saved_per_unit(_cell(name, flags)), H) if save else (0,)
@@ -129,6 +130,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
 
     def backward_fake(*args: Any) -> tuple[Tensor, ...]:
         tensors = args[n_grads : n_grads + n_tensors]
+        _check_devices(*tensors, *args)
         needs_x, needs_weights = args[-2:]
         needs = (needs_x, *(needs_weights,) * 4, *(True,) * n_states)
         shapes = (t.shape if t is not None and need else (0,) for t, need in zip(tensors, needs, strict=True))
@@ -163,6 +165,13 @@ def _register(namespace: str, name: str, n_states: int) -> None:
     torch.library.register_autograd(forward_op, forward_derivative, setup_context=forward_setup)
     torch.library.register_fake(backward_op, backward_fake)
     torch.library.register_autograd(backward_op, backward_derivative, setup_context=backward_setup)
+
+
+def _check_devices(x: Tensor, *args: Any) -> None:
+    """Raise where tensors on meta stand beside others: PyTorch runs the fake kernel then, which computes nothing."""
+    for arg in args:
+        if isinstance(arg, Tensor) and arg.device != x.device:
+            raise RuntimeError(f"all tensors must be on {x.device} like x, got {arg.device}")
 
 
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
