@@ -33,8 +33,8 @@ def checked_gru_hx(hx: Any) -> Tensor:
     return hx
 
 
-def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> int:
-    """The batch size of a PackedSequence.
+def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> tuple[Tensor, int]:
+    """batch_sizes, contiguous as PyTorch reads them, and the batch size of a PackedSequence.
 
     Raises:
         RuntimeError, IndexError: its parts do not fit together. PyTorch would write past the end of its memory.
@@ -44,6 +44,7 @@ def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | No
         raise RuntimeError(f"batch_sizes of a PackedSequence must be [T] of torch.int64 on cpu, got {got}")
     if batch_sizes.numel() == 0:
         raise IndexError("batch_sizes of a PackedSequence must have a size for each step, got none")
+    batch_sizes = batch_sizes.contiguous()
     sizes = batch_sizes.tolist()
     if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
         raise RuntimeError(f"batch_sizes of a PackedSequence must be positive and never grow, got {sizes}")
@@ -55,7 +56,7 @@ def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | No
         if indices is not None and indices.shape != (B,):
             shape = list(indices.shape)
             raise RuntimeError(f"indices of a PackedSequence must be [{B}], one for each row, got {shape}")
-    return B
+    return batch_sizes, B
 
 
 def checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class _Layers(StockClass, nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths are for padded input: a PackedSequence has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        B = checks.checked_packed(data, batch_sizes, sorted_indices, unsorted_indices)
+        batch_sizes, B = checks.checked_packed(data, batch_sizes, sorted_indices, unsorted_indices)
         states = self._initial(data, B, hx, batched=True)
         self.check_forward_args(data, self._as_hx(states), batch_sizes)
         if hx is not None:
@@ -152,7 +153,8 @@ class _Layers(StockClass, nn.RNNBase):
             return states if batched else tuple(state.unsqueeze(1) for state in states)
         count = self.num_layers * (2 if self.bidirectional else 1)
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        return tuple(input.new_zeros(count, batch, size) for _, size in zip(self._cell.states, sizes, strict=False))
+        zeros = partial(torch.zeros, dtype=input.dtype, device=input.device)  # new_zeros writes past an mkldnn tensor
+        return tuple(zeros(count, batch, size) for _, size in zip(self._cell.states, sizes, strict=False))
 
     def _check_rank(self, states: States, batched: bool) -> None:
         wanted = 3 if batched else 2
@@ -419,7 +421,7 @@ def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
     if states is None:
-        states = (x.new_zeros(x.size(0), module.hidden_size),) * len(cell.states)
+        states = (torch.zeros(x.size(0), module.hidden_size, dtype=x.dtype, device=x.device),) * len(cell.states)
     else:
         for k, state in enumerate(states):
             if state.dim() not in (1, 2):

@@ -417,10 +417,10 @@ def have_truth(tensors: list[Tensor]) -> bool:
     return all(is_dense(t) and max(t.shape, default=0) < 1000 for t in tensors)
 
 
-def is_readable(packed: PackedSequence) -> bool:
-    """Whether torch.nn can be called with it: with other batch_sizes it reads and writes past its memory."""
+def is_honest(packed: PackedSequence) -> bool:
+    """Whether its parts fit together. If not, torch.nn reads and writes past the end of its memory."""
     data, batch_sizes = packed[:2]
-    if not isinstance(data, Tensor) or not is_dense(batch_sizes) or data.dim() == 0:
+    if not isinstance(data, Tensor) or not have_truth([batch_sizes]) or data.dim() == 0:
         return False
     steps = batch_sizes.tolist() if batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 else []
     return bool(steps) and min(steps) > 0 and steps == sorted(steps, reverse=True) and sum(steps) == len(data)
@@ -562,10 +562,12 @@ def check_module(call: Call) -> None:
     torch.manual_seed(0)
     module = getattr(fused_rnn, call.name)(**init)
     has_equivalent = "lengths" not in a and init.pop("reset_after", True)
-    fits = not isinstance(a["input"], PackedSequence) or is_readable(a["input"])
+    is_packed = isinstance(a["input"], PackedSequence)
+    fits = not is_packed or is_honest(a["input"])
     refusal = None
     stock: Any = None
-    if has_equivalent and fits:
+    # torch.nn reads batch_sizes of any strides as if they were contiguous.
+    if has_equivalent and fits and (not is_packed or a["input"].batch_sizes.is_contiguous()):
         stock = getattr(nn, call.name)(**init)
         stock.load_state_dict(module.state_dict())
         try:
@@ -636,7 +638,12 @@ def run_child(target: str, seconds: float, seed: int, isa: str = "") -> str:
         journal = Path(folder, "call")
         command = [sys.executable, "-X", "faulthandler", __file__, "--target", target, "--seed", str(seed)]
         command += ["--seconds", str(seconds), "--child", str(journal)]
-        environment = os.environ | ({"FUSED_RNN_ISA": isa} if isa else {})
+        # The package that this process would import.
+        environment = (
+            os.environ
+            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            | ({"FUSED_RNN_ISA": isa} if isa else {})
+        )
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + PATIENCE)
         except subprocess.TimeoutExpired:
