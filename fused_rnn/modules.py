@@ -427,6 +427,9 @@ def _run_cell(module: Any, input: Tensor, states: States | None) -> States:
             if state.dim() not in (1, 2):
                 name = f"hx[{k}]" if len(states) > 1 else "hidden"
                 raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+            if state.dim() != input.dim():
+                form = f"{'batched' if batched else 'unbatched'} {input.dim()}-D"
+                raise RuntimeError(f"For {form} input, hx should also be {input.dim()}-D but got {state.dim()}-D")
         states = states if batched else tuple(state.unsqueeze(0) for state in states)
         checks.check_cell_states(x, states, module.hidden_size)
     if x.size(1) != module.input_size:

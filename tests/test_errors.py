@@ -94,6 +94,18 @@ WORSE_IN_TORCH = {
         RuntimeError,
         "weight_ih must be torch.float32 on meta like input",
     ),
+    "batch of a cell's c alone": (  # nn.LSTMCell ends the process
+        "LSTMCell",
+        (zeros(2, 3), (zeros(2, 4), zeros(4))),
+        RuntimeError,
+        "For batched 2-D input, hx should also be 2-D but got 1-D",
+    ),
+    "batch of a cell's hx alone": (
+        "GRUCell",
+        (zeros(3), zeros(1, 4)),
+        RuntimeError,
+        "For unbatched 1-D input, hx should also be 1-D but got 2-D",
+    ),
     "packed feature size": ("LSTM", (pack_sequence([zeros(4, 7)]),), RuntimeError, "Expected 3, got 7"),
     "packed dtype": (
         "LSTM",
