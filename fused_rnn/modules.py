@@ -41,11 +41,12 @@ class _Layers(StockClass, nn.RNNBase):
             return self._stock.forward(self, input, hx)
         if not self._are_flat_weights_current():
             self._update_flat_weights()
+        is_packed = isinstance(input, PackedSequence)
         if has_equivalent and backends.forced() is None and layer.subclass_among(input, *self._flat_weights):
+            if is_packed:
+                checks.checked_packed(*input)
             return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
-        if isinstance(input, PackedSequence):
-            return self._run_packed(input, hx, lengths)
-        return self._run_padded(input, hx, lengths)
+        return self._run_packed(input, hx, lengths) if is_packed else self._run_padded(input, hx, lengths)
 
     def _infer(self, input: Any, hx: Any) -> Any:
         """The result of :meth:`_forward` from the inference op, where :func:`layer.is_plain`; None where it cannot run.

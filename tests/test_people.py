@@ -462,6 +462,9 @@ def test_tensor_subclasses(kind):
     assert_same(*results)
     assert [type(t) for t in flat(results[0])] == [type(t) for t in flat(results[1])]
     assert "its ops know plain tensors only, and one is a Plain" in str(fused_rnn.explain(ours, x))
+    ours._flat_weights = [w.as_subclass(Plain) for w in ours._flat_weights]
+    with pytest.raises(RuntimeError, match="must be positive and never grow"):
+        ours(PackedSequence(torch.zeros(3, 3), torch.tensor([2, 0, 1])))
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
