@@ -118,3 +118,9 @@ def test_a_forced_tier(monkeypatch):
     monkeypatch.setenv("FUSED_RNN_TIER", "grid")
     with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'grid' is not one of block, stepwise"):
         plan(LSTM, torch.bfloat16, 64, "H100")
+
+
+def test_steps_that_cannot_be_counted_in_32_bits():
+    for sizes in ((2**31, 1, 1), (4, 2**20, 2**20), (4, 1, 2**62), (4, -1, 1)):
+        plan, why_not = native.cuda_plan(LSTM, torch.float32, *sizes, False, "H100")
+        assert plan == "" and "T and the numbers of one step must be below 2^31, got T = " in why_not

@@ -20,6 +20,8 @@ struct Cpu {
 std::string cpu_instruction_set() { return instruction_set().name; }
 
 int64_t cpu_threads(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool backward) {
+  for (const int64_t size : {T, B, I, H})
+    require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
   return with_storage_type(dtype, [&](auto tag) {
     return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers({T, B, I, H}, backward);
   });

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <climits>
 #include <type_traits>
 
 #include "../bridge.h"
@@ -50,9 +49,6 @@ class Pass {
         H_(layer.H),
         GH_(gates(layer.cell) * layer.H),
         first_(layer.cell == CellKind::kGruResetBefore ? GH_ - H_ : GH_) {
-    const int64_t most = std::max(GH_, saved_per_unit(layer.cell) * H_) * B_;
-    require(layer.T <= INT_MAX && most <= INT_MAX,
-            "T and the numbers of one step must be below 2^31, got T = ", layer.T, " and ", most, " numbers a step");
     if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) fail(reason);
   }
 

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <climits>
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -64,6 +65,15 @@ std::string why_not(Math math, int capability) {
   return "";
 }
 
+std::string why_not(const Shape& shape) {
+  const int64_t each = std::max(gates(shape.cell), saved_per_unit(shape.cell));
+  const bool fits = 0 <= shape.T && shape.T <= INT_MAX && 0 <= shape.H && shape.H <= INT_MAX / each && 0 <= shape.B &&
+                    shape.B <= INT_MAX / std::max<int64_t>(1, each * shape.H);
+  if (fits) return "";
+  return "T and the numbers of one step must be below 2^31, got T = " + std::to_string(shape.T) +
+         ", B = " + std::to_string(shape.B) + ", H = " + std::to_string(shape.H);
+}
+
 namespace {
 
 Plan best_plan(const Shape& shape, const Device& device) {
@@ -97,6 +107,7 @@ Plan best_plan(const Shape& shape, const Device& device) {
 }  // namespace
 
 Plan make_plan(const Shape& shape, const Device& device) {
+  if (const std::string reason = why_not(shape); !reason.empty()) throw std::runtime_error(reason);
   Plan plan = best_plan(shape, device);
   const char* const forced = std::getenv("FUSED_RNN_TIER");
   if (!forced || !*forced) return plan;

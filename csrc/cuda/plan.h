@@ -47,13 +47,16 @@ struct Plan {
   int64_t shared_bytes;
 };
 
-// FUSED_RNN_TIER=stepwise or =block forces a tier, for measurements. Throws std::runtime_error for another name, and
-// where the tier that is forced cannot run the shape.
+// FUSED_RNN_TIER=stepwise or =block forces a tier, for measurements. Throws std::runtime_error for another name, where
+// the forced tier cannot run the shape, and where there is a reason why no plan can.
 Plan make_plan(const Shape& shape, const Device& device);
 
 std::string to_string(const Plan& plan);
 
 // Why no plan can run the math on the device, a sentence, or an empty string.
 std::string why_not(Math math, int capability);
+
+// Why no plan can run the shape: the kernels count the numbers of one step in 32 bits.
+std::string why_not(const Shape& shape);
 
 }  // namespace fused_rnn

@@ -43,9 +43,10 @@ std::tuple<std::string, std::string> cuda_plan(std::string cell, std::string dty
                                                bool backward, bool allow_tf32, std::string device_name) {
   const Device device = device_named(device_name);
   const Math math = math_of(dtype, allow_tf32, device.capability);
-  const std::string reason = why_not(math, device.capability);
-  if (!reason.empty()) return {"", reason};
-  return {to_string(make_plan({cell_named(cell), math, T, B, H, backward}, device)), ""};
+  const Shape shape{cell_named(cell), math, T, B, H, backward};
+  for (const std::string& reason : {why_not(math, device.capability), why_not(shape)})
+    if (!reason.empty()) return {"", reason};
+  return {to_string(make_plan(shape, device)), ""};
 }
 
 }  // namespace
