@@ -182,6 +182,7 @@ inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype, const in
 // is full of NaN.
 inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype, const int64_t* strides = nullptr) {
   try {
+    require(bytes_of(shape, element_size(dtype)) < INT64_MAX, "more bytes than can be counted");
     Tensor tensor = new_empty(x, shape, dtype, strides);
     if (x.is_cpu())
       with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
@@ -192,6 +193,13 @@ inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype, const int
 }
 
 // ---- One layer in one direction ----
+
+inline int64_t hidden_size(CellKind cell, const Tensor& weight_hh) {
+  const bool fits = weight_hh.dim() == 2 && weight_hh.size(0) % gates(cell) == 0 &&
+                    weight_hh.size(0) / gates(cell) == weight_hh.size(1);  // a product could overflow
+  if (!fits) fail("weight_hh must be [G*H, H] with G = ", gates(cell), ", got ", shape_text(weight_hh.sizes()));
+  return weight_hh.size(1);
+}
 
 // The tensors of a layer, checked and contiguous.
 struct Layer {
@@ -208,8 +216,7 @@ struct Layer {
       : cell(cell), x(x_), weight_ih(weight_ih_), weight_hh(weight_hh_), hx(hx_) {
     require_defined(x, "x");
     if (x.dim() != 3) fail("x must be [T, B, I], got ", shape_text(x.sizes()));
-    if (weight_hh.dim() != 2) fail("weight_hh must be [G*H, H], got ", shape_text(weight_hh.sizes()));
-    T = x.size(0), B = x.size(1), I = x.size(2), H = weight_hh.size(1);
+    T = x.size(0), B = x.size(1), I = x.size(2), H = hidden_size(cell, weight_hh);
     const int64_t rows = gates(cell) * H;
     x = as_contiguous(x);
     weight_ih = prepared(weight_ih, "weight_ih", {rows, I}, x);

@@ -72,11 +72,6 @@ Weights prepared_weights(CellKind cell, const Tensor& ih, const Tensor& hh, cons
           prepared(bias_ih, "bias_ih", {rows}, x), prepared(bias_hh, "bias_hh", {rows}, x)};
 }
 
-int64_t hidden_size(const Tensor& weight_hh) {
-  if (weight_hh.dim() != 2) fail("weight_hh must be [G*H, H], got ", shape_text(weight_hh.sizes()));
-  return weight_hh.size(1);
-}
-
 void require_cpu(const Tensor& input) {
   require_defined(input, "input");
   require(input.is_cpu(), "input must be on the CPU");
@@ -102,7 +97,7 @@ std::tuple<Tensor, MaybeTensor> cell_inference(CellKind cell, const Tensor& inpu
   const bool batched = input.dim() == 2;
   if (!batched && input.dim() != 1) fail("input must be [B, I] or [I], got ", shape_text(input.sizes()));
   const Tensor x = as_contiguous(input);
-  const int64_t B = batched ? x.size(0) : 1, I = x.size(batched ? 1 : 0), H = hidden_size(weight_hh);
+  const int64_t B = batched ? x.size(0) : 1, I = x.size(batched ? 1 : 0), H = hidden_size(cell, weight_hh);
   const Weights weights = prepared_weights(cell, weight_ih, weight_hh, bias_ih, bias_hh, I, H, x);
   const States states(cell, hx, cx, batched ? Sizes({B, H}) : Sizes({H}), x);
   if (B > 0 && H > 0)
@@ -133,7 +128,7 @@ class Stack {
     const size_t each = bias ? 4 : 2;
     require(!weights.empty() && weights.size() % (each * directions_) == 0, "weights must be ", each,
             " for each layer and direction, got ", weights.size());
-    H_ = hidden_size(weights[1]);
+    H_ = hidden_size(cell, weights[1]);
     I_ = input.size(batched ? 2 : 1);
     const bool batch_leads = batched && batch_first;
     T_ = input.size(batch_leads ? 1 : 0);
