@@ -438,7 +438,7 @@ def have_sizes(states: list[Tensor], module: Any, B: int) -> bool:
     """Whether initial states are as large as they must be. With a packed input, torch.nn.LSTM does not look at c_0."""
     count = module.num_layers * (1 + module.bidirectional)
     widths = (module.proj_size or module.hidden_size, module.hidden_size)
-    return all(state.shape == (count, B, width) for state, width in zip(states, widths))
+    return all(is_dense(state) and state.shape == (count, B, width) for state, width in zip(states, widths))
 
 
 def built(call: Call) -> dict[str, Any]:
