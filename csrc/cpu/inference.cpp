@@ -135,13 +135,13 @@ class Stack {
     B_ = !batched ? 1 : input.size(batch_leads ? 0 : 1);
     require(T_ > 0, "input must have a step, got none");
     swapped_ = batch_leads && T_ > 1 && B_ > 1;  // with one step or one row, both forms are the same memory
-    x_ = as_contiguous(swapped_ ? torch::stable::transpose(input, 0, 1) : input);
     for (size_t k = 0; k < weights.size(); k += each) {
       const MaybeTensor bias_ih = bias ? MaybeTensor(weights[k + 2]) : std::nullopt;
       const MaybeTensor bias_hh = bias ? MaybeTensor(weights[k + 3]) : std::nullopt;
       const int64_t I = weights_.size() < size_t(directions_) ? I_ : directions_ * H_;
-      weights_.push_back(prepared_weights(cell, weights[k], weights[k + 1], bias_ih, bias_hh, I, H_, x_));
+      weights_.push_back(prepared_weights(cell, weights[k], weights[k + 1], bias_ih, bias_hh, I, H_, input));
     }
+    x_ = as_contiguous(swapped_ ? torch::stable::transpose(input, 0, 1) : input);  // a large copy, so after the checks
     const int64_t width = directions_ * H_;
     state_shape_ = batched ? std::vector<int64_t>{count(), B_, H_} : std::vector<int64_t>{count(), H_};
     output_shape_ = !batched      ? std::vector<int64_t>{T_, width}

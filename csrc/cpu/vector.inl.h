@@ -31,7 +31,8 @@ template <>
 struct Real<float> {
   typedef float Lanes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
-  static constexpr int kFraction = 23;          // bits of the fraction
+  typedef uint32_t UnsignedBits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));  // for sums that may wrap
+  static constexpr int kFraction = 23;                                                 // bits of the fraction
   static constexpr float kShifter = 0x1.8p23f;  // adding it rounds to an integer, which its lowest bits then hold
   static constexpr float kLn2 = 0x1.62e43p-1f;
   static constexpr float kLn2High = 0x1.62e4p-1f;            // in two parts; the first has few bits, so that an integer
@@ -45,6 +46,7 @@ template <>
 struct Real<double> {
   typedef double Lanes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
+  typedef uint64_t UnsignedBits __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
   static constexpr int kFraction = 52;
   static constexpr double kShifter = 0x1.8p52;
   static constexpr double kLn2 = 0x1.62e42fefa39efp-1;
@@ -250,7 +252,7 @@ constexpr bool kOnePart = false;
 template <class A>
 FUSED_RNN_INLINE void split_exp(Vec<A> x, Vec<A>& power, Vec<A>& expm1_r) {
   using R = Real<A>;
-  using Bits = typename R::Bits;
+  using Bits = typename R::UnsignedBits;
   const Vec<A> shifted = x * Vec<A>(A(1.44269504088896340736)) + Vec<A>(R::kShifter);
   const Vec<A> n = shifted - Vec<A>(R::kShifter);
   const Vec<A> r = kOnePart<A> ? x - n * Vec<A>(R::kLn2) : (x - n * Vec<A>(R::kLn2High)) - n * Vec<A>(R::kLn2Low);
