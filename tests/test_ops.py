@@ -241,7 +241,7 @@ def test_meta_tensors(cell):
 BAD = {
     "rank of x": (dict(x=torch.zeros(3, 4)), r"x must be \[T, B, I\], got \[3, 4\]"),
     "size of x": (dict(x=torch.zeros(3, 2, 9)), r"weight_ih must be \[20, 9\], got \[20, 4\]"),
-    "weight_hh": (dict(weight_hh=torch.zeros(20, 6)), r"weight_ih must be \[24, 4\], got \[20, 4\]"),
+    "weight_hh": (dict(weight_hh=torch.zeros(20, 6)), r"weight_hh must be \[G\*H, H\] with G = 4, got \[20, 6\]"),
     "bias_ih": (dict(bias_ih=torch.zeros(19)), r"bias_ih must be \[20\], got \[19\]"),
     "bias_hh": (dict(bias_hh=torch.zeros(1, 20)), r"bias_hh must be \[20\], got \[1, 20\]"),
     "batch of hx": (dict(hx=torch.zeros(3, 5)), r"hx must be \[2, 5\], got \[3, 5\]"),
