@@ -28,9 +28,7 @@ def tile(row_tile, unit_tile, lengths, T, B, H, BLOCK_B: tl.constexpr, BLOCK_N: 
     rows = row_tile * BLOCK_B + tl.arange(0, BLOCK_B)
     units = unit_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     if lengths is not None:
-        # A length outside [0, T] would make the kernels read past an array; checking it would wait for the device.
-        length = tl.load(lengths + rows, mask=rows < B, other=0)
-        length = tl.minimum(tl.maximum(length, 0), T).to(tl.int32)
+        length = tl.load(lengths + rows, mask=rows < B, other=0).to(tl.int32)
     else:
         length = tl.where(rows < B, T, 0)
     return rows, units, length, (rows < B)[:, None] & (units < H)[None, :]

@@ -68,6 +68,9 @@ class Pass:
         named = zip(cell.states, states, strict=True)
         self.hx, self.cx, *_ = *(self.checked(name, state, (self.B, self.H)) for name, state in named), None
         self.lengths = self.checked_if("lengths", lengths, (self.B,), torch.int64)
+        if self.lengths is not None:
+            # A length outside [0, T] would make the kernels read past an array; checking it would wait for the device.
+            self.lengths = self.lengths.clamp(0, self.T)
         self.plan = make_plan(cell, x.dtype, self.B, self.H, backward, allow_tf32, device_of(x.device))
 
     def checked(self, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
