@@ -60,7 +60,7 @@ SANITIZED := PYTHONPATH=$(FUZZ) UBSAN_OPTIONS=print_stacktrace=1 \
 fuzz: .venv-test/installed $(if $(filter 1,$(SANITIZE)),$(FUZZ)/built)
 	$(if $(filter 1,$(SANITIZE)),env $(SANITIZED)) .venv-test/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600)
 
-$(FUZZ)/built: .venv-test/ready $(NATIVE) $(wildcard fused_rnn/*.py fused_rnn/triton/*.py)
+$(FUZZ)/built: .venv-test/ready $(NATIVE) $(PYTHON_FILES)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_CUDA=0 FUSED_RNN_POISON=1 FUSED_RNN_OBJECTS=$(FUZZ)/objects \
 	  CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -g -O1" LDFLAGS="$(SANITIZERS)" \
 	  .venv-test/bin/python setup.py --quiet build --build-base $(FUZZ) --build-lib $(FUZZ)

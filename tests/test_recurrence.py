@@ -11,8 +11,7 @@ from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size
 from fused_rnn import backends, layer, native, reference, stock
 
 TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
-
-
+# Its grad_weight_hh alone misses the float32 budget by up to a quarter: 4.4e-6 where 3.6e-6 are allowed.
 KNOWN_MISS = ("gru(reset_after=False)", torch.float32, Size(70, 4, 3, 2), "avx2")
 
 
@@ -25,8 +24,6 @@ def plain(cell, x, states, weights, lengths, reverse):
 
 
 def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True):
-    if (str(cell), dtype, size, native.cpu_instruction_set()) == KNOWN_MISS:
-        pytest.xfail("grad_weight_hh misses the float32 budget by up to a quarter: 4.4e-6 where 3.6e-6 are allowed")
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 30 if size.H < 4 else 2
     draws = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(count)]
@@ -36,9 +33,18 @@ def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True)
     got = [d.results(backend.run, reverse) for d in draws]
     truth = [d.double().results(reference.run, reverse) for d in draws]
     same = [d.results(plain, reverse) for d in draws]
+    known_miss = ""
     for name in truth[0]:
         assert all(g[name].dtype == dtype for g in got)
-        assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+        try:
+            assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+        except AssertionError as miss:
+            posed = (str(cell), dtype, size, native.cpu_instruction_set())
+            if name != "grad_weight_hh" or posed != KNOWN_MISS:
+                raise
+            known_miss = str(miss)
+    if known_miss:
+        pytest.xfail(f"the AVX2 backward's sums are not exact enough here: {known_miss}")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
