@@ -168,7 +168,7 @@ def _register(namespace: str, name: str, n_states: int) -> None:
 
 
 def _check_devices(x: Tensor, *args: Any) -> None:
-    """Raise where tensors on meta stand beside others: PyTorch runs the fake kernel then, which computes nothing."""
+    """Raise if the devices differ: PyTorch runs the fake kernel, which computes nothing, if any tensor is on meta."""
     for arg in args:
         if isinstance(arg, Tensor) and arg.device != x.device:
             raise RuntimeError(f"all tensors must be on {x.device} like x, got {arg.device}")

@@ -1,4 +1,4 @@
-"""Checks of what a module is called with: torch.nn's types of error, with wanted and got, before any kernel runs."""
+"""Checks of a module's inputs before any kernel runs: torch.nn's types of error, with wanted and given values."""
 
 from __future__ import annotations
 
