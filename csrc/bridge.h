@@ -109,15 +109,6 @@ inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, Sizes s
 
 // ---- Allocation ----
 
-template <class T>
-void poison(T* data, int64_t n) {
-#ifdef FUSED_RNN_POISON
-  for (int64_t i = 0; i < n; ++i) data[i] = T(std::nanf(""));
-#else
-  (void)data, (void)n;
-#endif
-}
-
 // ---- The storage type ----
 
 template <class S>
@@ -178,14 +169,28 @@ inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype, const in
   return Tensor(handle);
 }
 
+// In a build for tests: fills a new tensor with NaN.
+inline void poison(Tensor& tensor) {
+#ifdef FUSED_RNN_POISON
+  if (!tensor.is_cpu()) torch::stable::fill_(tensor, std::nan(""));
+  if (tensor.is_cpu())
+    with_storage_type(tensor.scalar_type(), [&](auto tag) {
+      using S = typename decltype(tag)::type;
+      S* const numbers = data<S>(tensor);
+      for (int64_t i = 0; i < tensor.numel(); ++i) numbers[i] = S(std::nanf(""));
+    });
+#else
+  (void)tensor;
+#endif
+}
+
 // A new tensor of x's device and of `dtype`, contiguous or on the CPU with the given strides; in a build for tests it
 // is full of NaN.
 inline Tensor allocate(const Tensor& x, Sizes shape, ScalarType dtype, const int64_t* strides = nullptr) {
   try {
     require(bytes_of(shape, element_size(dtype)) < INT64_MAX, "more bytes than can be counted");
     Tensor tensor = new_empty(x, shape, dtype, strides);
-    if (x.is_cpu())
-      with_storage_type(dtype, [&](auto tag) { poison(data<typename decltype(tag)::type>(tensor), tensor.numel()); });
+    poison(tensor);
     return tensor;
   } catch (const std::exception&) {  // the stable ABI's own message is a line of its source
     fail_out_of_memory(x.is_cpu(), bytes_of(shape, element_size(dtype)), "for " + numbers_text(shape, dtype));

@@ -5,7 +5,6 @@ If the extension cannot be loaded, ``load_error`` says why, the import warns onc
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable
@@ -72,14 +71,18 @@ def constant(function: F) -> F:
 @constant
 def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot run on that GPU: a sentence, or None if they can."""
-    return _cuda_why_not(device_index, dtype)
-
-
-@functools.cache  # every layer asks at every call
-def _cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
+    if (device_index, dtype) in _runs_on:
+        return None
     if torch.version.hip is not None:
         return "it runs on NVIDIA GPUs, and this is a ROCm build of PyTorch"
-    return torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
+    reason = torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
+    if reason is None:
+        _runs_on.add((device_index, dtype))
+    return reason
+
+
+# Every call asks. A reason is not kept: the memory that was missing may be there next time.
+_runs_on: set[tuple[int, torch.dtype]] = set()
 
 
 @constant

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from machine_code import Code
 
 from fused_rnn import native
 
@@ -30,7 +31,6 @@ LIBRARY = native.library
 # Tensor cores, their loads from shared memory, copies to shared memory that run on, barriers of a block.
 COUNTED = ("HMMA", "LDSM", "LDGSTS", "BAR")
 COLUMNS = ("kernel", "arch", "registers", "shared", "stack", *COUNTED)
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)", re.MULTILINE)
 
 # For kernels, a regular expression of "name architecture": an instruction, and whether it must be there. There are no
 # products of bfloat16 and TF32 on 75, and no plan runs such a kernel there.
@@ -40,7 +40,7 @@ RULES = (
     (r"^block_.* Float16, ", "HMMA", True),
     (r"^block_.* Float16, ", "LDSM", True),
     (r"^block_.* (BFloat16|Tf32), .*> (?!75)", "HMMA", True),
-    (r"^block_.* BFloat16, .*> (?!75)", "LDSM", True),
+    (r"^block_.* (BFloat16|Tf32), .*> (?!75)", "LDSM", True),
     (r"^block_.* Float32,", "HMMA", False),  # float32 without TF32 is float32
     (r"^(?!block_)", "HMMA", False),
     (r"^block_", "BAR", True),
@@ -53,7 +53,12 @@ class Kernel(NamedTuple):
     registers: int
     shared: int  # bytes, without what the launch adds
     stack: int  # bytes
-    counts: collections.Counter[str]  # of all instructions
+    code: Code
+
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """Of all instructions, by name."""
+        return collections.Counter(one.name for one in self.code.instructions)
 
     def row(self) -> list[str]:
         return [str(value) for value in self[:-1]] + [str(self.counts[name]) for name in COUNTED]
@@ -75,7 +80,7 @@ def readable(mangled: list[str]) -> list[str]:
     header = (ROOT / "csrc" / "cuda" / "block_layout.h").read_text()
     maths = re.findall(r"\bk(\w+)", re.search(r"enum class Math \{(.*?)\}", header, re.DOTALL)[1])
     names = run("c++filt", text="\n".join(mangled))
-    names = re.sub(r"^void |fused_rnn::|<fused_rnn::Real>|\([^()]*\)$", "", names, flags=re.MULTILINE)
+    names = re.sub(r"^void |fused_rnn::|<fused_rnn::RealOf<\w+> ?>|\([^()]*\)$", "", names, flags=re.MULTILINE)
     return re.sub(r"\(Math\)(\d+)", lambda found: maths[int(found[1])], names).splitlines()
 
 
@@ -89,13 +94,13 @@ def built() -> tuple[str, list[Kernel]]:
             releases.update(re.findall(rb"Cuda compilation tools, release ([\d.]+)", cubin.read_bytes()))
             usage = run(tool("cuobjdump"), "-res-usage", cubin)
             functions = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
-            sections = re.split(r"^\.text\.(\w+):$", run(tool("nvdisasm"), "-c", cubin), flags=re.MULTILINE)
-            code = dict(zip(sections[1::2], sections[2::2]))
+            sections = re.split(r"^\.text\.(\w+):$", run(tool("nvdisasm"), "-c", "-hex", cubin), flags=re.MULTILINE)
+            texts = dict(zip(sections[1::2], sections[2::2]))
             architecture = re.search(r"\.sm_(\w+)\.cubin$", cubin.name)[1]
             for (mangled, registers, stack, shared), name in zip(functions, readable([f[0] for f in functions])):
-                counts = collections.Counter(INSTRUCTION.findall(code[mangled]))
-                assert counts["EXIT"], f"the code of {name} was not understood"
-                kernels.append(Kernel(name, architecture, int(registers), int(shared), int(stack), counts))
+                kernel = Kernel(name, architecture, int(registers), int(shared), int(stack), Code(texts[mangled]))
+                assert kernel.counts["EXIT"], f"the code of {name} was not understood"
+                kernels.append(kernel)
     return b" and ".join(sorted(releases)).decode(), sorted(
         kernels, key=lambda k: (k.name, int(k.architecture.strip("af")))
     )
@@ -139,6 +144,53 @@ def test_instructions(kernels, instruction, there):
     assert concerned
     wrong = [f"{k.name} for {k.architecture}" for k in concerned if (k.counts[instruction] > 0) != there]
     assert not wrong, f"{'no' if there else 'there is'} {instruction} in\n" + "\n".join(wrong)
+
+
+def disassembled(*lines):
+    """What nvdisasm prints: labels, and instructions with the scoreboard that they release and those they wait for."""
+    text = []
+    for line in lines:
+        if isinstance(line, str):
+            text.append(f"{line}:")
+        else:
+            instruction, scoreboard, waits = line
+            control = scoreboard << 46 | sum(1 << 52 + one for one in waits)
+            text += [f"        /*0010*/    {instruction} ;  /* 0x{0:016x} */", f"      /* 0x{control:016x} */"]
+    return "\n".join(text)
+
+
+@pytest.mark.parametrize("waits_at, found", [("before", 1), ("after", 0), ("for another", 0)])
+def test_loads_that_are_waited_for_are_found(waits_at, found):
+    text = disassembled(
+        ("LDG.E R1, desc[UR4][R8.64]", 2, []),  # before the loop: no load of a step
+        ("FADD R1, R1, R1", 7, [2]),
+        ".L_x_1",
+        ("@P1 LDG.E.U16 R2, desc[UR4][R8.64]", 3, []),
+        ("IMAD.U32 R3, R2, 0x10000, RZ", 7, {"before": [3], "for another": [4]}.get(waits_at, [])),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0", 7, []),
+        ("IMAD.U32 R3, R2, 0x10000, RZ", 7, [3] if waits_at == "after" else []),
+        ("@P0 BRA `(.L_x_1)", 7, []),
+        ("EXIT", 7, []),
+    )
+    code = Code(text)
+    assert code.step_loop() == (2, 6)
+    waits = code.waited_loads()
+    assert len(waits) == found
+    assert all(load.opcode == "LDG.E.U16" and waiting.opcode == "IMAD.U32" for load, waiting in waits)
+
+
+@needs_cuda
+@needs_tools
+def test_no_step_waits_for_a_load_of_the_next_one():
+    """A load of the block tier is used after the barrier of its step, and by then it has arrived."""
+    blocks = [k for k in built()[1] if k.name.startswith("block_")]
+    assert all(k.code.step_loop() != (0, 0) for k in blocks)
+    waits = [
+        f"{k.name} for {k.architecture}: {load}  <-  {waiting}"
+        for k in blocks
+        for load, waiting in k.code.waited_loads()
+    ]
+    assert not waits, "waited for before the barrier:\n" + "\n".join(waits)
 
 
 @needs_cuda

@@ -35,14 +35,21 @@ struct BlockLayout {
   FUSED_RNN_INLINE int64_t weight_bytes() const {
     return int64_t(resident ? 1 : gates) * padded() * stride() * element;
   }
-  // Biases of x and h for each row of weight_hh, float32; the forward's only
+  // Biases of x and of h for each row of weight_hh, float32; the forward's only
   FUSED_RNN_INLINE int64_t bias_bytes() const { return int64_t(gates) * padded() * 8; }
-  // One right factor: [kBatchTile, stride]
-  FUSED_RNN_INLINE int64_t factor_bytes() const { return int64_t(kBatchTile) * stride() * element; }
-  // The forward keeps h of two steps and r * h, the backward the gradients of all gates of two steps.
-  FUSED_RNN_INLINE int64_t shared_bytes(bool backward, bool reset_before) const {
+  // One right factor: [kBatchTile, factor_stride]. Its tiles, of 32 bytes, are loaded two at a time; if weight_hh is
+  // resident, all that a thread can keep, so that the code has no branch and no multiplication.
+  FUSED_RNN_INLINE int factor_stride() const {
+    const int bytes = resident ? kResidentDepth * 32 : (padded() * element + 63) / 64 * 64;
+    return (bytes + 16) / element;
+  }
+  FUSED_RNN_INLINE int64_t factor_bytes() const { return int64_t(kBatchTile) * factor_stride() * element; }
+  // The forward keeps h of two steps and r * h, the backward the gradients of all gates of two steps, and cx in
+  // float32.
+  FUSED_RNN_INLINE int64_t shared_bytes(bool backward, bool reset_before, bool cell_state) const {
+    const int64_t cx = cell_state ? int64_t(kBatchTile) * padded() * 4 : 0;
     return weight_bytes() +
-           (backward ? 2 * gates * factor_bytes() : bias_bytes() + (reset_before ? 3 : 2) * factor_bytes());
+           (backward ? 2 * gates * factor_bytes() + cx : bias_bytes() + (reset_before ? 3 : 2) * factor_bytes());
   }
 };
 

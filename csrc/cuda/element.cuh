@@ -20,10 +20,18 @@ FUSED_RNN_DEVICE float load(const S* array, int at) {
   return array ? to_float(array[at]) : 0.0f;
 }
 
-// The first of an element's `width` numbers, which are H apart, at a step of an array [..., B, width, H].
-template <class Number, class S>
-FUSED_RNN_DEVICE Number* of_element(Number* array, const Steps<S>& a, int step, int b, int unit, int width = 1) {
-  return array + int64_t(step) * (a.B * width * a.H) + (b * width * a.H + unit);
+// The first of an element's numbers, which are H apart, at a step of an array [..., B, kWidth, H].
+template <int kWidth, class Number, class S>
+FUSED_RNN_DEVICE Number* of_element(Number* array, const Steps<S>& a, int step, int b, int unit) {
+  return array + int64_t(step) * (a.B * kWidth * a.H) + int64_t(b) * (kWidth * a.H) + unit;
+}
+
+// n times H numbers further: one instruction, as neither factor has a sign. An address, since `from` may be null where
+// nothing is loaded or stored.
+template <class Number>
+FUSED_RNN_DEVICE Number* rows_on(Number* from, int n, int H) {
+  return reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(from) +
+                                   uint64_t(uint32_t(H)) * uint32_t(n * int(sizeof(Number))));
 }
 
 // ---- Forward ----
@@ -47,41 +55,16 @@ FUSED_RNN_DEVICE void store_state(const ForwardSteps<S>& a, int at, const typena
   }
 }
 
-template <class Cell, class S>
-FUSED_RNN_DEVICE void load_gates_x(const ForwardSteps<S>& a, int t, int b, int unit, float (&x)[Cell::kGates]) {
-  const float* from = of_element(a.gates_x, a, a.place(t), b, unit, Cell::kGates);
+template <class Cell>
+FUSED_RNN_DEVICE void load_gates_x(bool exists, const float* from, int H, uint32_t (&bits)[Cell::kGates]) {
 #pragma unroll
-  for (int gate = 0; gate < Cell::kGates; ++gate) x[gate] = from[gate * a.H];
+  for (int gate = 0; gate < Cell::kGates; ++gate) load_if(exists, rows_on(from, gate, H), bits[gate]);
 }
 
-template <class Cell, class S>
-FUSED_RNN_DEVICE void store_forward(const ForwardSteps<S>& a, int t, int b, int unit, S output,
-                                    const typename Cell::Saved& saved) {
-  *of_element(a.output, a, t, b, unit) = output;
-  if (!a.saved) return;
-  float* to = of_element(a.saved, a, t, b, unit, Cell::kSaved);
+template <class Cell>
+FUSED_RNN_DEVICE void store_saved(bool exists, float* to, int H, const typename Cell::Saved& saved) {
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) to[k * a.H] = saved[k].v;
-}
-
-// Applies the cell at time t to an active element and stores what it gives; x and h are with their biases.
-template <class Cell, class S>
-FUSED_RNN_DEVICE void step_forward(const ForwardSteps<S>& a, int t, int b, int unit, const Real (&x)[Cell::kGates],
-                                   const Real (&h)[Cell::kGates], typename Cell::State& state) {
-  typename Cell::Saved saved;
-  state = Cell::forward(x, h, state, saved);
-  const S rounded = from_float<S>(state.h.v);
-  state.h = to_float(rounded);
-  store_forward<Cell>(a, t, b, unit, rounded, saved);
-}
-
-// A row that takes no part in time t: its state stays, its output and what is saved are zero.
-template <class Cell, class S>
-FUSED_RNN_DEVICE void skip_forward(const ForwardSteps<S>& a, int t, int b, int unit) {
-  typename Cell::Saved nothing;
-#pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) nothing[k] = 0.0f;
-  store_forward<Cell>(a, t, b, unit, from_float<S>(0.0f), nothing);
+  for (int k = 0; k < Cell::kSaved; ++k) store_if(exists, rows_on(to, k, H), saved[k].v);
 }
 
 // ---- Backward ----
@@ -107,69 +90,76 @@ FUSED_RNN_DEVICE void store_grad(const BackwardSteps<S>& a, int at, const typena
   }
 }
 
-// What an active element needs of time t, apart from the gradient of its state.
+// What an element needs of time t apart from the gradient of its state: bits as they are stored, since a conversion
+// would wait for the load.
 template <class Cell>
 struct BackwardInputs {
-  float grad_output;
-  typename Cell::State before;
-  typename Cell::Saved saved;
+  uint32_t grad_output;          // of S
+  uint32_t h_before;             // of S
+  uint32_t c_before;             // of float, LSTM only
+  uint32_t saved[Cell::kSaved];  // of float
 };
 
-template <class Cell, class S>
-FUSED_RNN_DEVICE BackwardInputs<Cell> load_inputs(const BackwardSteps<S>& a, int t, int b, int length, int unit) {
-  const int before = a.reverse ? t + 1 : t - 1;
-  const bool is_first = t == (a.reverse ? length - 1 : 0);
-  BackwardInputs<Cell> in;
-  in.grad_output = a.grad_output ? to_float(*of_element(a.grad_output, a, t, b, unit)) : 0.0f;
-  in.before.h = to_float(*(is_first ? of_element(a.hx, a, 0, b, unit) : of_element(a.output, a, before, b, unit)));
-  if constexpr (kHasCellState<Cell>)
-    in.before.c = is_first ? to_float(*of_element(a.cx, a, 0, b, unit))
-                           : of_element(a.saved, a, before, b, unit, Cell::kSaved)[Cell::kSavedCell * a.H];
-  const float* from = of_element(a.saved, a, t, b, unit, Cell::kSaved);
+template <class Cell>
+FUSED_RNN_DEVICE void load_saved(bool exists, const float* from, const float* from_before, int H,
+                                 BackwardInputs<Cell>& in) {
+  if constexpr (kHasCellState<Cell>) load_if(exists, rows_on(from_before, Cell::kSavedCell, H), in.c_before);
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) in.saved[k] = from[k * a.H];
-  return in;
-}
-
-// The gradients of an element's gates, and the other factor of weight_hh's gradient. All zero in a row that is not
-// active.
-template <class Cell, class S>
-FUSED_RNN_DEVICE void store_grads(const BackwardSteps<S>& a, int t, int b, int unit,
-                                  const StepGrads<Real, typename Cell::State, Cell::kGates>& grads, float h_before,
-                                  float reset_gate) {
-  const int place = a.place(t);
-  S* const to_x = of_element(a.grads_x, a, place, b, unit, Cell::kGates);
-  S* const to_h = of_element(a.grads_h, a, place, b, unit, Cell::kGates);
-#pragma unroll
-  for (int gate = 0; gate < Cell::kGates; ++gate) {
-    to_x[gate * a.H] = from_float<S>(grads.x[gate].v);
-    if constexpr (Cell::kGradsDiffer) to_h[gate * a.H] = from_float<S>(grads.h[gate].v);
-  }
-  *of_element(a.h_before, a, place, b, unit) = from_float<S>(h_before);
-  if constexpr (Cell::kResetBefore) *of_element(a.reset_h, a, place, b, unit) = from_float<S>(reset_gate * h_before);
+  for (int k = 0; k < Cell::kSaved; ++k) load_if(exists, rows_on(from, k, H), in.saved[k]);
 }
 
 template <class Cell>
-FUSED_RNN_DEVICE StepGrads<Real, typename Cell::State, Cell::kGates> no_grads() {
-  StepGrads<Real, typename Cell::State, Cell::kGates> none;
+FUSED_RNN_DEVICE void saved_of(const BackwardInputs<Cell>& in, typename Cell::Saved& saved) {
+#pragma unroll
+  for (int k = 0; k < Cell::kSaved; ++k) saved[k] = from_bits<float>(in.saved[k]);
+}
+
+template <class S>
+FUSED_RNN_DEVICE bool is_first_step(const BackwardSteps<S>& a, int t, int length) {
+  return t == (a.reverse ? length - 1 : 0);
+}
+
+template <class Cell>
+using GradsOf = StepGrads<NumberOf<Cell>, typename Cell::State, Cell::kGates>;
+
+// The cell's backward. grad_reset is used with the reset before the matmul only.
+template <class Cell>
+FUSED_RNN_DEVICE GradsOf<Cell> step_backward(const typename Cell::State& grad, const typename Cell::State& before,
+                                             const typename Cell::Saved& saved, float grad_reset) {
+  if constexpr (Cell::kResetBefore)
+    return Cell::backward(grad, before, saved, grad_reset);
+  else
+    return Cell::backward(grad, before, saved);
+}
+
+// The gradients of the gates of an element that is not active.
+template <class Cell>
+FUSED_RNN_DEVICE GradsOf<Cell> no_grads() {
+  GradsOf<Cell> none;
 #pragma unroll
   for (int gate = 0; gate < Cell::kGates; ++gate) none.x[gate] = none.h[gate] = 0.0f;
   return none;
 }
 
-// The cell's backward at an active element; grad becomes the direct part of the previous state's gradient. grad_reset
-// is used with the reset before the matmul only.
-template <class Cell>
-FUSED_RNN_DEVICE StepGrads<Real, typename Cell::State, Cell::kGates> step_backward(typename Cell::State& grad,
-                                                                                   const BackwardInputs<Cell>& in,
-                                                                                   float grad_reset) {
-  StepGrads<Real, typename Cell::State, Cell::kGates> grads;
-  if constexpr (Cell::kResetBefore)
-    grads = Cell::backward(grad, in.before, in.saved, grad_reset);
-  else
-    grads = Cell::backward(grad, in.before, in.saved);
-  grad = grads.prev;
-  return grads;
+// Where an element's gradients go, and the other factors of weight_hh's gradient: zeros where it is not active.
+template <class S>
+struct GradTargets {
+  S* grads_x;
+  S* grads_h;
+  S* h_before;
+  S* reset_h;
+};
+
+template <class Cell, class S>
+FUSED_RNN_DEVICE void store_grads(bool exists, const GradTargets<S>& to, int H, const GradsOf<Cell>& grads, S h_before,
+                                  float reset_gate) {
+#pragma unroll
+  for (int gate = 0; gate < Cell::kGates; ++gate) {
+    store_if(exists, rows_on(to.grads_x, gate, H), from_float<S>(grads.x[gate].v));
+    if constexpr (Cell::kGradsDiffer) store_if(exists, rows_on(to.grads_h, gate, H), from_float<S>(grads.h[gate].v));
+  }
+  store_if(exists, to.h_before, h_before);
+  if constexpr (Cell::kResetBefore) store_if(exists, to.reset_h, from_float<S>(reset_gate * to_float(h_before)));
 }
 
 }  // namespace fused_rnn

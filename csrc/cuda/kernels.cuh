@@ -35,17 +35,25 @@ int with_math(Math math, bool resident, const ForMath& f) {
   }
 }
 
-template <class Cell, class S>
+// The cell whose functions are as exact as its products.
+template <template <class> class CellOf, Math kMath>
+using BlockCell = CellOf<RealOf<kMath != Math::kFloat32>>;
+
+template <template <class> class CellOf, class S>
 int launch_block_forward(const ForwardSteps<S>& args, const Plan& plan, Math math, Stream stream) {
   return with_math<S>(math, plan.resident, [&](auto m, auto resident) {
-    return launch_block(block_forward<Cell, S, decltype(m)::value, decltype(resident)::value>, args, plan, stream);
+    constexpr Math kMath = decltype(m)::value;
+    return launch_block(block_forward<BlockCell<CellOf, kMath>, S, kMath, decltype(resident)::value>, args, plan,
+                        stream);
   });
 }
 
-template <class Cell, class S>
+template <template <class> class CellOf, class S>
 int launch_block_backward(const BackwardSteps<S>& args, const Plan& plan, Math math, Stream stream) {
   return with_math<S>(math, plan.resident, [&](auto m, auto resident) {
-    return launch_block(block_backward<Cell, S, decltype(m)::value, decltype(resident)::value>, args, plan, stream);
+    constexpr Math kMath = decltype(m)::value;
+    return launch_block(block_backward<BlockCell<CellOf, kMath>, S, kMath, decltype(resident)::value>, args, plan,
+                        stream);
   });
 }
 
@@ -65,8 +73,8 @@ template <template <class> class CellOf, class S>
 Kernels<S> kernels() {
   using Cell = CellOf<Real>;
   Kernels<S> all{};
-  all.block_forward = launch_block_forward<Cell, S>;
-  all.block_backward = launch_block_backward<Cell, S>;
+  all.block_forward = launch_block_forward<CellOf, S>;
+  all.block_backward = launch_block_backward<CellOf, S>;
   all.stepwise_forward = [](const ForwardStep<S>& step, Stream stream) -> int {
     return launch_elements(stepwise_forward<Cell, S>, step, step.steps.B * step.steps.H, stream);
   };

@@ -89,7 +89,8 @@ Plan best_plan(const Shape& shape, const Device& device) {
   const bool resident = depth > 0 && shape.H <= kResidentDepth * depth;
   const int most_units = most_warps(shape.math, resident) * kUnitTile;
   const BlockLayout layout{int(std::min<int64_t>(shape.H, most_units)), G, element_bytes(shape.math), resident};
-  const int64_t shared = layout.shared_bytes(shape.backward, shape.cell == CellKind::kGruResetBefore);
+  const int64_t shared =
+      layout.shared_bytes(shape.backward, shape.cell == CellKind::kGruResetBefore, shape.cell == CellKind::kLstm);
   const int64_t weights = G * shape.H * shape.H * element_bytes(shape.math);
   if (shape.H > most_units || shared > device.shared_bytes) {
     plan.reason = "weight_hh, " + kib(weights) + ", does not fit in one block's " + kib(device.shared_bytes);

@@ -49,6 +49,24 @@ FUSED_RNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta
 
 #endif
 
+// ---- Bits ----
+
+// Of a number of 32 or 16 bits, as the low bits of a word.
+template <class S>
+FUSED_RNN_DEVICE uint32_t to_bits(S value) {
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<uint32_t>(value);
+  else
+    return bit_cast<uint16_t>(value);
+}
+template <class S>
+FUSED_RNN_DEVICE S from_bits(uint32_t bits) {
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<S>(bits);
+  else
+    return bit_cast<S>(uint16_t(bits));
+}
+
 // ---- Barriers ----
 
 FUSED_RNN_DEVICE void block_barrier(Site site) {
@@ -184,6 +202,77 @@ FUSED_RNN_DEVICE bool grid_barrier(unsigned* counter, unsigned target, Site site
   return block_barrier_and(arrived, site.part(".leave"));
 }
 
+// ---- Global memory under a condition, without a branch ----
+
+// The low bits of `bits` become those of *p if `condition`. For memory that no thread writes.
+template <class S>
+FUSED_RNN_DEVICE void load_if(bool condition, const S* p, uint32_t& bits) {
+#ifdef FUSED_RNN_EMULATOR
+  if (condition) bits = to_bits(*p);
+#else
+  if constexpr (sizeof(S) == 4)
+    asm("{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %2, 0;\n"
+        "  @condition ld.global.u32 %0, [%1];\n"
+        "}"
+        : "+r"(bits)
+        : "l"(p), "r"(int(condition)));
+  else
+    asm("{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %2, 0;\n"
+        "  @condition ld.global.u16 %0, [%1];\n"
+        "}"
+        : "+r"(bits)
+        : "l"(p), "r"(int(condition)));
+#endif
+}
+
+// Loads 16 bytes, zeros unless `condition`. p is a multiple of 16 bytes.
+template <class T, int n>
+FUSED_RNN_DEVICE void load16_if(bool condition, const T* p, T (&to)[n]) {
+  static_assert(sizeof(to) == sizeof(uint4), "16 bytes");
+  uint4 words{};
+#ifdef FUSED_RNN_EMULATOR
+  if (condition) std::memcpy(&words, p, sizeof(words));
+#else
+  asm("{\n"
+      "  .reg .pred condition;\n"
+      "  setp.ne.b32 condition, %5, 0;\n"
+      "  @condition ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)
+      : "l"(p), "r"(int(condition)));
+#endif
+  std::memcpy(to, &words, sizeof(words));
+}
+
+// *p = value if `condition`.
+template <class S>
+FUSED_RNN_DEVICE void store_if(bool condition, S* p, S value) {
+#ifdef FUSED_RNN_EMULATOR
+  if (condition) *p = value;
+#else
+  if constexpr (sizeof(S) == 4)
+    asm volatile(
+        "{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %2, 0;\n"
+        "  @condition st.global.u32 [%0], %1;\n"
+        "}" ::"l"(p),
+        "r"(to_bits(value)), "r"(int(condition)));
+  else
+    asm volatile(
+        "{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %2, 0;\n"
+        "  @condition st.global.u16 [%0], %1;\n"
+        "}" ::"l"(p),
+        "r"(to_bits(value)), "r"(int(condition)));
+#endif
+}
+
 // ---- Asynchronous copies into shared memory ----
 
 // Copies 16 bytes from global memory, of which those past valid_bytes become zero. Both addresses are multiples of 16.
@@ -270,8 +359,9 @@ FUSED_RNN_DEVICE void mbarrier_expect(uint64_t* barrier, unsigned bytes) {
 #endif
 }
 
-// Waits for the end of the phase of that parity, 0 for the first one.
-FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity, Site site) {
+// Waits for the end of a phase, 0 for the first one.
+FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned phase, Site site) {
+  const unsigned parity = phase & 1;  // PTX knows no other values
 #ifdef FUSED_RNN_EMULATOR
   emu::mbarrier_wait(barrier, parity, site);
 #else
@@ -439,57 +529,75 @@ FUSED_RNN_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) 
 #endif
 }
 
-// D [16, 8] += A [16, 16] B [16, 8], D in float32. With g = lane/4 and t = lane%4 a lane has of D rows g (d[0], d[1])
-// and g + 8 at columns 2t and 2t + 1; of A rows g (a[0], a[2]) and g + 8 at k = 2t and 2t + 1 (a[0], a[1]) and 8
-// further; of B column g at k = 2t and 2t + 1 (b[0]) and 8 further. Capability 8.0 and later.
-FUSED_RNN_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
+// D [16, 8] += A [16, 16] B [16, 8] if `condition`, which is the same in all lanes; D in float32. With g = lane/4 and
+// t = lane%4 a lane has of D rows g (d[0], d[1]) and g + 8 at columns 2t and 2t + 1; of A rows g (a[0], a[2]) and g + 8
+// at k = 2t and 2t + 1 (a[0], a[1]) and 8 further; of B column g at k = 2t and 2t + 1 (b[0]) and 8 further. Capability
+// 8.0 and later.
+FUSED_RNN_DEVICE void mma_if(bool condition, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
 #ifdef FUSED_RNN_EMULATOR
-  emu::mma(d, a, b, emu::Operand::kBFloat16);
+  if (condition) emu::mma(d, a, b, emu::Operand::kBFloat16);
 #else
   if constexpr (kCapability >= 80)
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %10, 0;\n"
+        "  @condition mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        "}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(int(condition)));
   else
     __trap();
 #endif
 }
 
 // The same in Float16; before capability 8.0 in two halves.
-FUSED_RNN_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16) {
+FUSED_RNN_DEVICE void mma_if(bool condition, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16) {
 #ifdef FUSED_RNN_EMULATOR
-  emu::mma(d, a, b, emu::Operand::kFloat16);
+  if (condition) emu::mma(d, a, b, emu::Operand::kFloat16);
 #else
   if constexpr (kCapability >= 80)
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %10, 0;\n"
+        "  @condition mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        "}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(int(condition)));
   else
     for (int half = 0; half < 2; ++half)
       asm volatile(
-          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+          "{\n"
+          "  .reg .pred condition;\n"
+          "  setp.ne.b32 condition, %7, 0;\n"
+          "  @condition mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+          "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+          "}"
           : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-          : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+          : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]), "r"(int(condition)));
 #endif
 }
 
-// D [16, 8] += A [16, 8] B [8, 8] in TF32, of whose operands the low 13 bits are ignored. D as above; of A a lane has
-// rows g (a[0], a[2]) and g + 8 at k = t (a[0], a[1]) and t + 4; of B column g at k = t and t + 4. Capability 8.0 and
-// later.
-FUSED_RNN_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// D [16, 8] += A [16, 8] B [8, 8] in TF32, of whose operands the low 13 bits are ignored, if `condition`. D as above;
+// of A a lane has rows g (a[0], a[2]) and g + 8 at k = t (a[0], a[1]) and t + 4; of B column g at k = t and t + 4.
+// Capability 8.0 and later.
+FUSED_RNN_DEVICE void mma_tf32_if(bool condition, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef FUSED_RNN_EMULATOR
-  emu::mma(d, a, b, emu::Operand::kTf32);
+  if (condition) emu::mma(d, a, b, emu::Operand::kTf32);
 #else
   if constexpr (kCapability >= 80)
     asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %10, 0;\n"
+        "  @condition mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        "}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(int(condition)));
   else
     __trap();
 #endif
@@ -549,9 +657,9 @@ template <>
 FUSED_RNN_DEVICE BFloat16 from_float<BFloat16>(float value) {
 #ifndef FUSED_RNN_EMULATOR
   if constexpr (kCapability >= 80) {
-    BFloat16 result;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
-    return result;
+    uint32_t pair;  // an instruction for two is four times as fast as that for one
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(value));
+    return from_bits<BFloat16>(pair);
   }
 #endif
   return BFloat16(value);
@@ -561,6 +669,11 @@ FUSED_RNN_DEVICE Float16 from_float<Float16>(float value) {
 #ifdef FUSED_RNN_EMULATOR
   return Float16(value);
 #else
+  if constexpr (kCapability >= 80) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(value));
+    return from_bits<Float16>(pair);
+  }
   Float16 result;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
   return result;
@@ -577,6 +690,17 @@ FUSED_RNN_DEVICE float round_to_tf32(float value) {
   }
 #endif
   return value == value ? bit_cast<float>((bit_cast<uint32_t>(value) + 0x1000u) & ~0x1fffu) : value;
+}
+
+// 2^value within 2 ulp; subnormal numbers count as zero.
+FUSED_RNN_DEVICE float exp2_approximate(float value) {
+#ifdef FUSED_RNN_EMULATOR
+  return emu::exp2(value);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#endif
 }
 
 // Within 1 ulp; subnormal numbers count as zero.

@@ -3,9 +3,10 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <map>
 #include <mutex>
 #include <stdexcept>
-#include <vector>
+#include <thread>
 
 #include "kernels.h"
 #include "torch_cuda.h"
@@ -35,6 +36,7 @@ namespace {
 struct Found {
   Device device;
   std::string why_not;
+  bool lasts;  // the answer stays the same as long as the process runs
 };
 
 std::string cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
@@ -43,30 +45,31 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Whether there is code for a device shows when one of the kernels is loaded.
+// Whether there is code for a device shows when one of the kernels is loaded. On a thread of its own, which alone gets
+// another current device: setting the caller's back would start CUDA on that GPU too.
 cudaError_t load_kernel(int index) {
-  int current = 0;
-  cudaGetDevice(&current);
-  cudaError_t error = cudaSetDevice(index);
-  cudaFuncAttributes attributes;
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, sample_kernel());
-  cudaSetDevice(current);
-  cudaGetLastError();  // nobody else shall find this one
+  cudaError_t error = cudaSuccess;
+  std::thread([&] {
+    error = cudaSetDevice(index);
+    cudaFuncAttributes attributes;
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, sample_kernel());
+  }).join();
   return error;
 }
 
 Found find(int index) {
   int driver = 0, count = 0;
   cudaDriverGetVersion(&driver);
-  if (driver == 0) return {{}, "there is no NVIDIA driver"};
+  if (driver == 0) return {{}, "there is no NVIDIA driver", false};
   if (const cudaError_t error = cudaGetDeviceCount(&count); error == cudaErrorInsufficientDriver)
     return {{},
             "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
-                ", and the extension was built with CUDA " + version_text(CUDART_VERSION)};
+                ", and the extension was built with CUDA " + version_text(CUDART_VERSION),
+            true};
   else if (error != cudaSuccess)
-    return {{}, "CUDA does not start: " + cuda_error(error)};
+    return {{}, "CUDA does not start: " + cuda_error(error), false};
   if (index < 0 || index >= count)
-    return {{}, "there is no GPU " + std::to_string(index) + " among " + std::to_string(count)};
+    return {{}, "there is no GPU " + std::to_string(index) + " among " + std::to_string(count), true};
 
   int major = 0, minor = 0, sm_count = 0, shared = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
@@ -74,36 +77,39 @@ Found find(int index) {
   cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   const Device device{"cuda:" + std::to_string(index), 10 * major + minor, sm_count, shared};
-  if (const std::string reason = why_not(Math::kFloat32, device.capability); !reason.empty()) return {device, reason};
+  if (const std::string reason = why_not(Math::kFloat32, device.capability); !reason.empty())
+    return {device, reason, true};
   for (const char* name : {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle",
                            "cublasSetMathMode", "cublasGemmEx"})
-    if (!find_torch_cuda_symbol(name)) return {device, std::string("this PyTorch has no function ") + name};
-  if (const cudaError_t error = load_kernel(index); error != cudaSuccess)
-    return {device, "the extension has no code for compute capability " + std::to_string(major) + "." +
-                        std::to_string(minor) + " (" + cuda_error(error) + "); it was built for " +
-                        built_architectures()};
-  return {device, ""};
+    if (!find_torch_cuda_symbol(name)) return {device, std::string("this PyTorch has no function ") + name, true};
+  switch (const cudaError_t error = load_kernel(index); error) {
+    case cudaSuccess: return {device, "", true};
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      return {device,
+              "the extension has no code for compute capability " + std::to_string(major) + "." +
+                  std::to_string(minor) + " (" + cuda_error(error) + "); it was built for " + built_architectures(),
+              true};
+    default: return {device, "the kernels could not be loaded: " + cuda_error(error), false};
+  }
 }
 
-const Found& found(int index) {
+Found found(int index) {
   static std::mutex mutex;
-  static std::vector<Found> devices;
-  static std::vector<int> indices;
+  static std::map<int, Found> devices;
   const std::lock_guard<std::mutex> lock(mutex);
-  for (size_t i = 0; i < indices.size(); ++i)
-    if (indices[i] == index) return devices[i];
-  devices.reserve(256);  // references stay valid
-  indices.push_back(index);
-  devices.push_back(find(index));
-  return devices.back();
+  if (const auto entry = devices.find(index); entry != devices.end()) return entry->second;
+  Found now = find(index);
+  if (now.lasts) devices.emplace(index, now);
+  return now;
 }
 
 }  // namespace
 
 std::string why_not_device(int index) { return found(index).why_not; }
 
-const Device& device_at(int index) {
-  const Found& entry = found(index);
+Device device_at(int index) {
+  Found entry = found(index);
   if (!entry.why_not.empty()) throw std::runtime_error("fused_rnn's CUDA kernels cannot run: " + entry.why_not);
   return entry.device;
 }

@@ -15,7 +15,7 @@ const char* built_architectures();
 std::string why_not_device(int index);
 
 // Throws std::runtime_error with the sentence of why_not_device.
-const Device& device_at(int index);
+Device device_at(int index);
 
 // What float32 products multiply on a device.
 inline Math float32_math(bool allow_tf32, int capability) {

@@ -23,7 +23,7 @@ FUSED_RNN_DEVICE void for_each_element(const Steps<S>& a, const Body& body) {
 // gates_x or gates_h of an element, with bias.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void load_gates(const float* gates, const S* bias, const Steps<S>& a, int b, int unit,
-                                 Real (&to)[Cell::kGates]) {
+                                 NumberOf<Cell> (&to)[Cell::kGates]) {
 #pragma unroll
   for (int gate = 0; gate < Cell::kGates; ++gate)
     to[gate] = gates[(b * Cell::kGates + gate) * a.H + unit] + load(bias, gate * a.H + unit);
@@ -47,25 +47,47 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_forward(const __g
   for_each_element(a, [&](int at) {
     const int b = at / a.H, unit = at % a.H;
     typename Cell::State state = initial_state<Cell>(a, at);
+    typename Cell::Saved saved{};
+    S output = from_float<S>(0.0f);
     if (t < a.length(b)) {
-      Real x[Cell::kGates], h[Cell::kGates];
+      NumberOf<Cell> x[Cell::kGates], h[Cell::kGates];
       load_gates<Cell>(a.gates_x, a.bias_ih, a, b, unit, x);
       load_gates<Cell>(step.gates_h, a.bias_hh, a, b, unit, h);
-      step_forward<Cell>(a, t, b, unit, x, h, state);
-    } else {
-      skip_forward<Cell>(a, t, b, unit);
+      state = Cell::forward(x, h, state, saved);
+      output = from_float<S>(state.h.v);
     }
+    *of_element<1>(a.output, a, t, b, unit) = output;
+    if (a.saved) store_saved<Cell>(true, of_element<Cell::kSaved>(a.saved, a, t, b, unit), a.H, saved);
     store_state<Cell>(a, at, state);
   });
 }
 
-// d loss / d state after step t, with what the output brings.
+// An element at time t: its state before, what was saved, the gradient after the step; zeros if it is not active.
 template <class Cell, class S>
-FUSED_RNN_DEVICE typename Cell::State grad_after(const BackwardSteps<S>& a, int at, const BackwardInputs<Cell>& in) {
-  typename Cell::State grad = initial_grad<Cell>(a, at);
-  grad.h = grad.h + in.grad_output;
-  return grad;
-}
+struct BackwardElement {
+  int b, unit;
+  bool active;
+  S h_before = from_float<S>(0.0f);
+  typename Cell::State before{};
+  typename Cell::Saved saved{};
+  typename Cell::State grad;
+
+  FUSED_RNN_DEVICE BackwardElement(const BackwardSteps<S>& a, int t, int at)
+      : b(at / a.H), unit(at % a.H), active(t < a.length(b)), grad(initial_grad<Cell>(a, at)) {
+    if (!active) return;
+    const bool is_first = is_first_step(a, t, a.length(b));
+    const int t_before = a.reverse ? t + 1 : t - 1;
+    h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before, b, unit));
+    before.h = to_float(h_before);
+    if constexpr (kHasCellState<Cell>)
+      before.c = is_first ? to_float(a.cx[at])
+                          : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before, b, unit), Cell::kSavedCell, a.H);
+    const float* from = of_element<Cell::kSaved>(a.saved, a, t, b, unit);
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = *rows_on(from, k, a.H);
+    if (a.grad_output) grad.h = grad.h + to_float(*of_element<1>(a.grad_output, a, t, b, unit));
+  }
+};
 
 // The candidate's part of grads_x, which goes back through weight_hn before anything else can be computed.
 template <class Cell, class S>
@@ -73,13 +95,9 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_candidate(const _
   const BackwardSteps<S>& a = step.steps;
   const int t = a.time(a.begin);
   for_each_element(a, [&](int at) {
-    const int b = at / a.H, unit = at % a.H, length = a.length(b);
-    Real grad = 0.0f;
-    if (t < length) {
-      const BackwardInputs<Cell> in = load_inputs<Cell>(a, t, b, length, unit);
-      grad = Cell::candidate_grad(grad_after<Cell>(a, at, in), in.saved);
-    }
-    a.grads_x[(b * Cell::kGates + kHiddenGates<Cell>)*a.H + unit] = from_float<S>(grad.v);
+    const BackwardElement<Cell, S> element(a, t, at);
+    const auto grad = element.active ? Cell::candidate_grad(element.grad, element.saved).v : 0.0f;
+    of_element<Cell::kGates>(a.grads_x, a, 0, element.b, element.unit)[kHiddenGates<Cell> * a.H] = from_float<S>(grad);
   });
 }
 
@@ -89,23 +107,22 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_backward(const __
   const BackwardSteps<S>& a = step.steps;
   const int t = a.time(a.begin);
   for_each_element(a, [&](int at) {
-    const int b = at / a.H, unit = at % a.H, length = a.length(b);
-    typename Cell::State grad;
-    if (t < length) {
-      const BackwardInputs<Cell> in = load_inputs<Cell>(a, t, b, length, unit);
-      grad = grad_after<Cell>(a, at, in);
-      const auto grads = step_backward<Cell>(grad, in, load(step.grad_reset, at));
-      store_grads<Cell>(a, t, b, unit, grads, in.before.h.v, in.saved[0].v);
-    } else {
-      grad = initial_grad<Cell>(a, at);
-      store_grads<Cell>(a, t, b, unit, no_grads<Cell>(), 0.0f, 0.0f);
-    }
-    a.grad_h[at] = grad.h.v;
+    const BackwardElement<Cell, S> element(a, t, at);
+    const int b = element.b, unit = element.unit;
+    auto grads = no_grads<Cell>();
+    grads.prev = element.grad;
+    if (element.active)
+      grads = step_backward<Cell>(element.grad, element.before, element.saved, load(step.grad_reset, at));
+    const GradTargets<S> to{of_element<Cell::kGates>(a.grads_x, a, 0, b, unit),
+                            of_element<Cell::kGates>(a.grads_h, a, 0, b, unit),
+                            of_element<1>(a.h_before, a, 0, b, unit), of_element<1>(a.reset_h, a, 0, b, unit)};
+    store_grads<Cell>(true, to, a.H, grads, element.h_before, element.saved[0].v);
+    a.grad_h[at] = grads.prev.h.v;
     if constexpr (kHasCellState<Cell>) {
       if (a.is_last())
-        a.grad_cx[at] = from_float<S>(grad.c.v);
+        a.grad_cx[at] = from_float<S>(grads.prev.c.v);
       else
-        a.grad_c[at] = grad.c.v;
+        a.grad_c[at] = grads.prev.c.v;
     }
   });
 }

@@ -180,14 +180,15 @@ void mbarrier_arrive(uint64_t* barrier, unsigned expected_bytes) {
 
 void mbarrier_wait(uint64_t* barrier, unsigned parity, Site site) {
   if (!is_on(site)) return;
+  if (parity > 1) fail("the parity of an mbarrier's phase is 0 or 1");
   State& state = access_barrier(barrier, __builtin_return_address(0));
-  while (state.phase == parity % 2) {
+  while (state.phase == parity) {
     if (flight_count && (!is_random() || random_number() % 4 == 0))
       land(is_random() ? int(random_number() % unsigned(flight_count)) : 0);
     else
       poll("mbarrier", site);
   }
-  self().agent.acquire_from(state.edges[parity % 2]);
+  self().agent.acquire_from(state.edges[parity]);
 }
 
 void bulk_copy(void* destination, const void* source, unsigned bytes, uint64_t* barrier) {

@@ -155,11 +155,8 @@ void ldmatrix(uint32_t* r, const void* row, bool transposed);
 uint32_t shuffle(uint32_t value, int source_lane);
 unsigned ballot(bool predicate);
 
-inline float reciprocal(float value) {
-  constexpr float kSmallestNormal = 0x1p-126f;
-  const float flushed = std::fabs(value) < kSmallestNormal ? std::copysign(0.0f, value) : value;
-  const float result = 1.0f / flushed;
-  return std::fabs(result) < kSmallestNormal ? std::copysign(0.0f, result) : result;
-}
+inline float flushed(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+inline float reciprocal(float value) { return flushed(1.0f / flushed(value)); }
+inline float exp2(float value) { return flushed(std::exp2(value)); }
 
 }  // namespace emu

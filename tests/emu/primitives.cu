@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <vector>
 
 #include "../../csrc/cuda/launch.cuh"
 #include "../../csrc/cuda/ptx.cuh"
@@ -50,7 +52,8 @@ FUSED_RNN_KERNEL void mma_halves(const __grid_constant__ Args a) {
     l[i] = pair<Number>(left(at_row, at_k), left(at_row, at_k + 1));
   }
   for (int i = 0; i < 2; ++i) r[i] = pair<Number>(right(k + 8 * i, row), right(k + 8 * i + 1, row));
-  mma(d, l, r, Number());
+  mma_if(true, d, l, r, Number());
+  mma_if(false, d, l, r, Number());
   store_sums(a.out, d);
 }
 
@@ -63,7 +66,8 @@ FUSED_RNN_KERNEL void mma_tf32_low_bits(const __grid_constant__ Args a) {
   load_sums(d);
   for (int i = 0; i < 4; ++i) l[i] = bit_cast<uint32_t>(left(row + i % 2 * 8, k + i / 2 * 4)) | kLowBits;
   for (int i = 0; i < 2; ++i) r[i] = bit_cast<uint32_t>(right(k + 4 * i, row)) | kLowBits;
-  mma_tf32(d, l, r);
+  mma_tf32_if(true, d, l, r);
+  mma_tf32_if(false, d, l, r);
   store_sums(a.out, d);
 }
 
@@ -250,25 +254,52 @@ FUSED_RNN_KERNEL void reciprocals(const __grid_constant__ Args a) {
   a.out[i] = !is_normal || fabsf(got - wanted) <= fabsf(wanted) * 0x1p-23f;
 }
 
+// The same of 2^value, two units.
+FUSED_RNN_KERNEL void powers(const __grid_constant__ Args a) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  const float value = bit_cast<float>(a.in[i]), got = exp2_approximate(value), wanted = exp2f(value);
+  const bool is_normal = wanted >= 0x1p-126f && wanted < 0x1p127f;
+  a.out[i] = !is_normal || fabsf(got - wanted) <= wanted * 0x1p-22f;
+}
+
+// Words and their halves, and where nothing is loaded or stored what was there.
+FUSED_RNN_KERNEL void conditions(const __grid_constant__ Args a) {
+  const int lane = threadIdx.x;
+  uint32_t word = 0x11111111u, half = 0x22222222u;
+  load_if(lane % 2 == 0, reinterpret_cast<const float*>(a.in) + lane, word);
+  load_if(lane % 3 == 0, reinterpret_cast<const BFloat16*>(a.in) + lane, half);
+  store_if(true, reinterpret_cast<float*>(a.out) + lane, bit_cast<float>(word));
+  store_if(lane % 5 != 0, reinterpret_cast<float*>(a.out) + lane, from_bits<float>(half & 0xffffu));
+  store_if(true, reinterpret_cast<BFloat16*>(a.out + kLanes) + lane, from_bits<BFloat16>(half));
+  store_if(lane % 7 == 0, reinterpret_cast<BFloat16*>(a.out + kLanes) + lane, from_bits<BFloat16>(word));
+}
+
 // ---- The program ----
 
 #ifdef FUSED_RNN_EMULATOR
-void* allocate(size_t bytes) { return std::calloc(1, bytes); }
+void* allocate(size_t bytes) { return std::malloc(bytes); }
+void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void check(cudaError_t, const char*) {}
 int capability() { return 90; }
-void wait() {}
 #else
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
 void* allocate(size_t bytes) {
   void* p = nullptr;
-  if (cudaMallocManaged(&p, bytes) != cudaSuccess) std::abort();
+  check(cudaMalloc(&p, bytes), "allocating memory");
   return p;
+}
+// Waits for the kernels before it.
+void copy(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copying");
 }
 int capability() {
   cudaDeviceProp properties;
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) std::abort();
+  check(cudaGetDeviceProperties(&properties, 0), "looking for a GPU");
   return 10 * properties.major + properties.minor;
-}
-void wait() {
-  if (cudaDeviceSynchronize() != cudaSuccess) std::abort();
 }
 #endif
 
@@ -278,36 +309,45 @@ class Program {
  public:
   explicit Program(const char* path)
       : file_(std::fopen(path, "w")),
+        host_(kMaxWords),
         in_(static_cast<uint32_t*>(allocate(kMaxWords * 4))),
         out_(static_cast<uint32_t*>(allocate(kMaxWords * 4))),
         counter_(static_cast<unsigned*>(allocate(sizeof(unsigned)))) {
     if (!file_) std::abort();
   }
 
-  uint32_t* in() { return in_; }
+  // What the kernels after it read.
+  void set_in(const std::vector<uint32_t>& words) { copy(in_, words.data(), words.size() * 4); }
 
   void run(const char* name, void (*kernel)(Args), LaunchConfig config, size_t words) {
-    for (size_t i = 0; i < kMaxWords; ++i) out_[i] = 0;
-    *counter_ = 0;
-    if (launch(kernel, config, Args{in_, out_, counter_}) != cudaSuccess) std::abort();
-    wait();
-    write(name, out_, words);
+    const std::vector<uint32_t> zeros(kMaxWords);
+    copy(out_, zeros.data(), kMaxWords * 4);
+    copy(counter_, zeros.data(), sizeof(unsigned));
+    check(launch(kernel, config, Args{in_, out_, counter_}), name);
+#ifndef FUSED_RNN_EMULATOR
+    check(cudaDeviceSynchronize(), name);
+#endif
+    host_.resize(words);
+    copy(host_.data(), out_, words * 4);
+    write(name, host_);
   }
 
-  void write(const char* name, const uint32_t* words, size_t count) {
+  void write(const char* name, const std::vector<uint32_t>& words) {
     std::fprintf(file_, "%s", name);
-    for (size_t i = 0; i < count; ++i) std::fprintf(file_, " %08x", unsigned(words[i]));
+    for (const uint32_t word : words) std::fprintf(file_, " %08x", unsigned(word));
     std::fprintf(file_, "\n");
   }
 
  private:
   FILE* file_;
+  std::vector<uint32_t> host_;
   uint32_t *in_, *out_;
   unsigned* counter_;
 };
 
 // Numbers at and around what rounds in a special way, and random ones.
-void fill_numbers(uint32_t* numbers) {
+std::vector<uint32_t> special_numbers() {
+  std::vector<uint32_t> numbers(kNumbers);
   uint32_t random = 1;
   for (int i = 0; i < kNumbers; ++i) {
     random = random * 1664525u + 1013904223u;
@@ -324,12 +364,15 @@ void fill_numbers(uint32_t* numbers) {
     else
       numbers[i] = random;
   }
+  return numbers;
 }
 
 int run_all(const char* path) {
   Program program(path);
   const LaunchConfig warp = {dim3(1), dim3(kLanes), 1024, nullptr, false, 0};
-  for (unsigned i = 0; i < 1024; ++i) program.in()[i] = 0x01020304u * (i + 1);
+  std::vector<uint32_t> counted(1024);
+  for (unsigned i = 0; i < counted.size(); ++i) counted[i] = 0x01020304u * (i + 1);
+  program.set_in(counted);
   program.run("mma_float16", mma_halves<Float16>, warp, 128);
   if (capability() >= 80) {
     program.run("mma_bfloat16", mma_halves<BFloat16>, warp, 128);
@@ -338,6 +381,7 @@ int run_all(const char* path) {
   program.run("ldmatrix", ldmatrix<false>, warp, 128);
   program.run("ldmatrix_transposed", ldmatrix<true>, warp, 128);
   program.run("warp_exchange", warp_exchange, warp, 6 * kLanes);
+  program.run("conditions", conditions, warp, kLanes + kLanes / 2);
   program.run("cp_async", cp_async, warp, 8 * kLanes);
   if (capability() >= 90) {
     program.run("bulk_pipeline", bulk_pipeline, {dim3(1), dim3(64), 1024, nullptr, false, 0}, 6 * 64);
@@ -346,10 +390,12 @@ int run_all(const char* path) {
   }
   program.run("grid", grid, {dim3(4), dim3(kLanes), 0, nullptr, true, 0}, 4 * 4 * kLanes);
   program.run("message", message, {dim3(2), dim3(1), 0, nullptr, true, 0}, 3);
-  fill_numbers(program.in());
-  program.write("numbers", program.in(), kNumbers);
+  const std::vector<uint32_t> numbers = special_numbers();
+  program.set_in(numbers);
+  program.write("numbers", numbers);
   program.run("convert", convert, {dim3(kNumbers / 128), dim3(128), 0, nullptr, false, 0}, kKinds * kNumbers);
   program.run("reciprocals", reciprocals, {dim3(kNumbers / 128), dim3(128), 0, nullptr, false, 0}, kNumbers);
+  program.run("powers", powers, {dim3(kNumbers / 128), dim3(128), 0, nullptr, false, 0}, kNumbers);
   return 0;
 }
 

@@ -148,8 +148,19 @@ def test_conversions(results):
     assert (got[5][is_nan] == 0x7FFFFFFF).all()
 
 
-def test_reciprocals(results):
-    assert results["reciprocals"].all()
+@pytest.mark.parametrize("function", ["reciprocals", "powers"])
+def test_approximate_functions(results, function):
+    assert results[function].all()
+
+
+def test_loads_and_stores_under_a_condition(results):
+    lanes = np.arange(32)
+    given = (np.arange(1, 1025, dtype=np.uint64) * 0x01020304 & 0xFFFFFFFF).astype(np.uint32)
+    word = np.where(lanes % 2 == 0, given[:32], np.uint32(0x11111111))
+    half = np.where(lanes % 3 == 0, given.view(np.uint16)[:32], np.uint16(0x2222)).astype(np.uint16)
+    assert np.array_equal(results["conditions"][:32], np.where(lanes % 5 != 0, half, word))
+    halves = np.where(lanes % 7 == 0, word.astype(np.uint16), half)
+    assert np.array_equal(results["conditions"][32:], halves.view(np.uint32))
 
 
 # ---- Kernels that are right ----
