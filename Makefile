@@ -16,7 +16,7 @@ TEST_CUDA_ARCHS := $(or $(FUSED_RNN_CUDA_ARCHS),80 90a 100)
 
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
-PYTHON_FILES := $(wildcard fused_rnn/*.py fused_rnn/triton/*.py)
+PYTHON_FILES := $(wildcard fused_rnn/*.py fused_rnn/triton/*.py fused_rnn/*.csv)
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo bench test lint format wheel mutants fuzz gpu-check clean

@@ -349,7 +349,8 @@ def speed(stage: Stage) -> None:
     out = BUILT / "gpu_check"
     shutil.rmtree(out, ignore_errors=True)
     what = ["cpu", "--case", "stream64", "--seconds", "0.01"] if stage.dry else ["gpu", "--quick"]
-    peers = [] if stage.dry or importlib.util.find_spec("triton") is None else ["fused_rnn-triton"]
+    peers = [] if stage.dry else ["fused_rnn-cuda"]
+    peers += [] if stage.dry or importlib.util.find_spec("triton") is None else ["fused_rnn-triton"]
     status, _ = stage.python("-m", "bench", *what, "--peers", *peers, "--out", out)
     rows = [row for path in out.glob("*/layers.csv") for row in csv.DictReader(path.open(newline=""))]
     stage.figures |= {"rows": rows, "cut_off": status is None}

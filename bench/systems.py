@@ -32,6 +32,10 @@ def _reference_why_not(task: Task) -> str | None:
     return None
 
 
+def _cuda_why_not(task: Task) -> str | None:
+    return None if task.device == "cuda" else "it needs an NVIDIA GPU"
+
+
 def _triton_why_not(task: Task) -> str | None:
     return None if task.device == "cuda" else "without a GPU it runs in Triton's interpreter"
 
@@ -77,6 +81,7 @@ TORCH = System("torch.nn", "torch", lambda task: None, torch_systems.torch_layer
 PEERS = (
     System("torch.compile", "torch", _compile_why_not, torch_systems.compiled_layer, quick=False),
     System("reference", "", _reference_why_not, partial(torch_systems.on_backend, "reference"), quick=False),
+    System("fused_rnn-cuda", "", _cuda_why_not, partial(torch_systems.on_backend, "cuda")),
     System("fused_rnn-triton", "triton", _triton_why_not, partial(torch_systems.on_backend, "triton")),
     System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
     System("openvino", "openvino", _onnx_why_not, exported.openvino),

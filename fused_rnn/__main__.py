@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from . import __version__, backends, native
+from . import __version__, backends, evidence, native
 from .cell import LSTM
 
 
@@ -22,6 +22,8 @@ def report() -> str:
     ]
     if native.load_error is None:
         lines.append(f"CUDA code  {native.cuda_architectures() or 'none: the extension was built without CUDA'}")
+    measured = sorted({gpu for gpu, _, _ in evidence.measurements()})
+    lines.append(f"measured   {', '.join(measured) or 'no GPU: on every one, kernels of PyTorch come first'}")
     if forced := backends.forced():
         lines.append(f"forced     {forced}")
     for device in devices:
@@ -30,8 +32,10 @@ def report() -> str:
         problem = backends.Problem(LSTM, device, torch.float32, T=100, B=16, I=256, H=256, training=True)
         for backend in backends.BACKENDS:
             reason = backend.why_not(problem)
+            later = backend.why_later(problem) if reason is None else None
+            answer = f"no: {reason}" if reason else f"later: {later}" if later else "yes"
             plan = backend.plan(problem) if reason is None else ""
-            lines.append(f"  {backend.name:<10} {'yes' if reason is None else 'no: ' + reason}{plan and f' ({plan})'}")
+            lines.append(f"  {backend.name:<10} {answer}{plan and f' ({plan})'}")
     return "\n".join(lines)
 
 

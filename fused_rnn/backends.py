@@ -2,12 +2,14 @@
 
 ``why_not`` returns ``None`` when the backend can run the problem and otherwise a sentence. That sentence is the
 error of a forced backend, the line in ``explain()``, the reason of a skipped test and the report of
-``python -m fused_rnn``.
+``python -m fused_rnn``. ``why_later`` is a sentence where the backend can run the problem, but PyTorch's kernels come
+before it, as no measurement shows that they are slower.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native, reference, stock
+from . import evidence, native, reference, stock
 from .cell import Cell, States, Weights
 from .triton import plan as triton_plan
 
 
 class Problem(NamedTuple):
-    """One layer in one direction: everything the choice of a backend may depend on, and nothing else."""
+    """A stack of layers: everything the choice of a backend may depend on, and nothing else. I is the first layer's."""
 
     cell: Cell
     device: torch.device
@@ -37,11 +39,15 @@ class Problem(NamedTuple):
     training: bool = False  # a backward may come
     transformed: bool = False  # inside torch.func or forward-mode differentiation
     subclass: str = ""  # the class of a tensor that is a subclass of Tensor with rules of its own
+    layers: int = 1
+    directions: int = 1
 
     def __str__(self) -> str:
         flags = [name for name in ("projection", "ragged", "packed", "training", "transformed") if getattr(self, name)]
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
         flags += [self.subclass] if self.subclass else []
+        flags += [f"layers={self.layers}"] if self.layers > 1 else []
+        flags += ["bidirectional"] if self.directions > 1 else []
         return " ".join([str(self.cell), str(self.dtype).removeprefix("torch."), str(self.device), sizes, *flags])
 
 
@@ -53,6 +59,7 @@ class Backend:
     why_not: Callable[[Problem], str | None]
     run: Callable[[Cell, Tensor, States, Weights, Tensor | None, bool], tuple[Tensor, States]]
     plan: Callable[[Problem], str] = lambda problem: ""  # how it would run the problem, in a few words
+    why_later: Callable[[Problem], str | None] = lambda problem: None
     run_stack: Callable[..., tuple[Tensor, States]] | None = None  # with the signature of stock.run_stack
 
 
@@ -120,6 +127,11 @@ def _cpu_plan(problem: Problem) -> str:
     return f"{plan}; backward: {backward}" if p.training and backward != forward else plan
 
 
+def _why_later(name: str, problem: Problem) -> str | None:
+    """Why PyTorch's kernels come before the GPU kernels of ours that have that name."""
+    return evidence.why_later(problem, name) if _torch_why_not(problem) is None else None
+
+
 def _torch_why_not(problem: Problem) -> str | None:
     if not problem.cell.reset_after:
         return "torch.nn has no GRU with reset_after=False"
@@ -129,6 +141,8 @@ def _torch_why_not(problem: Problem) -> str | None:
         return "torch.nn's kernels do not support every torch.func transform and forward-mode differentiation"
     if problem.device.type == "meta":
         return "a meta tensor needs shapes only"
+    if 0 in (problem.T, problem.B, problem.I, problem.H):
+        return "torch.nn's kernels need sizes above 0"
     return None
 
 
@@ -153,13 +167,12 @@ def _triton_plan(problem: Problem) -> str:
     return "; backward: ".join(map(str, plans))
 
 
-# Best first; the last one runs everything. No measurement shows yet that Triton's kernels are faster than PyTorch's
-# layers, so they come after them, for what PyTorch's layers cannot run: there the reference takes many launches a step.
+# Best first; the last one runs everything.
 BACKENDS = (
-    Backend("cuda", _cuda_why_not, native.run, _cuda_plan),
+    Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda")),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
-    Backend("torch", _torch_why_not, stock.run, run_stack=stock.run_stack),
-    Backend("triton", _triton_why_not, _triton_run, _triton_plan),
+    Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
+    Backend("torch", _torch_why_not, stock.run_cell, run_stack=stock.run_stack),
     Backend("reference", lambda problem: None, reference.run),
 )
 
@@ -181,14 +194,14 @@ def forced() -> str | None:
 
 
 def choose(problem: Problem) -> Backend:
-    """The forced backend, or else the first that can run ``problem``.
+    """The forced backend, or else the first that can run ``problem`` and need not come later.
 
     Raises:
         ValueError: the forced backend does not exist or cannot run ``problem``.
     """
     name = forced()
     if name is None:
-        return next(backend for backend in BACKENDS if backend.why_not(problem) is None)
+        return next(b for b in BACKENDS if b.why_not(problem) is None and b.why_later(problem) is None)
     backend = by_name(name)
     if reason := backend.why_not(problem):
         raise ValueError(f"backend {name!r} cannot run {problem}: {reason}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import backends, layer
+from . import backends, evidence, layer
 from .backends import Problem
 from .cell import Weights
 from .modules import GRU, LSTM, GRUCell, LSTMCell
@@ -78,7 +78,13 @@ def _choice(where: str, problem: Problem) -> Choice:
     chosen = backends.choose(problem)
     forced = backends.forced() is not None
     better = backends.BACKENDS[: backends.BACKENDS.index(chosen)]
-    refusals = [(b.name, b.why_not(problem) or f"{chosen.name} is forced") for b in better]
+    refusals = []
+    for backend in better:
+        reason = backend.why_not(problem)
+        if reason is None:
+            later = None if forced else backend.why_later(problem)
+            reason = _later(later or f"{chosen.name} is forced", backend.plan(problem))
+        refusals.append((backend.name, reason))
     return Choice(where, problem, chosen.name, chosen.plan(problem), forced, tuple(refusals))
 
 
@@ -86,11 +92,17 @@ def _choice_on(gpu: str, where: str, problem: Problem) -> Choice:
     """The choice for a GPU that need not be here: nothing is asked of this machine."""
     problem = problem._replace(device=torch.device("cuda"))
     plan, reason = backends.plan_on(problem, gpu)
+    torch_runs = backends.by_name("torch").why_not(problem) is None
+    if reason is None and torch_runs and (later := evidence.why_later(problem, "cuda", gpu)):
+        reason = _later(later, plan)
     if reason is None:
         return Choice(where, problem, "cuda", f"on {gpu}: {plan}", False, ())
-    others = backends.BACKENDS[backends.BACKENDS.index(backends.by_name("cuda")) + 1 :]
-    chosen = next(backend for backend in others if backend.why_not(problem) is None)
-    return Choice(where, problem, chosen.name, f"on {gpu}", False, (("cuda", reason),))
+    return Choice(where, problem, "torch" if torch_runs else "reference", f"on {gpu}", False, (("cuda", reason),))
+
+
+def _later(reason: str, plan: str) -> str:
+    """The sentence for a backend that could run, with what it would do."""
+    return f"{reason}; its plan: {plan}" if plan else reason
 
 
 def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Problem]]:
@@ -111,7 +123,8 @@ def _problems(rnn: Any, x: Any, hx: Any, lengths: Any) -> Iterator[tuple[str, Pr
     for k in range(rnn.num_layers):
         own = weights[k * directions : (k + 1) * directions]
         problems = [_problem(rnn, data, steps, size, w, hx, learns) for w in own]
-        problems = [p._replace(packed=packed, ragged=lengths is not None) for p in problems]
+        stack = dict(packed=packed, ragged=lengths is not None, layers=rnn.num_layers, directions=directions)
+        problems = [p._replace(**stack) for p in problems]
         yield from zip((f"layer {k}", f"layer {k} reverse"), problems, strict=False)
         size, learns = directions * (rnn.proj_size or rnn.hidden_size), problems[0].training
 

@@ -1,4 +1,4 @@
-"""One layer in one direction: choose the backend, run it."""
+"""Choose the backend for a stack of layers; run one layer in one direction."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def problem_of(
     weights: Weights,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    layers: int = 1,
+    directions: int = 1,
 ) -> Problem:
-    """The :class:`Problem` of one layer in one direction; arguments as of :func:`stack.run` but one layer's weights."""
+    """The :class:`Problem` of a stack of layers; arguments as of :func:`stack.run`, weights of its first layer."""
     tensors = (x, *states, *weights)
     return Problem(
         cell=cell,
@@ -44,6 +46,8 @@ def problem_of(
         training=will_differentiate(*tensors),
         transformed=torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0,
         subclass=subclass_among(*tensors),
+        layers=layers,
+        directions=directions,
     )
 
 
@@ -62,6 +66,7 @@ def chosen(
     weights: Sequence[Weights],
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    directions: int = 1,
 ) -> tuple[Backend, Tensor, States, Sequence[Weights]]:
     """The backend for a stack of layers, and x, states and weights as autocast wants them; arguments as there.
 
@@ -79,7 +84,9 @@ def chosen(
             name = next(name for name, t in zip(names, chain(states, *weights), strict=True) if t is tensor)
             got = f"{tensor.dtype} on {tensor.device}"
             raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
-    return choose(problem_of(cell, x, states, weights[0], lengths, batch_sizes)), x, states, weights
+    layers = len(weights) // directions
+    problem = problem_of(cell, x, states, weights[0], lengths, batch_sizes, layers, directions)
+    return choose(problem), x, states, weights
 
 
 def run(

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import dropout as zeroed
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import layer
-from .backends import Backend
+from . import layer, twice
+from .backends import Backend, by_name
 from .cell import Cell, States, Weights
 
 
@@ -46,9 +46,55 @@ def run(
         RuntimeError: a state or weight has another dtype or device than x.
         ValueError: the forced backend cannot run this.
     """
-    backend, x, states, weights = layer.chosen(cell, x, states, weights, lengths, batch_sizes)
+    backend, x, states, weights = layer.chosen(cell, x, states, weights, lengths, batch_sizes, directions)
     if backend.run_stack is not None:
-        return backend.run_stack(cell, x, batch_sizes, states, weights, directions, dropout)
+        return _run_whole(backend.run_stack, cell, x, batch_sizes, states, weights, directions, dropout)
+    return _run_by_layers(backend, cell, x, batch_sizes, states, weights, directions, dropout, lengths)
+
+
+def _run_whole(
+    run_stack: Callable[..., tuple[Tensor, States]],
+    cell: Cell,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: States,
+    weights: Sequence[Weights],
+    directions: int,
+    dropout: float,
+) -> tuple[Tensor, States]:
+    """As :func:`run` on a backend that runs all layers at once."""
+    output, final = run_stack(cell, x, batch_sizes, states, weights, directions, dropout)
+    if output.grad_fn is None or torch.compiler.is_compiling():
+        return output, final
+
+    there = [[weight is not None for weight in one] for one in weights]
+
+    def same(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if dropout > 0:
+            raise RuntimeError("double backward needs dropout=0 here: PyTorch's kernels do not give their masks away")
+        rest = iter(tensors)
+        states = tuple(next(rest) for _ in cell.states)
+        weights = [Weights(*(next(rest) if is_there else None for is_there in one)) for one in there]  # type: ignore[arg-type]
+        output, final = _run_by_layers(by_name("reference"), cell, x, batch_sizes, states, weights, directions)
+        return output, *final
+
+    tensors = [x, *states, *(weight for one in weights for weight in one if weight is not None)]
+    twice.differentiate_again(output, tensors, same)
+    return output, final
+
+
+def _run_by_layers(
+    backend: Backend,
+    cell: Cell,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: States,
+    weights: Sequence[Weights],
+    directions: int,
+    dropout: float = 0.0,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, States]:
+    """As :func:`run` on a backend that runs one layer in one direction."""
     layers = functools.partial(_run_layers, backend, cell, weights=weights, directions=directions)
     if batch_sizes is not None:
         return _run_packed(layers, x, batch_sizes, states, dropout)
