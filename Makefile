@@ -4,7 +4,8 @@
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
 # make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
 # make fuzz       hostile calls for SECONDS=600, under ASan and UBSan unless SANITIZE=0: an exception or a right answer
-# make gpu-check  on a machine with a GPU: everything that only a GPU shows. Installs nothing.
+# make gpu-check  on a machine with a GPU: everything that only a GPU shows, in seven minutes. Installs nothing.
+#                 GPU_CHECK_ARGS=--dry-run shows its stages on a CPU
 # CUDA kernels are built where nvcc is; the head of setup.py has the choices. DEMO_ARGS and BENCH_ARGS are further
 # arguments of the program that make demo or make bench runs.
 PYTHON ?= python3
@@ -67,7 +68,7 @@ $(FUZZ)/built: .venv-test/ready $(NATIVE) $(PYTHON_FILES)
 	touch $@
 
 gpu-check:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) -m bench.gpu_check $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf .venv .venv-test build dist *.egg-info fused_rnn/_C.so

@@ -5,7 +5,9 @@
     python -m bench gpu               # on an NVIDIA GPU
     python -m bench kernel            # single ops: the cost of a call and of a step; --plan forces a kernel
     python -m bench app               # LSTM against GRU, and a language model of each
-    python -m bench report            # tables and pictures from the rows, and the README's numbers
+    python -m bench check             # on an NVIDIA GPU: the grid that decides which kernels run there
+    python -m bench report            # tables and pictures from the rows, and the README's numbers; --import DIR first
+                                      # takes over the rows of another run, such as those of make gpu-check
     python -m bench --list            # cases and peers
 
 Results are compared with float64 before a clock starts; what is wrong has no time. Ctrl-C keeps the rows that are
@@ -31,10 +33,10 @@ except ImportError as error:
     print(f"bench: {error}: pip install -r bench/requirements.txt", file=sys.stderr)
     raise SystemExit(2) from None
 
-from fused_rnn import native
+from fused_rnn import evidence, native
 
-from . import app, kernels, layers, machine, recorded, report, systems
-from .cases import cases_for, quick_cases, select, tasks
+from . import app, condensed, kernels, layers, machine, recorded, report, systems
+from .cases import cases_for, check_tasks, quick_cases, select, tasks
 from .rows import FIELDS, KEY, Results, Row
 
 RESULTS, QUICK_RESULTS = machine.ROOT / "bench" / "results", machine.BUILT / "quick"
@@ -45,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = ("cpu", "gpu", "kernel", "app", "report")
+    what = ("cpu", "gpu", "kernel", "app", "check", "report")
     parser.add_argument("what", nargs="?", choices=what, help="gpu where there is one, else cpu, unless told")
     parser.add_argument("--list", action="store_true", help="name the cases and the peers, and end")
     parser.add_argument("--quick", action="store_true", help="a few cases, short, no compilers: under two minutes")
@@ -56,6 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, metavar="S", help=f"a task's time; {SECONDS}, quick {QUICK_SECONDS}")
     parser.add_argument("--out", type=Path, help="a folder; bench/results, and build/bench for --quick, unless told")
     parser.add_argument("--fresh", action="store_true", help="measure again what has a row")
+    parser.add_argument("--import", type=Path, dest="imported", metavar="DIR", help="report: rows to take over first")
     args = parser.parse_args(arguments)
     args.out = (args.out or (QUICK_RESULTS if args.quick else RESULTS)).resolve()
     args.seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
@@ -110,9 +113,9 @@ def layers_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo
     peers = systems.peers(args.peers, args.quick)
     every_threads = threads_of(args, device)
     for threads in every_threads:
-        with_memory = not args.quick and threads == every_threads[-1]
+        with_memory = not args.quick and args.what != "check" and threads == every_threads[-1]
         setting = layers.Setting(device, threads, peers, args.seconds, with_memory)
-        for task in tasks(cases, device.type):
+        for task in check_tasks(device.type) if args.what == "check" else tasks(cases, device.type):
             if args.quick and device.type == "cpu" and task.dtype != "float32":
                 continue
             keys = [layers.key(task, system, setting) for system in layers.systems_for(task, setting)]
@@ -211,10 +214,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(args: argparse.Namespace) -> int:
-    readme = machine.ROOT / "README.md" if args.out == RESULTS else None
-    written = report.write(args.out, readme)
+    if args.imported is not None:
+        recorded.take_over(args.imported, args.out)
+    ours = args.out == RESULTS
+    written = report.write(args.out, machine.ROOT / "README.md" if ours else None)
     if not written:
         raise ValueError(f"there are no rows under {args.out}")
+    table = evidence.PATH if ours else args.out / "measured.csv"
+    written += condensed.write(recorded.all_recorded(args.out), table)
     for path in written:
         print(os.path.relpath(path))
     return 0

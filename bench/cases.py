@@ -109,6 +109,14 @@ CPU_GRID = (
 GPU_GRID = tuple(
     Case(f"h{H}-b{B}", 512, B, H, H) for B, H in product((16, 1, 64, 256, 4), (256, 1024, 64, 128, 512, 2048))
 )
+# What decides which kernels run on a GPU: the corners of what people use, T long enough that the start costs little.
+CHECK_GRID = (
+    *(Case(f"check-h{H}-b{B}", 256, B, H, H) for B, H in product((16, 1, 64), (256, 128, 512, 64, 1024))),
+    Case("check-layers", 256, 16, 256, 256, layers=2),
+    Case("check-directions", 256, 16, 256, 256, bidirectional=True),
+    Case("check-ragged", 256, 16, 256, 256, ragged=True),
+)
+CHECK_CPU = (Case("check-cpu", 8, 2, 8, 16),)  # to see that it works
 CPU_QUICK = ("voice-activity", "stream64", "small-b4", "tiny32", "odd200", "typ256", "forecasting")
 GPU_QUICK = ("h256-b16", "h1024-b16", "h128-b1", "voice-activity", "separation")
 WARM_UP = Case("warm-up", 4, 2, 8, 16)
@@ -129,7 +137,21 @@ def quick_cases(device_type: str) -> tuple[Case, ...]:
 
 def known_cases(device_type: str) -> tuple[Case, ...]:
     """All that may have rows, each once."""
-    return tuple(dict.fromkeys((*cases_for(device_type), *quick_cases(device_type))))
+    checked = CHECK_GRID if device_type == "cuda" else CHECK_CPU
+    return tuple(dict.fromkeys((*cases_for(device_type), *quick_cases(device_type), *checked)))
+
+
+def check_tasks(device_type: str) -> Iterator[Task]:
+    """The tasks of the grid that decides, LSTM in bfloat16 before everything else, so that a run cut off has those."""
+    if device_type != "cuda":
+        yield from (Task(case, cell, work) for case in CHECK_CPU for cell, work in product(CELLS, case.works()))
+        return
+    precisions = (("bfloat16", False), ("float32", True))
+    kinds = [*product(("LSTM", "GRU"), precisions), ("LSTM", ("float16", False))]
+    for cell, (dtype, tf32) in kinds:
+        for case in CHECK_GRID:
+            if case.name.startswith("check-h") or dtype != "float16":
+                yield from (Task(case, cell, work, dtype, tf32, device_type) for work in case.works())
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:

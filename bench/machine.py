@@ -38,14 +38,16 @@ def slug(name: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the checkout, with -dirty if what runs differs from it, or "unknown"."""
+    """The commit of the checkout, with -dirty if what runs differs from it; without git that of what was carried here
+    (``python -m bench.gpu_check --prepare``), or "unknown"."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
         code = [*git, "diff", "--quiet", "HEAD", "--", "fused_rnn", "csrc", "bench/*.py", "setup.py"]
         dirty = subprocess.run(code, capture_output=True, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        carried = ROOT / "build" / "gpu" / "commit"
+        return carried.read_text().strip() if carried.exists() else "unknown"
     return head.stdout.strip() + "-dirty" * bool(dirty)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import app, kernels
+from .machine import slug
 from .rows import FIELDS, KEY, Results, Row
 
 
@@ -44,6 +45,24 @@ def all_recorded(results: Path) -> list[Recorded]:
     """Every machine that has rows, by the names of their folders."""
     found = [Recorded(folder) for folder in sorted(results.iterdir()) if folder.is_dir()] if results.is_dir() else []
     return [machine for machine in found if machine]
+
+
+def take_over(source: Path, results: Path) -> list[Path]:
+    """Merge the rows of another run, the ``layers.csv`` under ``source``, into ``results/<device>``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    written = []
+    for path in sorted(source.rglob("layers.csv")):
+        rows = list(Results(path, FIELDS, KEY))
+        for device in dict.fromkeys(row["device"] for row in rows):
+            target = Results(results / slug(device) / "layers.csv", FIELDS, KEY)
+            target.put(row for row in rows if row["device"] == device)
+            written.append(target.path)
+    if not written:
+        raise ValueError(f"there is no layers.csv with rows under {source}")
+    return written
 
 
 def digest(rows: Sequence[Row]) -> str:

@@ -362,6 +362,51 @@ def test_the_page_of_a_gpu(tmp_path):
     assert "geometric mean" in section and "2.50" in section
 
 
+def test_rows_of_another_run_are_taken_over_and_choose_kernels(tmp_path):
+    """As make gpu-check leaves them: the tables, and what fused_rnn/evidence.py reads."""
+    from fused_rnn import evidence
+
+    cases, rows = load("cases"), load("rows")
+    made = []
+    for task in list(cases.check_tasks("cuda")):
+        for system, us in (("fused_rnn", 6.0), ("torch.nn", 6.0), ("fused_rnn-cuda", 4.0)):
+            sizes = {name: str(int(getattr(task.case, name))) for name in ("layers", "bidirectional", "ragged")}
+            made.append(
+                row(case=task.case.name, cell=task.cell, work=task.work, dtype=task.dtype, tf32=str(int(task.tf32)),
+                    T=str(task.case.T), B=str(task.case.B), I=str(task.case.I), H=str(task.case.H), **sizes,
+                    system=system, us_per_step=str(us), p10=str(us), p90=str(us), ratio=f"{us / 6:.3f}",
+                    peak_gflops="600000", copy_gbs="3000", note="", path="a kernel", device="NVIDIA H100, a test")
+            )  # fmt: skip
+    rows.Results(tmp_path / "came-back" / "gpu" / "layers.csv").put(made)
+    assert main("report", "--import", tmp_path / "came-back", "--out", tmp_path / "results") == 0
+    assert (tmp_path / "results" / "nvidia-h100-a-test" / "README.md").exists()
+    with (tmp_path / "results" / "measured.csv").open(newline="") as file:
+        found = [evidence.parsed(one) for one in csv.DictReader(file)]
+    assert len(found) == len([one for one in made if one["system"] == "fused_rnn-cuda" and one["ragged"] == "0"])
+    assert {gpu for gpu, _, _ in found} == {"NVIDIA H100, a test"}
+    assert {shape.speedup for _, _, shape in found} == {1.5}
+    work = evidence.Work("cuda", "lstm", "bfloat16", True, 1, 1, False)
+    shapes = [shape for _, of, shape in found if of == work]
+    assert {(shape.T, shape.B, shape.H) for shape in shapes} == {
+        (256, B, H) for B in (1, 16, 64) for H in (64, 128, 256, 512, 1024)
+    }
+    assert evidence.speedup(shapes, 100, 20, 300) == 1.5
+
+
+def test_an_empty_folder_is_no_run(tmp_path, capsys):
+    assert main("report", "--import", tmp_path, "--out", tmp_path / "results") == 2
+    assert "there is no layers.csv with rows under" in capsys.readouterr().err
+
+
+def test_the_table_that_ships_is_what_the_rows_say():
+    from fused_rnn import evidence
+
+    condensed, recorded = load("condensed"), load("recorded")
+    assert condensed.text(recorded.all_recorded(ROOT / "bench" / "results")) == evidence.PATH.read_text(), (
+        "fused_rnn/measured.csv is not what bench/results says: python -m bench report"
+    )
+
+
 def test_readme_and_pages_are_what_the_rows_say():
     recorded, report, pictures = load("recorded"), load("report"), load("pictures")
     results = ROOT / "bench" / "results"

@@ -1,6 +1,6 @@
-"""The GPU check reads what programs print, keeps what came of its stages, and its measurements run on a CPU."""
+"""The GPU check reads what programs leave, keeps what came of its stages, and all of it runs on a CPU."""
 
-import importlib
+import csv
 import json
 import subprocess
 import sys
@@ -10,44 +10,30 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[1] / "bench"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.gpu_check import library, parsers, runner, stages  # noqa: E402
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
+<testcase classname="tests.test_cuda" name="test_rows[lstm a-1]" time="0.1" />
+<testcase classname="tests.test_cuda" name="test_rows[gru-1]"><failure message="off by 1e-2">E</failure></testcase>
+<testcase classname="tests.test_cuda" name="test_other"><skipped message="needs capability 9.0" /></testcase>
+<testcase classname="tests.test_cuda" name="test_setup"><error message="no" /></testcase>
+<testcase classname="tests.test_cuda" name="test_last" />
+</testsuite></testsuites>"""
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports a file of bench/ by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
-
-
-PYTEST = """\
-============================= test session starts ==============================
-collected 5 items
-
-tests/test_cuda.py::test_rows[lstm a-1] PASSED                           [ 20%]
-tests/test_cuda.py::test_rows[gru-1] FAILED                              [ 40%]
-tests/test_cuda.py::test_other SKIPPED (needs capability 9.0)            [ 60%]
-tests/test_cuda.py::test_setup ERROR                                     [ 80%]
-tests/test_cuda.py::test_last PASSED                                     [100%]
-"""
-PYTEST_END = """\
-=================================== FAILURES ===================================
-E       AssertionError: output is off by 1.00e-02, budget 1.00e-03
-=========================== short test summary info ============================
-FAILED tests/test_cuda.py::test_rows[gru-1] - AssertionError: output is off
-ERROR tests/test_cuda.py::test_setup - RuntimeError: no
-============== 1 failed, 2 passed, 1 skipped, 1 error in 3.21s =================
-"""
-
-
-@pytest.mark.parametrize("text", [PYTEST, PYTEST + PYTEST_END], ids=["stopped", "whole"])
-def test_pytest_output(bench, text):
-    assert bench("gpu_check").parse_pytest(text) == {
+def test_pytest_report(tmp_path):
+    path = tmp_path / "report.xml"
+    assert parsers.junit(path) == {"passed": 0, "failure": 0, "error": 0, "skipped": 0, "failures": []}
+    path.write_text(JUNIT)
+    assert parsers.junit(path) == {
         "passed": 2,
-        "failed": 1,
+        "failure": 1,
         "error": 1,
         "skipped": 1,
-        "failures": ["tests/test_cuda.py::test_rows[gru-1]", "tests/test_cuda.py::test_setup"],
+        "failures": ["tests.test_cuda.test_rows[gru-1]", "tests.test_cuda.test_setup"],
     }
 
 
@@ -89,18 +75,15 @@ CLEAN = {"errors": 0, "warnings": 0, "complaints": []}
     ],
     ids=["memcheck", "racecheck", "memcheck-clean", "racecheck-clean", "no-summary"],
 )
-def test_sanitizer_output(bench, text, figures):
-    assert bench("gpu_check").parse_sanitizer(text) == figures
+def test_sanitizer_output(text, figures):
+    assert parsers.sanitizer(text) == figures
 
 
-def test_words_that_differ(bench):
-    gpu_check = bench("gpu_check")
-    gpu = gpu_check.parse_words("same 00000001 00000002\nbits 00000001 00000003 0a000000\nshort 01\ngpu 00\n")
-    emulated = gpu_check.parse_words(
-        "same 00000001 00000002\n\nbits 00000001 00000004 0b000000\nshort 01 02\nemulated 00\n"
-    )
-    assert gpu_check.differing(gpu, gpu) == {}
-    assert gpu_check.differing(gpu, emulated) == {
+def test_words_that_differ():
+    gpu = parsers.words("same 00000001 00000002\nbits 00000001 00000003 0a000000\nshort 01\ngpu 00\n")
+    emulated = parsers.words("same 00000001 00000002\n\nbits 00000001 00000004 0b000000\nshort 01 02\nemulated 00\n")
+    assert parsers.differing(gpu, gpu) == {}
+    assert parsers.differing(gpu, emulated) == {
         "bits": "2 of 3 words, first word 1: 00000003 against 00000004",
         "short": "1 words against 2",
         "gpu": "only the first has it",
@@ -108,8 +91,23 @@ def test_words_that_differ(bench):
     }
 
 
-def test_measurements_that_were_cut_off(bench):
-    assert bench("gpu_check").parse_json_lines('{"us": 1.5}\nother\n{"us": 2') == [{"us": 1.5}]
+def test_measurements_that_were_cut_off():
+    assert parsers.json_lines('{"us": 1.5}\nother\n{"us": 2') == [{"us": 1.5}]
+
+
+NCU = """==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Grid Size","gpu__time_duration.sum"
+"","","","","us"
+"0","7","void fused_rnn::block_forward<...>(...)","(2, 1, 1)","212.4"
+"1","7","void fused_rnn::block_backward<...>(...)","(2, 1, 1)","250.0"
+"""
+
+
+def test_profile_of_kernels():
+    rows = parsers.profile(NCU)
+    assert [row["gpu__time_duration.sum"] for row in rows] == ["212.4", "250.0"]
+    assert "time_duration 212.4" in stages._profiled_line(rows[0])
+    assert parsers.profile("==ERROR== no device\n") == []
 
 
 @pytest.mark.parametrize(
@@ -125,72 +123,135 @@ def test_measurements_that_were_cut_off(bench):
         ("", (9, 0), False),
     ],
 )
-def test_code_for_a_gpu(bench, architectures, capability, expected):
-    assert bench("gpu_check").has_code(architectures, capability) is expected
+def test_code_for_a_gpu(architectures, capability, expected):
+    assert library.has_code(architectures, capability) is expected
 
 
-def test_a_program_that_takes_too_long_is_stopped_and_what_it_printed_is_kept(bench):
-    gpu_check = bench("gpu_check")
+def a_stage(name, tmp_path, limit=60.0):
+    return runner.Stage(name, limit, True, tmp_path)
+
+
+def test_a_program_that_takes_too_long_is_interrupted_and_what_it_left_is_kept(tmp_path):
+    program = "import time\nprint('begun', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('written')"
 
     def slow(stage):
-        status, _ = stage.python("-c", "import time; print('begun'); time.sleep(60)")
+        status, _ = stage.python("-c", program)
         stage.check("the program", status)
 
     start = time.monotonic()
-    entry = gpu_check.outcome(slow, gpu_check.Stage("slow", limit=2, dry=True))
+    entry = runner.outcome(slow, a_stage("slow", tmp_path, limit=runner.GRACE + 2))
     assert time.monotonic() - start < 30
-    assert (entry["status"], entry["output"]) == ("failed", ["begun"])
-    assert entry["sentence"] == "the program was stopped at the limit of the stage, 2 s."
+    assert (entry["status"], entry["output"]) == ("failed", ["begun", "written"])
+    assert entry["sentence"] == f"the program was stopped at the limit of the stage, {runner.GRACE + 2:.0f} s."
 
 
-def test_every_stage_is_recorded_and_a_later_run_keeps_the_others(bench, monkeypatch, tmp_path):
-    gpu_check = bench("gpu_check")
-    path = tmp_path / "results" / "gpu_check-x.json"
-    seen = []
+def test_every_stage_is_recorded_and_a_later_run_keeps_the_others(tmp_path):
+    path, seen = tmp_path / "results" / "check.json", []
 
     def environment(stage):
         stage.figures["sms"] = 132
 
-    def build(stage):
-        raise gpu_check.Failure("no compiler.")
-
-    def tests(stage):
-        raise AssertionError("must not run after a failed build")
+    def failing(stage):
+        raise runner.Failure("no compiler.")
 
     def exchange(stage):
         seen.append(json.loads(path.read_text()))
+        assert stage.before["environment"] == {"sms": 132}
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(gpu_check, "STAGES", dict.fromkeys((environment, build, tests, exchange), 9))
-    monkeypatch.setattr(gpu_check, "NEED_BUILD", (tests,))
-    names = ["environment", "build", "tests", "exchange"]
-    assert not gpu_check.check(names, path, "x", dry=True)
-    assert list(seen[0]["stages"]) == names[:3]  # written before the next stage began
-    stages = json.loads(path.read_text())["stages"]
-    assert [stages[name]["status"] for name in names] == ["ok", "failed", "skipped", "failed"]
-    assert stages["environment"]["figures"] == {"sms": 132}
-    assert stages["exchange"]["sentence"] == "ZeroDivisionError: a mistake"
-    assert gpu_check.check(["environment"], path, "x", dry=True)
-    assert list(json.loads(path.read_text())["stages"]) == names
+    run = {"environment": (environment, 20), "library": (failing, 20), "exchange": (exchange, 20)}
+    report = runner.check(run, path.parent, dry=True)
+    assert list(seen[0]["stages"]) == ["environment", "library"]  # written before the next stage began
+    assert [entry["status"] for entry in report["stages"].values()] == ["ok", "failed", "failed"]
+    assert report["stages"]["exchange"]["sentence"] == "ZeroDivisionError: a mistake"
+    again = runner.check({"environment": (environment, 20)}, path.parent, dry=True)
+    assert list(again["stages"]) == list(run)
+
+
+def test_the_summary_is_short_and_shows_failures(tmp_path):
+    entry = {"seconds": 1.0, "sentence": "", "output": [f"line {k}" for k in range(40)], "lines": ["x" * 200] * 9}
+    report = {"stages": {f"stage{k}": {**entry, "status": "failed" if k == 3 else "ok"} for k in range(11)}}
+    lines = runner.summary(report)
+    assert len(lines) <= runner.SUMMARY_LINES
+    assert "  stage3 | line 39" in lines
+    assert lines[-1].endswith("lines more are in check.json")
+
+
+def test_all_stages_fit_into_the_whole():
+    assert sum(stages.LIMITS.values()) <= runner.WHOLE == 420
+
+
+def test_ratios_of_the_grid_are_a_line_for_each_work():
+    def row(system, H, B, us, **changes):
+        same = dict(cell="LSTM", work="training", dtype="bfloat16", tf32="0", layers="1", bidirectional="0", ragged="0")
+        return {**same, "system": system, "case": f"h{H}-b{B}", "H": str(H), "B": str(B), "us_per_step": us, **changes}
+
+    rows = [
+        row("torch.nn", 64, 1, "2"),
+        row("ours", 64, 1, "1"),
+        row("torch.nn", 64, 16, "2"),
+        row("ours", 64, 16, "4"),
+    ]
+    rows += [row("torch.nn", 128, 1, "3", layers="2"), row("ours", 128, 1, "1", layers="2"), row("ours", 9, 9, "")]
+    assert stages.speedups(rows, "ours") == [
+        "torch.nn's time by ours, geometric mean of 3: 1.44",
+        "LSTM bfloat16 training: H64 2.00 0.50; H128 layers 3.00",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, BENCH / "gpu_check.py"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "bench.gpu_check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("gpu_check needs an NVIDIA GPU")
+    assert done.stderr.startswith("gpu_check needs an NVIDIA GPU: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_small_grid_on_the_cpu(bench, capsys, monkeypatch):
-    small_grid = bench("small_grid")
+def test_without_pytorch_it_says_so(tmp_path):
+    """-S and -I: a Python without any package."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.gpu_check.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "has no PyTorch" in done.stderr
+
+
+def test_a_dry_run_takes_every_stage(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu_check", "--dry-run", "--out", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    report = json.loads((tmp_path / "check.json").read_text())["stages"]
+    assert list(report) == list(stages.LIMITS)
+    ran = {name for name, entry in report.items() if entry["status"] == "ok"}
+    assert ran >= {"environment", "library", "kernels", "tests", "speed", "primitives"}
+    assert {entry["status"] for entry in report.values()} <= {"ok", "skipped"}
+    (rows,) = tmp_path.glob("*/layers.csv")
+    assert {row["case"] for row in csv.DictReader(rows.open(newline=""))} == {"check-cpu"}
+    printed = done.stdout.splitlines()
+    assert len(printed) - printed.index("summary") <= runner.SUMMARY_LINES
+
+
+def test_small_grid_on_the_cpu(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import small_grid
+
     monkeypatch.setattr(small_grid, "SIZES", ((3, 3, 5, 17),))
     monkeypatch.setattr(sys, "argv", ["small_grid.py", "--device=cpu", "--backend=reference"])
     assert small_grid.main() == 0
     assert capsys.readouterr().out == "18 of 18 layers ran\n"
 
 
-def test_the_build_stage_asks_what_the_extension_answers(bench):
-    gpu_check = bench("gpu_check")
-    status, text = gpu_check.Stage("build", limit=60, dry=True).python("-c", gpu_check.LOADED)
-    assert status == 0, text
-    assert "architectures:" in text and "why not:" in text
+def test_a_wheel_is_unpacked_where_results_are(tmp_path, monkeypatch):
+    import zipfile
+
+    monkeypatch.setattr(library, "ROOT", tmp_path)
+    monkeypatch.setattr(library, "CARRIED", tmp_path / "carried")
+    (tmp_path / "dist").mkdir()
+    assert library.candidates(tmp_path / "out") == []
+    with zipfile.ZipFile(tmp_path / "dist" / "fused_rnn-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("fused_rnn/_C.so", "code")
+    (folder,) = library.candidates(tmp_path / "out")
+    assert (folder / "fused_rnn" / "_C.so").read_text() == "code"
+    (tmp_path / "carried" / "fused_rnn").mkdir(parents=True)
+    (tmp_path / "carried" / "fused_rnn" / "_C.so").touch()
+    assert library.candidates(tmp_path / "out")[0] == tmp_path / "carried"

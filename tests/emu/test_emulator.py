@@ -1,7 +1,9 @@
 """The emulator itself: its primitives against numpy, and planted faults, which it must report."""
 
+import gzip
 import re
 import subprocess
+import sys
 
 import build
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 SEEDS = (0, 1, 2, 3)
+COMMITTED = build.ROOT / "tests" / "data" / "primitives.txt.gz"
 
 
 @pytest.fixture(params=build.FLAVOURS)
@@ -48,6 +51,15 @@ def test_primitives_are_the_same_in_every_schedule_and_flavour(results, flavour,
     assert got.keys() == results.keys()
     for name in got:
         assert np.array_equal(got[name], results[name]), name
+
+
+def test_the_committed_words_are_those_of_the_emulator(results):
+    """A GPU is compared with that file; python tests/emu/test_emulator.py --write renews it."""
+    lines = (line.split() for line in gzip.decompress(COMMITTED.read_bytes()).decode().splitlines())
+    committed = {name: np.array([int(word, 16) for word in rest], np.uint32) for name, *rest in lines}
+    assert committed.keys() == results.keys()
+    for name, words_of_it in committed.items():
+        assert np.array_equal(words_of_it, results[name]), name
 
 
 @pytest.mark.parametrize("name, depth", [("mma_bfloat16", 16), ("mma_float16", 16), ("mma_tf32", 8)])
@@ -290,3 +302,11 @@ def test_a_seed_is_a_schedule(seed):
     """Another seed may race at another place; the same one races at the same."""
     race = [reported("thread", "shared", EMU_MUTANT="shared.written", EMU_SEED=s) for s in (seed, seed, seed + 2)]
     assert race[0] == race[1] != race[2]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: test_emulator.py --write")
+    path = build.ROOT / "build" / "primitives.txt"
+    run("plain", "primitives", str(path), EMU_SEED=0)
+    COMMITTED.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
