@@ -128,8 +128,13 @@ def _cpu_plan(problem: Problem) -> str:
 
 
 def _why_later(name: str, problem: Problem) -> str | None:
-    """Why PyTorch's kernels come before the GPU kernels of ours that have that name."""
-    return evidence.why_later(problem, name) if _torch_why_not(problem) is None else None
+    """Why PyTorch's kernels come before the GPU kernels of ours that have that name.
+
+    Not where PyTorch has none: torch.compile would unroll its loop, step by step.
+    """
+    if torch.compiler.is_compiling() or _torch_why_not(problem) is not None:
+        return None
+    return evidence.why_later(problem, name)
 
 
 def _torch_why_not(problem: Problem) -> str | None:

@@ -46,8 +46,11 @@ def run(
         RuntimeError: a state or weight has another dtype or device than x.
         ValueError: the forced backend cannot run this.
     """
+    given = x, states, weights
     backend, x, states, weights = layer.chosen(cell, x, states, weights, lengths, batch_sizes, directions)
     if backend.run_stack is not None:
+        if x.is_cuda:  # PyTorch's own autocast keeps all weights in one piece, which cuDNN would have to make again
+            x, states, weights = given
         return _run_whole(backend.run_stack, cell, x, batch_sizes, states, weights, directions, dropout)
     return _run_by_layers(backend, cell, x, batch_sizes, states, weights, directions, dropout, lengths)
 

@@ -1,5 +1,8 @@
 """What only a GPU can show: streams, graphs, devices, no waiting; and the numbers once more, on real hardware."""
 
+import copy
+import warnings
+
 import pytest
 import tf32
 import torch
@@ -119,3 +122,51 @@ def test_out_of_memory_is_a_sentence():
     rnn = fused_rnn.LSTM(1, 4096, device="cuda")
     with pytest.raises(RuntimeError, match="out of memory"):
         rnn(torch.zeros(1 << 22, 1, 1, device="cuda"))
+
+
+# What users get, which is PyTorch's kernels where ours were not measured to be faster.
+
+
+@pytest.fixture
+def nothing_forced(our_kernels, monkeypatch):
+    monkeypatch.setattr(backends, "_forced", None)
+    monkeypatch.setattr(fused_rnn.evidence, "measurements", lambda: ())
+    fused_rnn.evidence._measured_shapes.cache_clear()
+    yield
+    fused_rnn.evidence._measured_shapes.cache_clear()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_the_default_is_pytorchs_own_call(nothing_forced, autocast, packed):
+    """The same bits as torch.nn, and no warning of weights that are not in one piece."""
+    theirs = torch.nn.LSTM(16, 32, num_layers=2, bidirectional=True, device="cuda")
+    ours = fused_rnn.convert(copy.deepcopy(theirs))
+    x = torch.randn(9, 4, 16, device="cuda", requires_grad=True)
+    given = torch.nn.utils.rnn.pack_padded_sequence(x, [9, 7, 7, 2]) if packed else x
+    with warnings.catch_warnings(), torch.autocast("cuda", torch.float16, enabled=autocast):
+        warnings.simplefilter("error")
+        outputs = [rnn(given)[0] for rnn in (ours, theirs)]
+    first, second = (output.data if packed else output for output in outputs)
+    assert torch.equal(first, second) and first.dtype == second.dtype
+    grads = [
+        torch.autograd.grad(y.float().sum(), [x, *rnn.parameters()]) for y, rnn in ((first, ours), (second, theirs))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_the_default_has_double_backward_and_backward_in_eval_mode(nothing_forced):
+    rnn = fused_rnn.GRU(4, 6, num_layers=2, bidirectional=True, device="cuda").eval()
+    x = torch.randn(5, 3, 4, device="cuda", requires_grad=True)
+    tensors = [x, *rnn.parameters()]
+
+    def second_gradients():
+        first = torch.autograd.grad(rnn(x)[0].sin().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors)
+
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        got = second_gradients()
+    with backends.use_backend("reference"):
+        wanted = second_gradients()
+    for g, w in zip(got, wanted, strict=True):
+        assert (g - w).abs().max() <= 1e-4 * w.abs().max()

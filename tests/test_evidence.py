@@ -138,6 +138,18 @@ def test_explain_tells_the_truth_about_a_gpu_that_is_not_here(on_gpu):
     assert "layer 0: torch (on A100)" in str(fused_rnn.explain(rnn, x, gpu="A100"))
 
 
+def test_a_compiled_layer_is_ours(on_gpu):
+    """PyTorch's layer would become a graph of all its steps."""
+    on_gpu()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def ask(x):
+        return x + (1 if backends.choose(problem()).name == "cuda" else 0)
+
+    assert backends.choose(problem()).name == "torch"
+    assert torch.equal(ask(torch.zeros(1)), torch.ones(1))
+
+
 def test_a_compiled_layer_may_ask(on_gpu):
     on_gpu(*measured(*GRID))
 

@@ -101,7 +101,7 @@ def _after(label: str, text: str) -> str:
 def kernels(stage: Stage) -> None:
     """Every cell, type and tier once against float64; streams and graphs."""
     sizes = "T20-B33-I40-H128 or T9-B8-I5-H144 or T6-B20-I7-H300"
-    chosen = f"(({sizes}) and padded) or stream or graph or repeat"
+    chosen = f"(({sizes}) and padded) or stream or graph or repeat or default"
     _pytest(stage, [TESTS / "test_cuda.py", "-k", chosen], dry=[TESTS / "test_recurrence.py", "-k", "T1-B1-I1-H1"])
 
 
