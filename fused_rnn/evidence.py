@@ -11,14 +11,12 @@ import functools
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from .native import allow_tf32, constant
-
-if TYPE_CHECKING:
-    from .backends import Problem
+from .problem import Problem
 
 MARGIN = 1.05  # the least speed-up that is worth another kernel
 SHORTEST = 4  # what was measured over T steps holds for sequences of T / SHORTEST steps and more

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, evidence, layer
-from .backends import Problem
 from .cell import Weights
 from .modules import GRU, LSTM, GRUCell, LSTMCell
+from .problem import Problem
 
 
 @dataclass(frozen=True)

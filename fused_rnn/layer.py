@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 
 from . import backends, native
 from .autograd import will_differentiate
-from .backends import Backend, Problem, choose
+from .backends import Backend, choose
 from .cell import Cell, States, Weights
+from .problem import Problem
 
 # The classes of tensors that our ops support, and None for a tensor that is not there.
 _SUPPORTED = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor, type(None)))

@@ -7,9 +7,9 @@ import torch
 
 import fused_rnn
 from fused_rnn import backends, evidence, native
-from fused_rnn.backends import Problem
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 from fused_rnn.evidence import Shape, Work
+from fused_rnn.problem import Problem
 
 GPU = "NVIDIA H100 80GB HBM3"
 WORK = Work("cuda", "lstm", "bfloat16", training=True, layers=1, directions=1, packed=False)
