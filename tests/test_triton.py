@@ -19,7 +19,7 @@ import torch
 from closeness import assert_within_budget
 from problems import CELLS, SIZES, Layer, Size
 
-from fused_rnn import autograd, backends, layer, native, reference
+from fused_rnn import autograd, backends, evidence, layer, native, reference
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 from fused_rnn.triton import plan
 
@@ -230,6 +230,7 @@ def test_says_why_not(monkeypatch):
         pytest.skip("this machine has a GPU")
     assert why_not(posed("cuda:0")) == "PyTorch sees no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(evidence, "gpu_name", lambda device_type, index: "a GPU that was not measured")
     for device, compiler, reason in (
         (
             plan.Device("nvidia", 75, 64 << 10),
