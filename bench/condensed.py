@@ -10,44 +10,35 @@ from pathlib import Path
 from fused_rnn.evidence import COLUMNS
 
 from .recorded import Recorded
-from .rows import Row
+from .rows import Row, precision, task
 
 BACKENDS = {"fused_rnn-cuda": "cuda", "fused_rnn-triton": "triton"}  # the systems that force a backend of ours
 
 
 def measurements(machine: Recorded) -> Iterator[Row]:
-    """What the rows of one GPU say of each of our backends, where both it and torch.nn were timed.
+    """Speed-ups of our backends over torch.nn on one GPU, from rows where both were timed.
 
     Ragged batches are left out: there torch.nn packs, and ours has lengths, which PyTorch's kernels cannot run anyway.
     """
-    theirs = {_task(row): float(row["us_per_step"]) for row in machine.layers if _is_timed(row, "torch.nn")}
+    theirs = {task(row): float(row["us_per_step"]) for row in machine.layers if _is_timed(row, "torch.nn")}
     for row in machine.layers:
-        if (
-            row["system"] in BACKENDS
-            and _is_timed(row, row["system"])
-            and row["ragged"] == "0"
-            and _task(row) in theirs
-        ):
+        if row["system"] in BACKENDS and _is_timed(row, row["system"]) and row["ragged"] == "0" and task(row) in theirs:
             yield {
                 "gpu": row["device"],
                 "backend": BACKENDS[row["system"]],
                 "cell": row["cell"].lower(),
-                "math": "tf32" if row["tf32"] == "1" else row["dtype"],
+                "math": precision(row["dtype"], row["tf32"]),
                 "training": str(int(row["work"] == "training")),
                 "layers": row["layers"],
                 "directions": str(1 + int(row["bidirectional"])),
                 "packed": "0",
                 **{name: row[name] for name in ("T", "B", "H")},
-                "speedup": f"{theirs[_task(row)] / float(row['us_per_step']):.3f}",
+                "speedup": f"{theirs[task(row)] / float(row['us_per_step']):.3f}",
             }
 
 
 def _is_timed(row: Row, system: str) -> bool:
     return row["system"] == system and row["work"] in ("inference", "training") and bool(row["us_per_step"])
-
-
-def _task(row: Row) -> tuple[str, ...]:
-    return row["case"], row["cell"], row["work"], row["dtype"], row["tf32"]
 
 
 def text(machines: Iterable[Recorded]) -> str:

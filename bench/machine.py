@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from .gpu_check.library import COMMIT
 from .rows import Row
 from .timing import in_turns, spread
 
@@ -46,8 +47,7 @@ def commit() -> str:
         code = [*git, "diff", "--quiet", "HEAD", "--", "fused_rnn", "csrc", "bench/*.py", "setup.py"]
         dirty = subprocess.run(code, capture_output=True, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
-        carried = ROOT / "build" / "gpu" / "commit"
-        return carried.read_text().strip() if carried.exists() else "unknown"
+        return COMMIT.read_text().strip() if COMMIT.exists() else "unknown"
     return head.stdout.strip() + "-dirty" * bool(dirty)
 
 

@@ -47,22 +47,19 @@ def all_recorded(results: Path) -> list[Recorded]:
     return [machine for machine in found if machine]
 
 
-def take_over(source: Path, results: Path) -> list[Path]:
+def take_over(source: Path, results: Path) -> None:
     """Merge the rows of another run, the ``layers.csv`` under ``source``, into ``results/<device>``.
 
     Raises:
         ValueError: there are none.
     """
-    written = []
-    for path in sorted(source.rglob("layers.csv")):
-        rows = list(Results(path, FIELDS, KEY))
+    found = {path: list(Results(path, FIELDS, KEY)) for path in sorted(source.rglob("layers.csv"))}
+    if not any(found.values()):
+        raise ValueError(f"there is no layers.csv with rows under {source}")
+    for rows in found.values():
         for device in dict.fromkeys(row["device"] for row in rows):
             target = Results(results / slug(device) / "layers.csv", FIELDS, KEY)
             target.put(row for row in rows if row["device"] == device)
-            written.append(target.path)
-    if not written:
-        raise ValueError(f"there is no layers.csv with rows under {source}")
-    return written
 
 
 def digest(rows: Sequence[Row]) -> str:

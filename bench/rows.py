@@ -25,6 +25,16 @@ def key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
+def task(row: Row) -> tuple[str, ...]:
+    """The part of a key that is the same for all systems and numbers of threads."""
+    return tuple(row[name] for name in ("case", "cell", "work", "dtype", "tf32"))
+
+
+def precision(dtype: str, tf32: str) -> str:
+    """The name of a precision: the dtype, or tf32."""
+    return "tf32" if tf32 == "1" else dtype
+
+
 class Results:
     """The rows of one file. Every change is written at once: a run that is stopped has lost none.
 

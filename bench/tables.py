@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from . import floors, kernels, targets
 from .cases import BATCHED, CELLS, CPU_GRID, SINGLE, Case, Task, known_cases
 from .recorded import Recorded
-from .rows import Row
+from .rows import Row, precision
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,10 +33,6 @@ def ratio(row: Row | None) -> str:
         return "wrong" if "not timed" in row["note"] else "-"
     value = float(row["ratio"])
     return f"{value:.2f}" if value >= 1 else f"**{value:.2f}**"
-
-
-def precision(dtype: str, tf32: str) -> str:
-    return "tf32" if tf32 == "1" else dtype
 
 
 def means_table(machine: Recorded, threads: str) -> str:

@@ -107,8 +107,6 @@ inline MaybeTensor prepared(const MaybeTensor& tensor, const char* name, Sizes s
   return prepared(*tensor, name, shape, like);
 }
 
-// ---- Allocation ----
-
 // ---- The storage type ----
 
 template <class S>
@@ -152,6 +150,8 @@ const S* const_data(const MaybeTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
+// ---- Allocation ----
+
 // PyTorch's op, or on the CPU the function behind it: a streaming step allocates four times.
 inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype, const int64_t* strides) {
   if (!x.is_cpu()) return torch::stable::new_empty(x, shape, dtype);
@@ -172,13 +172,15 @@ inline Tensor new_empty(const Tensor& x, Sizes shape, ScalarType dtype, const in
 // In a build for tests: fills a new tensor with NaN.
 inline void poison(Tensor& tensor) {
 #ifdef FUSED_RNN_POISON
-  if (!tensor.is_cpu()) torch::stable::fill_(tensor, std::nan(""));
-  if (tensor.is_cpu())
-    with_storage_type(tensor.scalar_type(), [&](auto tag) {
-      using S = typename decltype(tag)::type;
-      S* const numbers = data<S>(tensor);
-      for (int64_t i = 0; i < tensor.numel(); ++i) numbers[i] = S(std::nanf(""));
-    });
+  if (!tensor.is_cpu()) {
+    torch::stable::fill_(tensor, std::nan(""));
+    return;
+  }
+  with_storage_type(tensor.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    S* const numbers = data<S>(tensor);
+    for (int64_t i = 0; i < tensor.numel(); ++i) numbers[i] = S(std::nanf(""));
+  });
 #else
   (void)tensor;
 #endif

@@ -82,7 +82,13 @@ def _measured_shapes(gpu: str, work: Work) -> tuple[Shape, ...]:
 
 @constant
 def gpu_name(device_type: str, index: int | None) -> str:
-    """PyTorch's name of a GPU that is here."""
+    """PyTorch's name of a GPU that is here; without an index, of the current one."""
+    current = torch.get_device_module(device_type).current_device
+    return _gpu_name(device_type, current() if index is None else index)
+
+
+@functools.cache  # every call of a layer asks
+def _gpu_name(device_type: str, index: int) -> str:
     return torch.get_device_module(device_type).get_device_name(index)
 
 

@@ -101,7 +101,7 @@ def _choice_on(gpu: str, where: str, problem: Problem) -> Choice:
 
 
 def _later(reason: str, plan: str) -> str:
-    """The sentence for a backend that could run, with what it would do."""
+    """The reason why a backend comes later, with its plan."""
     return f"{reason}; its plan: {plan}" if plan else reason
 
 

@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _find() -> Path:
-    """The library beside this file, or else the installed package's, which a checkout's folder without one hides."""
+    """The library beside this file, or else that of the installed package, for a checkout not built in place."""
     folders = (Path(__file__).parent, *(Path(entry, "fused_rnn") for entry in sys.path))
     return next((folder / "_C.so" for folder in folders if (folder / "_C.so").exists()), folders[0] / "_C.so")
 

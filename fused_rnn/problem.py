@@ -1,4 +1,4 @@
-"""What a layer is asked to compute, as far as the choice of a backend depends on it."""
+"""The properties of a call on which the choice of a backend depends."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ https://arxiv.org/abs/1804.06826, section 2.1.)
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 INSTRUCTION = re.compile(
@@ -51,6 +52,7 @@ class Code:
                     waits.add(int(depbar[1]))
                 what = (found["guard"] or "", found["opcode"], found["operands"])
                 self.instructions.append(Instruction(*what, control >> 46 & 7, frozenset(waits)))
+        self.counts = Counter(one.name for one in self.instructions)
         self.branches = {  # place to place
             place: labels[label[0]]
             for place, one in enumerate(self.instructions)

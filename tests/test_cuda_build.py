@@ -6,7 +6,6 @@ not on the tensor cores, shows without a GPU. And what the build says when it ca
 
 from __future__ import annotations
 
-import collections
 import difflib
 import functools
 import importlib.util
@@ -55,13 +54,8 @@ class Kernel(NamedTuple):
     stack: int  # bytes
     code: Code
 
-    @property
-    def counts(self) -> collections.Counter[str]:
-        """Of all instructions, by name."""
-        return collections.Counter(one.name for one in self.code.instructions)
-
     def row(self) -> list[str]:
-        return [str(value) for value in self[:-1]] + [str(self.counts[name]) for name in COUNTED]
+        return [str(value) for value in self[:-1]] + [str(self.code.counts[name]) for name in COUNTED]
 
 
 def tool(name: str) -> str | None:
@@ -99,7 +93,7 @@ def built() -> tuple[str, list[Kernel]]:
             architecture = re.search(r"\.sm_(\w+)\.cubin$", cubin.name)[1]
             for (mangled, registers, stack, shared), name in zip(functions, readable([f[0] for f in functions])):
                 kernel = Kernel(name, architecture, int(registers), int(shared), int(stack), Code(texts[mangled]))
-                assert kernel.counts["EXIT"], f"the code of {name} was not understood"
+                assert kernel.code.counts["EXIT"], f"the code of {name} was not understood"
                 kernels.append(kernel)
     return b" and ".join(sorted(releases)).decode(), sorted(
         kernels, key=lambda k: (k.name, int(k.architecture.strip("af")))
@@ -142,7 +136,7 @@ def test_architectures_are_those_it_says():
 def test_instructions(kernels, instruction, there):
     concerned = [k for k in built()[1] if re.search(kernels, f"{k.name} {k.architecture}")]
     assert concerned
-    wrong = [f"{k.name} for {k.architecture}" for k in concerned if (k.counts[instruction] > 0) != there]
+    wrong = [f"{k.name} for {k.architecture}" for k in concerned if (k.code.counts[instruction] > 0) != there]
     assert not wrong, f"{'no' if there else 'there is'} {instruction} in\n" + "\n".join(wrong)
 
 

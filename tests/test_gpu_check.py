@@ -11,9 +11,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # bench stands there and is not installed
 
-from bench.gpu_check import library, parsers, runner, stages  # noqa: E402
+from bench.gpu_check import library, parsers, runner, stages  # noqa: E402 - the path comes first
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
 <testcase classname="tests.test_cuda" name="test_rows[lstm a-1]" time="0.1" />

@@ -2,7 +2,7 @@
 
     make gpu-check                                        # or: python -m bench.gpu_check
     make gpu-check GPU_CHECK_ARGS="--only kernels speed"
-    python -m bench.gpu_check --prepare                   # on a machine with nvcc: builds what the check would compile
+    python -m bench.gpu_check --prepare                   # with nvcc, without a GPU: builds the extension and programs
     python -m bench.gpu_check --dry-run                   # every stage on a CPU, with tiny sizes
     python -m bench.gpu_check --list
 
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE")
     parser.add_argument("--list", action="store_true", help="name the stages and end")
     parser.add_argument(
-        "--prepare", nargs="?", const="90a", metavar="ARCH", help="build what would be compiled, and end"
+        "--prepare", nargs="?", const="90a", metavar="ARCH", help="build the extension and the programs"
     )
     parser.add_argument("--dry-run", action="store_true", help="on a CPU")
     args = parser.parse_args()

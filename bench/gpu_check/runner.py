@@ -33,7 +33,7 @@ class Failure(Exception):
 
 @dataclass
 class Stage:
-    """What a stage may use, and what it leaves behind.
+    """A stage's limits and inputs, its figures and its output.
 
     Args:
         limit: seconds from now on.
@@ -127,7 +127,7 @@ def outcome(run: Callable[[Stage], None], stage: Stage) -> Figures:
 
 
 def check(stages: Mapping[str, tuple[Callable[[Stage], None], float]], out: Path, dry: bool) -> Figures:
-    """Run stages, each with its limit in seconds, and write ``check.json`` after each; what is in it at the end.
+    """Run stages, each with its limit in seconds, and write ``check.json`` after each; returns its final content.
 
     A stage that ran before in the same folder keeps its entry until it runs again.
     """

@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import geometric_mean
 
+from ..rows import precision, task
 from . import library as built
 from . import parsers
 from .runner import ROOT, Failure, Skip, Stage
@@ -34,7 +35,7 @@ LIMITS = {  # in order of worth, with the limit of each in seconds
 
 
 def environment(stage: Stage) -> None:
-    """What is here: device, driver, versions, commit."""
+    """Device, driver, versions and commit."""
     import torch
 
     from .. import machine
@@ -186,27 +187,23 @@ def speed(stage: Stage) -> None:
 
 def speedups(rows: list[dict[str, str]], ours: str) -> list[str]:
     """torch.nn's time by ours, a line for each cell, precision and work: H and the ratios for B in rising order."""
-    times = {(*_task(row), row["system"]): float(row["us_per_step"]) for row in rows if row["us_per_step"]}
+    times = {(*task(row), row["system"]): float(row["us_per_step"]) for row in rows if row["us_per_step"]}
     lines = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     every = []
     for row in sorted(rows, key=lambda row: (row["cell"], row["dtype"], row["work"], int(row["H"]), int(row["B"]))):
-        theirs, own = times.get((*_task(row), "torch.nn")), times.get((*_task(row), ours))
+        theirs, own = times.get((*task(row), "torch.nn")), times.get((*task(row), ours))
         if row["system"] == ours and theirs and own:
             every.append(theirs / own)
-            precision = "tf32" if row["tf32"] == "1" else row["dtype"]
-            lines[f"{row['cell']} {precision} {row['work']}"][_place(row)].append(f"{every[-1]:.2f}")
+            what = f"{row['cell']} {precision(row['dtype'], row['tf32'])} {row['work']}"
+            lines[what][_place(row)].append(f"{every[-1]:.2f}")
     mean = [f"torch.nn's time by ours, geometric mean of {len(every)}: {geometric_mean(every):.2f}"] if every else []
     for what, places in lines.items():
         mean.append(f"{what}: " + "; ".join(" ".join([place, *ratios]) for place, ratios in places.items()))
     return mean
 
 
-def _task(row: dict[str, str]) -> tuple[str, ...]:
-    return row["case"], row["cell"], row["work"], row["dtype"], row["tf32"]
-
-
 def _place(row: dict[str, str]) -> str:
-    """The column of a row in the summary: its H, and what is special."""
+    """The name of a row's column in the summary: H, and several layers, both directions or ragged rows."""
     special = ["layers"] * (row["layers"] != "1")
     special += [name for name in ("bidirectional", "ragged") if row[name] == "1"]
     return " ".join([f"H{row['H']}", *special])

@@ -247,7 +247,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kResident>, 1)
   typename Cell::State grad[kElements] = {};
   BackwardInputs<Cell> in[kElements] = {};
   const auto load_in = [&](int step, bool is_any) {
-    // The state before is what the forward left at the next step of this pass, or hx.
+    // The state before is the output and saved c of the next step of this pass, or hx.
     auto output_before = output;
     auto saved_before = saved;
     output_before.advance(step + 1 < a.T ? hop : 0), saved_before.advance(step + 1 < a.T ? hop : 0);
