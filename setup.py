@@ -1,7 +1,9 @@
 """Builds the extension: one shared library on PyTorch's stable ABI, for every Python and every PyTorch from 2.10 on.
 
 CXX, CXXFLAGS, LDFLAGS and MAX_JOBS are obeyed. FUSED_RNN_POISON=1 fills what the library allocates with NaN, for the
-tests. FUSED_RNN_OBJECTS is the folder of the object files, build/native unless set.
+tests. FUSED_RNN_DEBUG=1 builds for a debugger: symbols, little optimisation, and line numbers in the CUDA kernels.
+FUSED_RNN_OBJECTS is the folder of the object files, build/native unless set. Object files whose flags have changed are
+compiled again.
 
 The CUDA kernels are built where nvcc is: $NVCC, in $CUDA_HOME/bin or on PATH. Building needs no GPU.
 FUSED_RNN_CUDA=1 insists on them, 0 leaves them out. FUSED_RNN_CUDA_ARCHS="80 90a" chooses the architectures; the newest
@@ -155,13 +157,15 @@ def ninja_file(library: Path) -> str:
     cuda = find_cuda()
     cxx = shlex.split(env("CXX") or "c++")
     cxx[0] = program(cxx[0], "a C++17 compiler (set CXX to choose one)")
+    debug = env("FUSED_RNN_DEBUG") == "1"
     flags = [
-        "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra",
+        f"-std=c++17 {'-Og -g' if debug else '-O3'} -fPIC -fvisibility=hidden",
+        "-fno-math-errno -ffp-contract=fast -Wall -Wextra",
         f"-DTORCH_TARGET_VERSION={TARGET_VERSION} -isystem {torch}/include",
         "-DFUSED_RNN_POISON" if env("FUSED_RNN_POISON") == "1" else "",
         env("CXXFLAGS"),
     ]
-    strip = "" if "-g" in env("CXXFLAGS").split() else "-s"
+    strip = "" if debug or "-g" in env("CXXFLAGS").split() else "-s"
     lines = [
         f"cxx = {shlex.join(cxx)}",
         f"cxxflags = {' '.join(flags)}",
@@ -185,7 +189,8 @@ def ninja_file(library: Path) -> str:
     ]
     if cuda:
         flags = [
-            "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+            f"-std=c++17 {'-g -lineinfo -Xcompiler=-Og' if debug else '-O3'}",
+            "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
             *cuda.targets,
             env("NVCCFLAGS"),
         ]

@@ -147,6 +147,36 @@ def test_users_builds_have_no_errors_of_ptxas(small_copy):
     assert flags.endswith(" -lineinfo")
 
 
+@needs_sources
+def test_debug_build(small_copy):
+    """Symbols stay in the library, and a build never uses the object files of the other kind."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "FUSED_RNN_CUDA": "0", "CXXFLAGS": "", "LDFLAGS": ""}
+    build = [sys.executable, "setup.py", "build_ext", "--build-lib", "out"]
+    for debug, compiles in (("", True), ("1", True), ("1", False), ("", True)):
+        done = run(build, cwd=small_copy, **environment, FUSED_RNN_DEBUG=debug)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("compiling schemas.cpp" in done.stdout) == compiles
+        library = (small_copy / "out" / "fused_rnn" / "_C.so").read_bytes()
+        assert (b".debug_info" in library) == bool(debug)
+
+
+@needs_sources
+@pytest.mark.parametrize("debug", [False, True], ids=["release", "debug"])
+def test_flags_of_a_debug_build(debug, small_copy):
+    nvcc = {"FUSED_RNN_CUDA": "1", "NVCC": "echo release 12.8", "NVCCFLAGS": ""}
+    environment = {"FUSED_RNN_DEBUG": str(int(debug)), "CXX": "true", "CXXFLAGS": "", **nvcc}
+    run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, **environment)
+    text = (small_copy / "build" / "native" / "build.ninja").read_text()
+    flags = {name: value.split() for name, value in re.findall(r"^(\w*flags) = (.*)$", text, re.MULTILINE)}
+    expected = {
+        "cxxflags": {"-Og": debug, "-g": debug, "-O3": not debug},
+        "nvccflags": {"-Xcompiler=-Og": debug, "-g": debug, "-lineinfo": debug, "-O3": not debug},
+        "ldflags": {"-s": not debug},
+    }
+    assert {name: {flag: flag in flags[name] for flag in some} for name, some in expected.items()} == expected
+
+
 USE_IT = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
