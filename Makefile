@@ -1,5 +1,6 @@
 # make demo       install into .venv and train a character model with torch.nn and with fused_rnn
-# make test       install into .venv-test and run every test, the linters and the type checker
+# make check      install into .venv-test; linters, type checker and the quick tests: in a minute, once installed
+# make test       the same, and then all other tests
 # make bench      install into .venv and measure this machine in two minutes: torch.nn and every peer against fused_rnn
 # make wheel      one wheel in dist/, for every Python and every PyTorch from 2.10 on
 # make mutants    switch off every barrier of the CUDA kernels, one at a time: a test on the emulator must fail each time
@@ -20,7 +21,7 @@ NATIVE := $(filter csrc/%,$(CPP)) setup.py pyproject.toml
 PYTHON_FILES := $(wildcard fused_rnn/*.py fused_rnn/triton/*.py fused_rnn/*.csv)
 PIP := bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo bench test lint format wheel mutants fuzz gpu-check clean
+.PHONY: demo bench check test lint format wheel mutants fuzz gpu-check clean
 
 demo: .venv/installed
 	.venv/bin/python examples/char_lm.py $(DEMO_ARGS)
@@ -29,8 +30,16 @@ bench: .venv/installed
 	.venv/$(PIP) install -r bench/requirements.txt
 	.venv/bin/python -m bench --quick $(BENCH_ARGS)
 
-test: .venv-test/installed lint
-	.venv-test/bin/python -m pytest -q
+# Tests marked `slow` are not for every change. Those marked `alone` need the machine's processors for themselves.
+PYTEST := .venv-test/bin/python -m pytest -q
+BESIDE := -n auto --maxprocesses 8 --dist loadgroup
+
+check: .venv-test/installed lint
+	$(PYTEST) $(BESIDE) -m "not slow and not alone"
+
+test: check
+	$(PYTEST) $(BESIDE) -m "slow and not alone"
+	$(PYTEST) -m alone
 
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .

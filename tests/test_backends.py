@@ -10,7 +10,7 @@ import pytest
 import torch
 from problems import Layer, Size
 
-from fused_rnn import backends, layer
+from fused_rnn import backends, layer, native
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 TESTS = Path(__file__).parent
@@ -62,6 +62,7 @@ def test_the_wish_ends_with_the_context():
     assert backends.choose(problem()).name == "cpu"
 
 
+@pytest.mark.slow
 def test_environment_forces_a_backend():
     script = "import fused_rnn, torch; fused_rnn.GRU(1, 1)(torch.zeros(1, 1)); print(fused_rnn.backends.forced())"
     for name, told in (("reference", "reference\n"), ("", "None\n"), ("nonsense", "'nonsense' is not one of")):
@@ -122,10 +123,13 @@ def run_python(*arguments, **environment):
 NAME_IT = "import torch, fused_rnn.native; print(torch.ops.fused_rnn.cpu_instruction_set())"
 
 
+@pytest.mark.slow(seconds=40)
 @pytest.mark.parametrize("name", instruction_sets())
 def test_forced_instruction_set(name):
     """It ran, and is right: the sizes around its vectors, in a process of its own."""
     assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
+    if name == native.cpu_instruction_set():
+        return  # what test_recurrence.py runs on in this process
     tests = [str(TESTS / "test_recurrence.py"), "-k", "float64 or bfloat16 or float16"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]

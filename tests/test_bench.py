@@ -162,6 +162,7 @@ def test_peers():
         assert sentence is None or not sentence.endswith(".")
 
 
+@pytest.mark.slow
 def test_memory(layers):
     """A process of its own sees what a step allocates."""
     memory = load("memory")
@@ -265,6 +266,7 @@ def test_list(capsys):
     assert "voice-activity" in out and "Silero VAD" in out and re.search(r"^onnxruntime ", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_kernels():
     kernels = load("kernels")
     for cell in kernels.CELLS:
@@ -275,6 +277,7 @@ def test_kernels():
             assert all(r["us"] and not r["note"] and set(r) <= set(kernels.FIELDS) for r in rows)
 
 
+@pytest.mark.slow
 def test_a_forced_kernel_is_what_runs(tmp_path):
     command = [sys.executable, "-m", "bench", "kernel", "--quick", "--plan", "generic", "--threads", "1"]
     done = subprocess.run(
@@ -292,6 +295,7 @@ def test_fitted():
     assert (call, step) == (pytest.approx(20), pytest.approx(3))
 
 
+@pytest.mark.slow
 def test_lstm_and_gru_side_by_side():
     app = load("app")
     cases = load("cases")
@@ -340,6 +344,7 @@ def test_floors(cell, H, B, microseconds):
     assert floors._step(G, B, H, (2 * G + 3) * H * B * 2, 2, floors.Gpu()) == pytest.approx(microseconds, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_gpu(tmp_path):
     """As if there had been one: absolute figures, a heat map for each precision and pass, the floor."""
     cases, rows, report = load("cases"), load("rows"), load("report")

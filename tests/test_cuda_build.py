@@ -122,12 +122,16 @@ needs_tools = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("machine_code")
 @needs_cuda
 @needs_tools
 def test_architectures_are_those_it_says():
     assert {kernel.architecture for kernel in built()[1]} == set(native.cuda_architectures().split())
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("machine_code")
 @needs_cuda
 @needs_tools
 @pytest.mark.parametrize(
@@ -173,6 +177,8 @@ def test_loads_that_are_waited_for_are_found(waits_at, found):
     assert all(load.opcode == "LDG.E.U16" and waiting.opcode == "IMAD.U32" for load, waiting in waits)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("machine_code")
 @needs_cuda
 @needs_tools
 def test_no_step_waits_for_a_load_of_the_next_one():
@@ -187,6 +193,8 @@ def test_no_step_waits_for_a_load_of_the_next_one():
     assert not waits, "waited for before the barrier:\n" + "\n".join(waits)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("machine_code")
 @needs_cuda
 @needs_tools
 def test_kernels_take_what_the_table_says():
@@ -229,6 +237,7 @@ SENTENCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the project's sources")
 @pytest.mark.parametrize("case", SENTENCES)
 def test_build_says_what_it_needs(case):
@@ -239,6 +248,7 @@ def test_build_says_what_it_needs(case):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the project's sources")
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 @pytest.mark.parametrize("architectures, unknown", [("80 55", "55"), ("80;9.0", "9.0"), ("blackwell", "blackwell")])

@@ -122,6 +122,7 @@ print(fused_rnn.explain(rnn, x).choices[0].plan)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux to see what a thread has computed")
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two processors")
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import fuzz
 import pytest
 
+pytestmark = pytest.mark.slow(seconds=20)
+
 SECONDS = {"modules": 20, "layers": 20, "inference": 15, "plans": 3}
 
 

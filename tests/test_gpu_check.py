@@ -131,6 +131,7 @@ def a_stage(name, tmp_path, limit=60.0):
     return runner.Stage(name, limit, True, tmp_path)
 
 
+@pytest.mark.alone
 def test_a_program_that_takes_too_long_is_interrupted_and_what_it_left_is_kept(tmp_path):
     program = "import time\nprint('begun', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('written')"
 
@@ -199,6 +200,7 @@ def test_ratios_of_the_grid_are_a_line_for_each_work():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
     command = [sys.executable, "-m", "bench.gpu_check"]
@@ -216,6 +218,7 @@ def test_without_pytorch_it_says_so(tmp_path):
     assert "has no PyTorch" in done.stderr
 
 
+@pytest.mark.alone
 def test_a_dry_run_takes_every_stage(tmp_path):
     command = [sys.executable, "-m", "bench.gpu_check", "--dry-run", "--out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

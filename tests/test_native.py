@@ -24,6 +24,8 @@ if not shutil.which(CXX):
     pytest.skip(f"needs the compiler {CXX}", allow_module_level=True)
 
 
+pytestmark = pytest.mark.slow
+
 # Bytes, instruction set, its flags. The compiler builds vectors that are too wide for a set from narrower ones.
 VECTORS = [
     (16, "generic", ["-ffp-contract=off"]),
@@ -88,11 +90,13 @@ def posed(layer, reverse):
     )
 
 
+@pytest.mark.xdist_group("aarch64")
 def test_aarch64_has_neon(aarch64):
     assert aarch64("isa").split() == [b"neon"]
     assert aarch64("isa", isa="generic").split() == [b"generic"]
 
 
+@pytest.mark.xdist_group("aarch64")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("isa", ["neon", "generic"])

@@ -38,6 +38,7 @@ def tensors_of(layer):
     return layer.x, *layer.states, *layer.weights[:4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_opcheck(cell, ragged):
@@ -54,7 +55,7 @@ def test_opcheck(cell, ragged):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_first_and_second_derivatives(cell, ragged, reverse):
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3), ragged=ragged)
@@ -211,7 +212,7 @@ def test_empty_batch(cell):
     assert all((grad == 0).all() for name, grad in results.items() if "weight" in name or "bias" in name)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_compiles_in_one_graph(cell, dynamic):
     torch._dynamo.reset()

@@ -39,6 +39,7 @@ def test_nothing_of_python():
     assert not [name for _, name in symbols("--undefined-only") if name.startswith(("Py", "_Py"))]
 
 
+@pytest.mark.slow(seconds=30)
 @needs_nm
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
 @pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16"])
@@ -84,6 +85,7 @@ def small_copy(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @needs_sources
 def test_wheel_is_for_every_python(small_copy):
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", "out", "."]
@@ -122,12 +124,14 @@ def test_build_needs_a_torch(installed, small_copy):
     one_sentence(done, sentence)
 
 
+@pytest.mark.slow
 @needs_sources
 def test_build_without_a_compiler(small_copy):
     done = run([sys.executable, "setup.py", "build_ext"], cwd=small_copy, CXX="no-such-compiler")
     one_sentence(done, "building needs a C++17 compiler", "'no-such-compiler' was not found")
 
 
+@pytest.mark.slow
 @needs_sources
 def test_build_that_does_not_compile(small_copy):
     (small_copy / "csrc" / "schemas.cpp").write_text("this is not C++\n")
@@ -137,6 +141,7 @@ def test_build_that_does_not_compile(small_copy):
     assert "schemas.cpp:1" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @needs_sources
 def test_users_builds_have_no_errors_of_ptxas(small_copy):
     """Another nvcc may spill registers: an error in the Makefile's build for tests only."""
@@ -147,6 +152,7 @@ def test_users_builds_have_no_errors_of_ptxas(small_copy):
     assert flags.endswith(" -lineinfo")
 
 
+@pytest.mark.slow
 @needs_sources
 def test_debug_build(small_copy):
     """Symbols stay in the library, and a build never uses the object files of the other kind."""
@@ -161,6 +167,7 @@ def test_debug_build(small_copy):
         assert (b".debug_info" in library) == bool(debug)
 
 
+@pytest.mark.slow
 @needs_sources
 @pytest.mark.parametrize("debug", [False, True], ids=["release", "debug"])
 def test_flags_of_a_debug_build(debug, small_copy):
@@ -205,6 +212,7 @@ def test_a_checkout_runs_on_the_library_of_the_installed_package(tmp_path):
     assert done.stdout.split() == [str(tmp_path / "fused_rnn" / "native.py"), str(native.library), "None"], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [None, b"this is not a library"], ids=["missing", "broken"])
 def test_works_without_the_extension(library, tmp_path):
     hidden = "" if library else "import pathlib; pathlib.Path.exists = lambda path: False\n"  # also what is installed

@@ -278,6 +278,7 @@ print("goes on")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to limit the memory of a process")
 def test_out_of_memory_inside_a_kernel():
     done = subprocess.run([sys.executable, "-c", OUT_OF_SCRATCH], capture_output=True, text=True)
@@ -319,6 +320,7 @@ print(program.module()(torch.ones(5, 2, 3))[0].sum().item())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_program_runs_where_we_are_not(kind, strict, tmp_path):
@@ -440,6 +442,7 @@ def test_a_class_derived_from_the_modules_class_is_derived_from_ours(kind):
     assert type(module) is getattr(fused_rnn, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_instances_compile_in_one_graph_all_the_same(kind):
     torch._dynamo.reset()

@@ -112,6 +112,7 @@ check(2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("threads_before", ["used", "fresh"])
 def test_forked_processes(threads_before):

@@ -50,6 +50,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow(seconds=200)
 def test_in_the_interpreter():
     tests = str(TESTS / "test_triton_interpreted.py")
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
@@ -114,6 +115,8 @@ def table_of(rows: list[list[str]]) -> str:
     return "\n".join([f"# Triton {triton.__version__}", *lines]) + "\n"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles(target):
     kernels = compiled(target)
@@ -136,6 +139,8 @@ def test_compiles(target):
             assert not re.search(rf"tt\.load.*{weights}", loop), f"{what} loads weight_hh in its loop"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 def test_kernels_take_what_the_table_says():
     committed = TABLE.read_text()
     if not committed.startswith(f"# Triton {triton.__version__}\n"):
@@ -147,6 +152,7 @@ def test_kernels_take_what_the_table_says():
     assert not difference, f"if it is meant, python tests/test_triton.py --write\n{difference}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("H", "kernels"), [(20, 2), (300, 4)], ids=["block", "stepwise"])
 def test_no_compilation_for_T_and_B(H, kernels):
     """Nor for where a state stands in memory. Stepwise there are two tiles, for few rows and many."""
@@ -156,6 +162,7 @@ def test_no_compilation_for_T_and_B(H, kernels):
     assert len(made) == kernels
 
 
+@pytest.mark.slow
 def test_one_unit_compiles():
     """Triton makes a constant of a size that is 1."""
     with compiling("sm_90") as made:

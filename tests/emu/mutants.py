@@ -32,6 +32,7 @@ def sites() -> list[str]:
     """The synchronising calls that the kernels reach."""
     import test_kernels
 
+    test_kernels.load()
     for case in cases():
         test_kernels.check(case)
     return test_kernels.ops.sites().split()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2, 3)
 COMMITTED = build.ROOT / "tests" / "data" / "primitives.txt.gz"
 

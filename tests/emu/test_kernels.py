@@ -4,6 +4,7 @@ The ids name cell, arithmetic, tier, sizes and options, and the seed of the sche
 the emulator; the slower ones run the smaller cases (tests/emu/test_flavours.py).
 """
 
+import functools
 import os
 from dataclasses import dataclass, replace
 
@@ -17,10 +18,22 @@ from problems import CELLS, NOTHING, Layer, Size
 from fused_rnn import autograd, reference, stock
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
 
-build.load()
-autograd.register("fused_rnn_emu")
 ops = torch.ops.fused_rnn_emu
 
+
+@functools.cache
+def load():
+    """Builds and loads the emulator. Not at import: collecting tests must be quick."""
+    build.load()
+    autograd.register("fused_rnn_emu")
+
+
+@pytest.fixture(autouse=True)
+def emulator():
+    load()
+
+
+pytestmark = pytest.mark.slow
 PLAIN = os.environ.get("EMU_FLAVOUR", "plain") == "plain"
 MATHS = {  # what products multiply: the storage type, and whether TF32 is allowed
     "float32": (torch.float32, False),
