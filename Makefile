@@ -97,10 +97,11 @@ NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUS
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
-# The tests run on a build whose memory is full of NaN, and in the checkout's root on the checkout's own Python files.
+# The tests run on a build whose memory is full of NaN, and in the checkout's root on the checkout's own Python files: a
+# change of these needs no new installation.
 # In this build alone, CUDA kernels that spill registers or use local memory are compile errors.
 NO_SPILLS := -Xptxas=-warn-spills,-warn-lmem-usage,-Werror
-.venv-test/installed: .venv-test/ready $(NATIVE) $(PYTHON_FILES)
+.venv-test/installed: .venv-test/ready $(NATIVE)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" FUSED_RNN_POISON=1 FUSED_RNN_CUDA_ARCHS="$(TEST_CUDA_ARCHS)" \
 	  NVCCFLAGS="$(NO_SPILLS) $$NVCCFLAGS" .venv-test/$(PIP) install --no-build-isolation ".[test,lint]"
 	touch $@
