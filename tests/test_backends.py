@@ -150,6 +150,7 @@ def test_cuda_says_why_not():
         backends.choose(posed)
 
 
+@pytest.mark.slow
 def test_unknown_instruction_set():
     done = run_python("-c", NAME_IT, FUSED_RNN_ISA="mmx")
     assert "FUSED_RNN_ISA=mmx is not one of" in done.stderr

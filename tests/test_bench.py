@@ -89,7 +89,15 @@ def _is_here(name):
 
 @pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-@pytest.mark.parametrize("form", [{}, {"layers": 2, "bidirectional": True}, {"ragged": True}], ids=str)
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        pytest.param({"layers": 2, "bidirectional": True}, marks=pytest.mark.slow),
+        pytest.param({"ragged": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_every_system_is_compared_and_timed(cell, work, form, layers):
     if work in load("cases").SINGLE:
         form = {"T": 1} if work == "cell" else {**form, "T": 1}

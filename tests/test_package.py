@@ -203,6 +203,7 @@ def test_import_does_not_import_the_compiler():
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkout_runs_on_the_library_of_the_installed_package(tmp_path):
     """Its folder stands before the installed package on the path, and has no library."""
     shutil.copytree(PACKAGE, tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fused_rnn
 
 CONFIGURATIONS = 560
+QUICK = 140  # of them are for every change
 SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 24, 31, 33, 40)
 
 
@@ -130,7 +131,12 @@ def results(configuration, module, dtype):
     return out | {f"grad of {name}": grad for name, grad in zip(leaves, found, strict=True)}
 
 
-@pytest.mark.parametrize("seed", range(CONFIGURATIONS), ids=lambda seed: f"{seed}-{Configuration.random(seed)}")
+def marked(seed):
+    marks = () if seed < QUICK else pytest.mark.slow
+    return pytest.param(seed, id=f"{seed}-{Configuration.random(seed)}", marks=marks)
+
+
+@pytest.mark.parametrize("seed", [marked(seed) for seed in range(CONFIGURATIONS)])
 def test_equals_torch_nn(seed):
     configuration = Configuration.random(seed)
     dtype = configuration.dtype

@@ -211,6 +211,7 @@ def test_every_shape_has_a_plan(cell, target):
                     assert (made.precision == "tf32") == (math == "tf32" and target != "gfx942")
 
 
+@pytest.mark.slow
 def test_the_tuner_tries_every_row():
     done = python("-m", "bench.tune_triton", "--list")
     assert done.stdout.count("Row(") == len(plan.TABLE), done.stderr
@@ -278,6 +279,7 @@ print(fused_rnn.backends.by_name("triton").why_not(fused_rnn.backends.Problem(
 """
 
 
+@pytest.mark.slow
 def test_without_triton():
     assert python("-c", WITHOUT).stdout.strip() == "Triton is not installed: pip install triton"
 
