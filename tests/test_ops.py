@@ -54,7 +54,7 @@ def test_opcheck(cell, ragged):
     torch.library.opcheck(backward_op, (*grads, *tensors, output, saved, lengths, *flags, True, True))
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_first_and_second_derivatives(cell, ragged, reverse):

@@ -266,6 +266,7 @@ print("triton" in sys.modules, [name for name in sys.modules if name.startswith(
 """
 
 
+@pytest.mark.slow
 def test_imported_only_when_chosen():
     assert python("-c", IMPORTED).stdout.strip() == "False ['fused_rnn.triton.plan']"  # plain arithmetic
 
