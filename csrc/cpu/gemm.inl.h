@@ -153,7 +153,7 @@ struct Product {
 };
 
 // A tile of few rows reads its panel faster than the second-level cache delivers it. Then K is cut into blocks, whose
-// part of the panel stays in the first-level cache for several tiles.
+// part of the panel stays in the first-level cache for several tiles; they are no shorter than the parts of a sum.
 template <int NV>
 constexpr bool kCutsK = kTileRows<NV> < 6;
 template <int NV>
@@ -176,26 +176,26 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[
                                         const Emit& emit) {
   constexpr int kRows = kTileRows<NV>;
   constexpr int kWidth = NV * Vec<A>::kLanes;
-  constexpr int64_t kAtOnce = kWordsAtOnce<NV>;
+  const int64_t at_once = most(kWordsAtOnce<NV>, products[0].left.block);
   alignas(64) A sums[kTilesAtOnce<NV> * kRows * kWidth];
   const int64_t tiles = ceil_div(M, kRows);
   for (int64_t first = 0; first < tiles; first += kTilesAtOnce<NV>) {
     const int64_t end = least(tiles, first + kTilesAtOnce<NV>), m0 = M * first / tiles, m1 = M * end / tiles;
     bool onto = false;
     for (const Product<F>& product : products)
-      for (int64_t k = 0; !onto || k < product.K; k += kAtOnce) {
+      for (int64_t k = 0; !onto || k < product.K; k += at_once) {
         Left<F> left = product.left;
         left.data += m0 * left.row + k * left.col;
         left.onto = onto;
         const bool far = left.far && first == 0;
         left.far = far && !kCutsK<NV>;
         const Panel<F> panel{product.panel.data + k * product.panel.row, product.panel.row};
-        const F* const next = panel.data + kAtOnce * panel.row;
         for (int64_t i = first, m = m0; i < end; ++i) {
           const int rows = int(M * (i + 1) / tiles - m);
           for (int64_t j = m; !onto && j < m + rows; ++j) fetch(j);
-          if (kCutsK<NV> && far) fetch_part(next, kAtOnce * panel.row, i - first, end - first);
-          tile_rows<F, NV>(rows, least(kAtOnce, product.K - k), left, panel, sums + (m - m0) * kWidth);
+          if (kCutsK<NV> && far)
+            fetch_part(panel.data + at_once * panel.row, at_once * panel.row, i - first, end - first);
+          tile_rows<F, NV>(rows, least(at_once, product.K - k), left, panel, sums + (m - m0) * kWidth);
           left.data += rows * left.row;
           left.far = false;
           m += rows;
