@@ -11,10 +11,17 @@ namespace fused_rnn {
 namespace {
 
 constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
-constexpr int64_t kSumBlock = 32;      // words in a part of a sum: PyTorch's sums are as exact
-constexpr int64_t kRowsBlock = 16;     // the same where sums run over rows, which go on for all of T
+constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
-constexpr int64_t kUnpackedRows = 64;  // up to so many rows (step, batch), weights are used where they are
+constexpr int64_t kUnpackedRows = 64;  // up to so many rows (step, batch), weight_hh is used where it is at each step
+constexpr int64_t kFewRows = 64;       // of which the weights' gradients take longer to write than to compute
+
+// Words in a part of a sum of n: near the square root of n, where the rounding errors of parts and total are least.
+FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
+  int64_t block = kLeastBlock;
+  while (block < 4 * kLeastBlock && block * block <= n) block *= 2;
+  return block;
+}
 
 // Steps [t0, t0 + n) and their rows, one after the other: at each step those up to the last that is active.
 struct Chunk {
@@ -55,32 +62,36 @@ class Backward {
         units_{args.H},
         steps_(most(1, least(args.T, kChunkRows / args.B))),
         rows_(steps_ * args.B),
-        width_(words<F>(kGates * args.H) * kDepth),
+        width_(words<F>(kGates * args.H) * kDepth + kLanes * kDepth),
         hidden_(right_of(args.weight_hh, kFirst * args.H, args.H)),
         candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
-        input_(right_of(args.weight_ih, args.grad_x ? kGates * args.H : 0, args.I)),
-        x_{args.grad_weight_hh ? rows_ : 0, args.I},
-        h_{args.grad_weight_hh ? rows_ : 0, args.H},
+        input_{args.grad_x ? kGates * args.H : 0, args.I},
+        x_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.I},
+        h_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.H},
         division_(division(args)),
-        hidden_weight_(hidden_.packed_elements()),
-        candidate_weight_(candidate_.packed_elements()),
-        input_weight_(input_.packed_elements()),
+        is_one_chunk_(args.T * args.B <= kChunkRows),
+        is_one_step_(is_one_chunk_ && args.T == 1),
+        hidden_weight_(is_one_step_ ? 0 : hidden_.packed_elements()),
+        candidate_weight_(is_one_step_ ? 0 : candidate_.packed_elements()),
+        input_weight_(is_one_chunk_ ? 0 : input_.packed_elements()),
+        block_(is_one_chunk_ ? division_.workers * block_elements() : 0),
+        once_sums_(is_one_chunk_ ? sums_elements() : 0),
         grads_x_(rows_ * width_),
         grads_h_(Cell::kGradsDiffer ? rows_ * width_ : 0),
         grad_states_((Cell::kResetBefore ? 3 : 2) * args.B * units_.padded()),
         packed_x_(x_.elements()),
         packed_h_(h_.elements()),
         packed_reset_(Cell::kResetBefore ? h_.elements() : 0),
-        reset_(Cell::kResetBefore && h_.K ? rows_ * args.H : 0),
+        reset_(Cell::kResetBefore ? h_.K * args.H : 0),
         zeros_(most(args.I, args.H)),
-        columns_(x_.K ? division_.workers * words<F>(rows_) * kDepth * kGatheredRows : 0),
+        columns_(division_.workers * columns_size()),
         sums_ih_(kInPlace ? 0 : weight_rows() * args.I),
         sums_hh_(kInPlace ? 0 : weight_rows() * args.H),
         sums_bias_ih_(weight_rows()),
         sums_bias_hh_(Cell::kGradsDiffer ? weight_rows() : 0) {
     copy_padded<S, S>(nullptr, 0, zeros_, most(args.I, args.H));
     for (int64_t row = 0; row < rows_; ++row)
-      for (int64_t j = kGates * args.H; j < width_; ++j) {
+      for (int64_t j = kGates * args.H; j < words<F>(kGates * args.H) * kDepth; ++j) {
         grads_x_[row * width_ + j] = F(A(0));
         if constexpr (Cell::kGradsDiffer) grads_h_[row * width_ + j] = F(A(0));
       }
@@ -93,10 +104,10 @@ class Backward {
   }
 
  private:
-  // A weight [K, N] as the right-hand matrix. Few rows are multiplied faster than it is packed.
+  // weight_hh, or rows of it, as the right-hand matrix [K, N]. Few rows are multiplied faster than it is packed.
   Panels<F> right_of(const S* weight, int64_t K, int64_t N) const {
     if constexpr (std::is_same<S, F>::value && kDepth == 1)
-      if (args_.T * args_.B <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
+      if (args_.T > 1 && args_.T * args_.B <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
     return {K, N};
   }
 
@@ -118,6 +129,13 @@ class Backward {
     if constexpr (kInPlace) return args_.grad_weight_hh;
     return sums_hh_;
   }
+  int64_t block_elements() const { return most(hidden_.block_elements(), input_.block_elements()); }
+  int64_t sums_elements() const {
+    const int64_t rows = args_.T * args_.B;
+    return most(hidden_.sums_elements(rows), input_.sums_elements(rows));
+  }
+  F* block_of(const Worker& worker) const { return block_ + worker.begin * block_elements(); }
+  int64_t columns_size() const { return words<F>(x_.K) * kDepth * kGatheredRows; }
   // Vectors of units that belong to panels [p0, p1) of hidden_ and candidate_.
   int64_t first_unit(const Part& part) const { return hidden_.first_vector(part.p0); }
   int64_t last_unit(const Part& part) const { return hidden_.first_vector(part.p1); }
@@ -126,10 +144,11 @@ class Backward {
 
   void run_part(const Worker& worker, const Part& part) const {
     const auto& a = args_;
-    pack_share(worker, hidden_, hidden_weight_, [&](int64_t k) { return a.weight_hh + k * a.H; });
-    pack_share(worker, candidate_, candidate_weight_,
-               [&](int64_t k) { return a.weight_hh + (kFirst * a.H + k) * a.H; });
-    pack_share(worker, input_, input_weight_, [&](int64_t k) { return a.weight_ih + k * a.I; });
+    if (!is_one_step_) {
+      pack_share(worker, hidden_, hidden_weight_, hidden_row());
+      pack_share(worker, candidate_, candidate_weight_, candidate_row());
+    }
+    if (!is_one_chunk_) pack_share(worker, input_, input_weight_, input_row());
     const auto load_or_zero = [&](const S* from, int64_t b, int64_t p) {
       return from ? load<A>(from + b * a.H + p * kLanes, units_.count(p)) : V(A(0));
     };
@@ -144,11 +163,18 @@ class Backward {
       const int64_t t0 = a.reverse ? done : a.T - done - n;
       const Chunk chunk(a, t0, n);
       for (int64_t i = 0; i < n; ++i) step(worker, part, a.reverse ? t0 + i : t0 + n - 1 - i, chunk);
-      if (a.grad_weight_hh) pack_rows(worker, chunk);
+      if (a.grad_weight_hh) pack_rows(worker, chunk, 0);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
-      if (a.grad_weight_hh) add_weight_grads(worker, chunk.rows(), done > 0);
+      if (a.grad_weight_hh) add_weight_grads(worker, chunk, 0, done > 0);
       worker.wait();
+      // The other rows of a single large step.
+      for (int64_t k0 = kChunkRows; a.grad_weight_hh && k0 < chunk.rows(); k0 += kChunkRows) {
+        pack_rows(worker, chunk, k0);
+        worker.wait();
+        add_weight_grads(worker, chunk, k0, true);
+        worker.wait();
+      }
     }
     if (a.grad_weight_hh) write_sums(worker);
     for (int64_t b = part.b0; b < part.b1; ++b)
@@ -159,11 +185,22 @@ class Backward {
       }
   }
 
+  // From k to row k of the matrices hidden_, candidate_ and input_.
+  auto hidden_row() const {
+    return [this](int64_t k) { return args_.weight_hh + k * args_.H; };
+  }
+  auto candidate_row() const {
+    return [this](int64_t k) { return args_.weight_hh + (kFirst * args_.H + k) * args_.H; };
+  }
+  auto input_row() const {
+    return [this](int64_t k) { return args_.weight_ih + k * args_.I; };
+  }
+
   // This worker's share of the panels of a matrix.
   template <class RowOf>
   static void pack_share(const Worker& worker, const Panels<F>& panels, F* packed, const RowOf& row_of) {
     if (panels.K == 0) return;
-    for (int64_t p = worker.first(panels.count()); p < worker.last(panels.count()); ++p) panels.pack(p, packed, row_of);
+    panels.pack(worker.first(panels.count()), worker.last(panels.count()), packed, row_of);
   }
 
   // ---- The steps ----
@@ -173,7 +210,10 @@ class Backward {
     if (!division_.by_rows) worker.wait();
   }
 
-  Left<F> left(const F* rows) const { return {rows, width_, kDepth, kSumBlock, chains_for(args_.B)}; }
+  // Words in a part of a sum over the gates.
+  int64_t gates_block() const { return most(2 * kLeastBlock, sum_block(kGates * args_.H)); }
+
+  Left<F> left(const F* rows) const { return {rows, width_, kDepth, gates_block(), chains_for(args_.B)}; }
 
   // Step t of a part: from the gradient of the state after it to that of the state before it.
   void step(const Worker& worker, const Part& part, int64_t t, const Chunk& chunk) const {
@@ -188,9 +228,9 @@ class Backward {
           store(grads_x(row0 + b, kFirst, p), grad, units_.count(p));
         }
       meet(worker);
-      for (int64_t p = part.p0; p < part.p1; ++p)
-        candidate_.multiply(p, candidate_weight_, active - part.b0, left(grads_x(row0 + part.b0, kFirst, 0)),
-                            [&](int64_t m, int64_t v, V sum) { store(grad_reset(part.b0 + m, v), sum); });
+      multiply_hidden(
+          worker, part, candidate_, candidate_weight_, candidate_row(), active,
+          left(grads_x(row0 + part.b0, kFirst, 0)), [&](int64_t b) { return grad_reset(b, 0); }, false);
     }
     for (int64_t b = part.b0; b < end; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
@@ -200,12 +240,26 @@ class Backward {
           for (int g = 0; g < kGates; ++g) store_grads(row0 + b, g, p, V(A(0)), V(A(0)));
       }
     meet(worker);
-    for (int64_t p = part.p0; p < part.p1; ++p)
-      hidden_.multiply(p, hidden_weight_, active - part.b0, left(grads_h(row0 + part.b0, 0, 0)),
-                       [&](int64_t m, int64_t v, V sum) {
-                         A* const to = grad_h(part.b0 + m, v);
-                         store(to, load<A>(to) + sum);
-                       });
+    multiply_hidden(
+        worker, part, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0)),
+        [&](int64_t b) { return grad_h(b, 0); }, true);
+  }
+
+  // row_of(b) for rows [part.b0, active) = those of `left` times the part's panels of weight_hh, or onto what is there
+  template <class SourceOf, class RowOf>
+  void multiply_hidden(const Worker& worker, const Part& part, const Panels<F>& weight, const F* packed,
+                       const SourceOf& source_of, int64_t active, const Left<F>& left, const RowOf& row_of,
+                       bool onto) const {
+    if (is_one_step_)
+      return weight.multiply_once(
+          part.p0, part.p1, source_of, block_of(worker), once_sums_ + weight.sums_elements(part.b0), active - part.b0,
+          left, [&](int64_t m) { return row_of(part.b0 + m); }, units_.padded(), onto);
+    in_slices(part.b0, active, width_ * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
+      Left<F> rows = left;
+      rows.data += (b0 - part.b0) * width_;
+      for (int64_t p = part.p0; p < part.p1; ++p)
+        weight.multiply(p, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, units_.padded(), onto);
+    });
   }
 
   // The cell's backward for row b and the units of panel p; leaves the direct part of the previous state's gradient.
@@ -261,12 +315,19 @@ class Backward {
   // grad_x of the chunk's steps = grads_x weight_ih
   void write_grad_x(const Worker& worker, const Chunk& chunk) const {
     const auto& a = args_;
-    const int64_t r0 = worker.first(chunk.rows()), count = worker.last(chunk.rows()) - r0;
-    for (int64_t p = 0; p < input_.count(); ++p)
-      input_.multiply(
-          p, input_weight_, count, {grads_x(r0, 0, 0), width_, kDepth, kSumBlock}, [&](int64_t m, int64_t v, V sum) {
-            store(a.grad_x + chunk.place(r0 + m) * a.I + v * kLanes, sum, int(least(kLanes, a.I - v * kLanes)));
-          });
+    const int64_t rows = chunk.rows(), panels = input_.count();
+    if (is_one_chunk_)
+      input_.multiply_once(
+          worker.first(panels), worker.last(panels), input_row(), block_of(worker), once_sums_, rows,
+          {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
+          [&](int64_t m) { return a.grad_x + chunk.place(m) * a.I; }, a.I, false);
+    else
+      in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
+        for (int64_t p = 0; p < panels; ++p)
+          input_.multiply(
+              p, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
+              [&](int64_t m) { return a.grad_x + chunk.place(r0 + m) * a.I; }, a.I, false);
+      });
     for (int64_t i = worker.first(chunk.n); i < worker.last(chunk.n); ++i) {
       const int64_t t = chunk.t0 + i;
       const int64_t left = (a.B - chunk.count(t)) * a.I;  // of rows that are past their end
@@ -285,40 +346,43 @@ class Backward {
     return t == a.first_step(b) ? a.hx + b * a.H : a.output + (a.step_before(t) * a.B + b) * a.H;
   }
 
-  // The right-hand matrices of the weights' gradients: x and h, and r * h for a reset before the matmul.
-  void pack_rows(const Worker& worker, const Chunk& chunk) const {
+  int64_t rows_from(const Chunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
+
+  // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and r * h for a
+  // reset before the matmul.
+  void pack_rows(const Worker& worker, const Chunk& chunk, int64_t k0) const {
     const auto& a = args_;
-    const Panels<F> x{chunk.rows(), a.I}, h{chunk.rows(), a.H};
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
     pack_share(worker, x, packed_x_, [&](int64_t k) {
-      return is_active(chunk, k) ? a.x + chunk.place(k) * a.I : static_cast<const S*>(zeros_);
+      return is_active(chunk, k0 + k) ? a.x + chunk.place(k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
-    pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k); });
+    pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k0 + k); });
     if constexpr (Cell::kResetBefore) {
       const int64_t begin = worker.first(h.count()), end = worker.last(h.count());
       for (int64_t k = 0; k < h.K; ++k)
         for (int64_t v = h.first_vector(begin); v < h.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const V r = load<A>(a.saved + chunk.place(k) * Cell::kSaved * a.H + j, units_.count(v));
-          store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k) + j, units_.count(v)), units_.count(v));
+          const V r = load<A>(a.saved + chunk.place(k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
+          store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k0 + k) + j, units_.count(v)), units_.count(v));
         }
       pack_share(worker, h, packed_reset_, [&](int64_t k) { return static_cast<const F*>(reset_) + k * a.H; });
     }
   }
 
-  // The sums over the chunk's rows to grad_weight and grad_bias, or onto what earlier chunks left there. In blocks of
-  // gate rows; none crosses from the gates that multiply h to the one that multiplies r * h.
-  void add_weight_grads(const Worker& worker, int64_t rows, bool onto) const {
+  // The sums over those rows to grad_weight and grad_bias, or onto what earlier chunks left there. In blocks of gate
+  // rows; none crosses from the gates that multiply h to the one that multiplies r * h.
+  void add_weight_grads(const Worker& worker, const Chunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
-    const Panels<F> x{rows, a.I}, h{rows, a.H};
-    F* const columns = columns_ + worker.begin * words<F>(rows_) * kDepth * kGatheredRows;
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
+    F* const columns = columns_ + worker.begin * columns_size();
     const int64_t first = kFirst * a.H, all = kGates * a.H, split = ceil_div(first, kGatheredRows);
     const int64_t blocks = split + ceil_div(all - first, kGatheredRows);
     for (int64_t i = worker.first(blocks); i < worker.last(blocks); ++i) {
       const int64_t r0 = i < split ? i * kGatheredRows : first + (i - split) * kGatheredRows;
       const int64_t count = least(kGatheredRows, (i < split ? first : all) - r0);
-      gather(grads_x_, rows, r0, count, columns, sums_bias_ih_, onto);
+      gather(grads_x_ + k0 * width_, x.K, r0, count, columns, sums_bias_ih_, onto);
       add_block(x, packed_x_, columns, r0, count, sums_ih(), onto);
-      if constexpr (Cell::kGradsDiffer) gather(grads_h_, rows, r0, count, columns, sums_bias_hh_, onto);
+      if constexpr (Cell::kGradsDiffer) gather(grads_h_ + k0 * width_, x.K, r0, count, columns, sums_bias_hh_, onto);
       add_block(h, i < split ? packed_h_ : packed_reset_, columns, r0, count, sums_hh(), onto);
     }
   }
@@ -340,7 +404,7 @@ class Backward {
           if (next) part += load<A>(next, n);
         }
         store_words(columns + (k / kDepth * kGatheredRows + r) * kDepth, word, place);
-        if ((k + kDepth) % kSumBlock == 0) {
+        if ((k + kDepth) % (2 * kLeastBlock) == 0) {
           total += part;
           part = V(A(0));
         }
@@ -350,15 +414,13 @@ class Backward {
   }
 
   // columns[:, r] right to or onto sum[r0 + r, :], for r < count
-  static void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
-                        bool onto) {
+  void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
+                 bool onto) const {
+    const int64_t block = sum_block(args_.T * args_.B);
+    const Left<F> left{columns, kDepth, kGatheredRows * kDepth, block};
+    if (args_.T * args_.B <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     for (int64_t p = 0; p < right.count(); ++p)
-      right.multiply(p, packed, count, {columns, kDepth, kGatheredRows * kDepth, kRowsBlock},
-                     [&](int64_t r, int64_t v, V more) {
-                       A* const to = sum + (r0 + r) * right.N + v * kLanes;
-                       const int n = int(least(kLanes, right.N - v * kLanes));
-                       store(to, onto ? load<A>(to, n) + more : more, n);
-                     });
+      right.multiply(p, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
   }
 
   // This worker's share of n numbers.
@@ -379,11 +441,14 @@ class Backward {
   const BackwardArgs<S>& args_;
   const Units<A> units_;
   const int64_t steps_, rows_;                  // of a chunk
-  const int64_t width_;                         // of a row of grads_x and grads_h
+  const int64_t width_;                         // from a row of grads_x and grads_h to the next, not a power of two
   const Panels<F> hidden_, candidate_, input_;  // weight_hh, reset before: its last gate, weight_ih
-  const Panels<F> x_, h_;                       // a whole chunk's
+  const Panels<F> x_, h_;                       // of the most rows that are packed at once
   const Division division_;
+  const bool is_one_chunk_, is_one_step_;  // then weight_ih is multiplied once, and weight_hh
   const Scratch<F> hidden_weight_, candidate_weight_, input_weight_;
+  const Scratch<F> block_;              // of multiply_once: each worker's packed rows of a weight
+  const Scratch<A> once_sums_;          // of multiply_once: the sums of all rows
   const Scratch<F> grads_x_, grads_h_;  // [rows, width]: d loss / d gates_x, d gates_h where it differs
   const Scratch<A> grad_states_;        // d loss / d h, d c or d (r * h) between two steps: [B, padded] each
   const Scratch<F> packed_x_, packed_h_, packed_reset_;

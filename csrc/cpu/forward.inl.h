@@ -34,15 +34,15 @@ class Forward {
       : args_(args),
         units_{args.H},
         division_(division(args)),
-        input_(args.weight_ih, 0, args.I, args.H, is_packed(args)),
-        hidden_(args.weight_hh, 0, args.H, args.H, is_packed(args)),
-        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H,
-                   is_packed(args)),
+        x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
+        x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
+        packs_late_(args.T == 1 && !division_.by_rows && !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
+        input_(args.weight_ih, 0, args.I, args.H, places()),
+        hidden_(args.weight_hh, 0, args.H, args.H, places()),
+        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H, places()),
         bias_x_(units_.panels() * kGates * kLanes),
         bias_h_(units_.panels() * Cell::kApart * kLanes),
         joined_(kAdds && (args.B >= kJoinedRows || args.T == 1)),
-        x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
-        x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kGates * kLanes *
                                                     int64_t(sizeof(A)))))),
         gates_x_(joined_ ? 0 : units_.panels() * steps_ * args.B * kGates * kLanes),
@@ -63,6 +63,12 @@ class Forward {
     const int64_t most = unpacked_rows(words<F>(args.I) + words<F>(args.H));
     return args.T * args.B > (std::is_same<S, F>::value ? most : most / kConverted);
   }
+  int64_t places() const { return !is_packed(args_) ? 0 : packs_late_ ? division_.workers : units_.panels(); }
+  int64_t place_of(const Worker& worker, int64_t p) const { return packs_late_ ? worker.begin : p; }
+  template <class Panels>
+  void pack_late(const Worker& worker, int64_t p, const Panels& weight) const {
+    if (packs_late_) weight.pack(p, worker.begin);
+  }
   // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return units_.padded() + kLanes; }
   F* h_at(F* h, int64_t b, int64_t p) const { return h + b * h_row() + p * kLanes; }
@@ -75,9 +81,11 @@ class Forward {
 
   void run_part(const Worker& worker, const Part& part) const {
     for (int64_t p = worker.first(units_.panels()); p < worker.last(units_.panels()); ++p) {
-      input_.pack(p);
-      hidden_.pack(p);
-      if constexpr (Cell::kResetBefore) candidate_.pack(p);
+      if (!packs_late_) {
+        input_.pack(p, p);
+        hidden_.pack(p, p);
+        if constexpr (Cell::kResetBefore) candidate_.pack(p, p);
+      }
       pack_biases(p);
     }
     worker.wait();
@@ -142,17 +150,22 @@ class Forward {
     if (joined_) return;
     const bool whole = part.rows() == a.B && !a.lengths;  // then the rows of all steps are one matrix
     const int64_t matrices = whole ? 1 : n;
-    for (int64_t p = part.p0; p < part.p1; ++p) {
-      const A* const bias = bias_x_ + p * kGates * kLanes;
-      for (int64_t i = 0; i < matrices; ++i) {
-        const int64_t rows = whole ? n * a.B : a.active_rows(t0 + i, part.b0, part.b1) - part.b0;
-        A* const to = gates_x_at(i, part.b0, p);
-        input_.multiply(p, rows, {x_rows(worker, t0 + i, i, part.b0), x_row_}, [&](int64_t m, const A* sums) {
-          for (int g = 0; g < kGates; ++g)
-            store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
-        });
+    in_slices(0, whole ? n * a.B : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
+      for (int64_t p = part.p0; p < part.p1; ++p) {
+        const A* const bias = bias_x_ + p * kGates * kLanes;
+        pack_late(worker, p, input_);
+        for (int64_t i = 0; i < matrices; ++i) {
+          const int64_t rows = whole ? m1 - m0 : a.active_rows(t0 + i, part.b0, part.b1) - part.b0;
+          A* const to = gates_x_at(i, part.b0 + m0, p);
+          input_.multiply(
+              p, place_of(worker, p), rows, {x_rows(worker, t0 + i, i, part.b0 + m0), x_row_}, [](int64_t) {},
+              [&](int64_t m, const A* sums) {
+                for (int g = 0; g < kGates; ++g)
+                  store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
+              });
+        }
       }
-    }
+    });
   }
 
   F* own_x_of(const Worker& worker) const { return x_ + worker.begin * steps_ * args_.B * x_row_; }
@@ -171,42 +184,65 @@ class Forward {
     const int chains = chains_for(a.B);
     if constexpr (kAdds)
       if (joined_) {
-        for (int64_t p = part.p0; p < part.p1; ++p)
-          input_.multiply_both(p, active - part.b0, {x_rows(worker, t, i, part.b0), x_row_}, hidden_,
-                               left(h, part.b0, chains), [&](int64_t m, const A* sums) {
-                                 V gates_h[kGates];
-                                 for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
-                                 finish(t, part.b0 + m, p, bias_x_ + p * kGates * kLanes, gates_h, h, h_next);
-                               });
+        in_slices(part.b0, active, (x_row_ + h_row()) * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
+          for (int64_t p = part.p0; p < part.p1; ++p) {
+            pack_late(worker, p, input_);
+            pack_late(worker, p, hidden_);
+            input_.multiply_both(
+                p, place_of(worker, p), b1 - b0, {x_rows(worker, t, i, b0), x_row_}, hidden_, left(h, b0, chains),
+                [&](int64_t m) { fetch_results(t, b0 + m, p); },
+                [&](int64_t m, const A* sums) {
+                  V gates_h[kGates];
+                  for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
+                  finish(t, b0 + m, p, bias_x_ + p * kGates * kLanes, gates_h, h, h_next);
+                });
+          }
+        });
         return end_step(worker, part, t, active, h, h_next);
       }
-    for (int64_t p = part.p0; p < part.p1; ++p) {
-      hidden_.multiply(p, active - part.b0, left(h, part.b0, chains), [&](int64_t m, const A* sums) {
-        const int64_t b = part.b0 + m;
-        V gates_h[kGates];
-        for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes);
-        for (int g = kTogether; g < kFirst; ++g)
-          gates_h[g] += load<A>(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes);
-        if constexpr (Cell::kResetBefore) {
-          const typename Cell::State prev{load<A>(h_at(h, b, p))};
-          const V r_x = load<A>(gates_x_at(i, b, p));
-          store(h_at(reset_, b, p), Cell::reset(r_x, gates_h[0], prev));
-          for (int g = 0; g < kFirst; ++g) store(first_at(b, p) + g * kLanes, gates_h[g]);
-        } else {
-          finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
-        }
-      });
-    }
+    const int64_t row_bytes = h_row() * int64_t(sizeof(F));
+    in_slices(part.b0, active, row_bytes, [&](int64_t b0, int64_t b1) {
+      for (int64_t p = part.p0; p < part.p1; ++p) {
+        pack_late(worker, p, hidden_);
+        hidden_.multiply(
+            p, place_of(worker, p), b1 - b0, left(h, b0, chains),
+            [&](int64_t m) {
+              if (!Cell::kResetBefore) fetch_results(t, b0 + m, p);
+            },
+            [&](int64_t m, const A* sums) {
+              const int64_t b = b0 + m;
+              V gates_h[kGates];
+              for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes);
+              for (int g = kTogether; g < kFirst; ++g)
+                gates_h[g] += load<A>(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes);
+              if constexpr (Cell::kResetBefore) {
+                const typename Cell::State prev{load<A>(h_at(h, b, p))};
+                const V r_x = load<A>(gates_x_at(i, b, p));
+                store(h_at(reset_, b, p), Cell::reset(r_x, gates_h[0], prev));
+                for (int g = 0; g < kFirst; ++g) store(first_at(b, p) + g * kLanes, gates_h[g]);
+              } else {
+                finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
+              }
+            });
+      }
+    });
     if constexpr (Cell::kResetBefore) {
       meet(worker);
-      for (int64_t p = part.p0; p < part.p1; ++p)
-        candidate_.multiply(p, active - part.b0, left(reset_, part.b0, chains), [&](int64_t m, const A* sums) {
-          const int64_t b = part.b0 + m;
-          V gates_h[kGates];
-          for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, p) + g * kLanes);
-          gates_h[kFirst] = load<A>(sums);
-          finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
-        });
+      in_slices(part.b0, active, row_bytes, [&](int64_t b0, int64_t b1) {
+        for (int64_t p = part.p0; p < part.p1; ++p) {
+          pack_late(worker, p, candidate_);
+          candidate_.multiply(
+              p, place_of(worker, p), b1 - b0, left(reset_, b0, chains),
+              [&](int64_t m) { fetch_results(t, b0 + m, p); },
+              [&](int64_t m, const A* sums) {
+                const int64_t b = b0 + m;
+                V gates_h[kGates];
+                for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, p) + g * kLanes);
+                gates_h[kFirst] = load<A>(sums);
+                finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
+              });
+        }
+      });
     }
     end_step(worker, part, t, active, h, h_next);
   }
@@ -223,6 +259,13 @@ class Forward {
   // All of h must be there before the next product.
   void meet(const Worker& worker) const {
     if (!division_.by_rows) worker.wait();
+  }
+
+  FUSED_RNN_INLINE void fetch_results(int64_t t, int64_t b, int64_t p) const {
+    const auto& a = args_;
+    fetch_for_writing(a.output + (t * a.B + b) * a.output_row + p * kLanes, 1);
+    for (int k = 0; a.saved && k < Cell::kSaved; ++k)
+      fetch_for_writing(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, 1);
   }
 
   // The cell for row b and the units of panel p, its results to memory.
@@ -263,13 +306,14 @@ class Forward {
   const ForwardArgs<S>& args_;
   const Units<A> units_;
   const Division division_;
+  const bool x_in_place_;  // rows of x are factors as they are
+  const int64_t x_row_;
+  const bool packs_late_;  // each panel just before its only use: it stays in the second-level cache
   const GatePanels<kGates, S, A> input_;
   const GatePanels<kFirst, S, A> hidden_;
   const GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
   const Scratch<A> bias_x_, bias_h_;     // [panels, kGates, kLanes], [panels, kApart, kLanes]
   const bool joined_;
-  const bool x_in_place_;  // rows of x are factors as they are
-  const int64_t x_row_;
   const int64_t steps_;       // of a chunk
   const Scratch<A> gates_x_;  // [panels, steps, B, kGates, kLanes]
   const Scratch<F> x_;        // [workers, steps, B, x_row]

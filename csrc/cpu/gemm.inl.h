@@ -11,9 +11,17 @@ namespace {
 
 constexpr int kMaxVectors = 4;  // widest panel
 
-// Rows of the register tile for a panel of NV vectors: the accumulators, one row of the panel and one broadcast fit.
+// The most rows of a register tile of NV columns: the accumulators fit, the factors of the shorter side and one of the
+// longer.
+constexpr int rows_in_registers(int NV) {
+  int rows = 1;
+  while ((rows + 1) * NV + (rows + 1 < NV ? rows + 1 : NV) + 1 <= FUSED_RNN_REGISTERS) ++rows;
+  return rows;
+}
+
+// Rows of the register tile for a panel of NV vectors.
 template <int NV>
-constexpr int kTileRows = (FUSED_RNN_REGISTERS - NV - 1) / NV < 8 ? (FUSED_RNN_REGISTERS - NV - 1) / NV : 8;
+constexpr int kTileRows = rows_in_registers(NV) < 8 ? rows_in_registers(NV) : 8;
 
 // The left-hand matrix: word k of row m begins at data[m * row + k * col].
 //
@@ -30,9 +38,10 @@ struct Left {
   bool far = false;   // the panel is not in the second-level cache yet
 };
 
-// A panel that comes from further away is asked for so many words before it is used.
+// Prefetch distance, in words, for panels that do not stay in the second-level cache.
 constexpr int kWordsAhead = 16;
 constexpr int64_t kNearBytes = 512 * 1024;  // of all panels together, if they are to stay there from step to step
+constexpr int64_t kLineBytes = 64;          // of a cache line
 
 // As many chains as keep the adders busy with M rows.
 FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
@@ -44,10 +53,38 @@ struct Panel {
   int64_t row;
 };
 
-// to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
+// sum[m][n] += row(m) column(n), with the shorter side in registers.
+template <int M, int N, class V, class Row, class Column, class AddProduct>
+FUSED_RNN_INLINE void add_products(V (&sum)[M][N], const Row& row, const Column& column, const AddProduct& add) {
+  if constexpr (M < N) {
+    V a[M];
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < M; ++m) a[m] = row(m);
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const V b = column(n);
+      FUSED_RNN_UNROLL
+      for (int m = 0; m < M; ++m) sum[m][n] = add(sum[m][n], a[m], b);
+    }
+  } else {
+    V b[N];
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < N; ++n) b[n] = column(n);
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const V a = row(m);
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < N; ++n) sum[m][n] = add(sum[m][n], a, b[n]);
+    }
+  }
+}
+
+// to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors; rows of `to` are to_row apart
 template <class F, int MR, int NV, int kChains, bool kFar = false, class A = typename Factor<F>::A>
-void tile(int64_t K, Left<F> left, Panel<F> panel, A* to) {
+void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row) {
   using V = Vec<A>;
+  const F* from = left.data;
+  const int64_t row = left.row, col = left.col;
   constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block * kChains) {
     V sum[kChains][MR][NV];
@@ -56,19 +93,16 @@ void tile(int64_t K, Left<F> left, Panel<F> panel, A* to) {
     for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
     for (int v = 0; v < NV; ++v) sum[c][m][v] = V(A(0));
     const auto add = [&](int c) __attribute__((always_inline)) {
-      V b[NV];
-      FUSED_RNN_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        std::memcpy(&b[v].v, panel.data + v * kWord, sizeof(b[v].v));
-        if constexpr (kFar) __builtin_prefetch(panel.data + kWordsAhead * panel.row + v * kWord);
-      }
-      FUSED_RNN_UNROLL
-      for (int m = 0; m < MR; ++m) {
-        const V a = Factor<F>::broadcast(left.data + m * left.row);
-        FUSED_RNN_UNROLL
-        for (int v = 0; v < NV; ++v) sum[c][m][v] = Factor<F>::add_product(sum[c][m][v], a, b[v]);
-      }
-      left.data += left.col;
+      add_products<MR, NV>(
+          sum[c], [&](int m) __attribute__((always_inline)) { return Factor<F>::broadcast(from + m * row); },
+          [&](int v) __attribute__((always_inline)) {
+            if constexpr (kFar) __builtin_prefetch(panel.data + kWordsAhead * panel.row + v * kWord);
+            V b;
+            std::memcpy(&b.v, panel.data + v * kWord, sizeof(b.v));
+            return b;
+          },
+          [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
+      from += col;
       panel.data += panel.row;
     };
     const int64_t end = least(K, k0 + left.block * kChains);
@@ -84,61 +118,110 @@ void tile(int64_t K, Left<F> left, Panel<F> panel, A* to) {
     for (int v = 0; v < NV; ++v) {
       FUSED_RNN_UNROLL
       for (int c = 1; c < kChains; ++c) sum[0][m][v] += sum[c][m][v];
-      A* total = to + (m * NV + v) * V::kLanes;
+      A* total = to + m * to_row + v * V::kLanes;
       store(total, k0 == 0 && !left.onto ? sum[0][m][v] : load<A>(total) + sum[0][m][v]);
     }
   }
 }
 
+// Whether the sums of so many chains, rows and vectors stay in registers. That of the most rows decides for all that
+// are multiplied with as many chains.
+template <int kChains, int M, int NV>
+constexpr bool kFit = kChains * M * NV + (M < NV ? M : NV) + 1 <= FUSED_RNN_REGISTERS;
+
 // `tile` for a number of rows from 1 to MR
 template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, A* to) {
+FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, A* to,
+                                int64_t to_row = NV * Vec<A>::kLanes) {
   if constexpr (MR > 1)
-    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to);
+    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to, to_row);
   if constexpr (MR == 1)
-    if (left.chains == 4) return tile<F, MR, NV, 4>(K, left, panel, to);
-  if constexpr (MR <= 3)
-    if (left.chains == 2) return tile<F, MR, NV, 2>(K, left, panel, to);
+    if (left.chains == 4) return tile<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, to, to_row);
+  if constexpr (MR <= 3 && kFit<2, 3, NV>)
+    if (left.chains == 2) return tile<F, MR, NV, 2>(K, left, panel, to, to_row);
   if constexpr (MR > 3)
-    if (left.far) return tile<F, MR, NV, 1, true>(K, left, panel, to);
-  tile<F, MR, NV, 1>(K, left, panel, to);
+    if (left.far) return tile<F, MR, NV, 1, true>(K, left, panel, to, to_row);
+  tile<F, MR, NV, 1>(K, left, panel, to, to_row);
 }
 
-// M rows of `left` times one panel, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV vectors
-// of sums.
-template <int NV, class F, class Emit, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void rows_times_panel(int64_t M, int64_t K, Left<F> left, Panel<F> panel, const Emit& emit) {
+// One product of a sum of products: K words of the rows of `left` times a panel.
+template <class F>
+struct Product {
+  int64_t K;
+  Left<F> left;
+  Panel<F> panel;
+};
+
+// A tile of few rows reads its panel faster than the second-level cache delivers it. Then K is cut into blocks, whose
+// part of the panel stays in the first-level cache for several tiles; they are no shorter than the parts of a sum.
+template <int NV>
+constexpr bool kCutsK = kTileRows<NV> < 6;
+template <int NV>
+constexpr int64_t kWordsAtOnce = kCutsK<NV> ? 128 : INT64_MAX / 2;
+template <int NV>
+constexpr int kTilesAtOnce = kCutsK<NV> ? 8 : 1;
+
+// Prefetches part i of n parts of so many elements.
+template <class T>
+FUSED_RNN_INLINE void fetch_part(const T* from, int64_t elements, int64_t i, int64_t n) {
+  const int64_t bytes = elements * int64_t(sizeof(T));
+  for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += kLineBytes)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + at);
+}
+
+// The sum of the products, for M rows, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV
+// vectors of sums, after fetch(m) could prefetch the memory that emit will write.
+template <int NV, int kProducts, class F, class Fetch, class Emit, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[kProducts], const Fetch& fetch,
+                                        const Emit& emit) {
   constexpr int kRows = kTileRows<NV>;
   constexpr int kWidth = NV * Vec<A>::kLanes;
-  alignas(64) A sums[kRows * kWidth];
+  const int64_t at_once = most(kWordsAtOnce<NV>, products[0].left.block);
+  alignas(64) A sums[kTilesAtOnce<NV> * kRows * kWidth];
   const int64_t tiles = ceil_div(M, kRows);
-  for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
-    const int rows = int(M * (i + 1) / tiles - m0);
-    tile_rows<F, NV>(rows, K, left, panel, sums);
-    left.data += rows * left.row;
-    left.far = false;
-    for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
-    m0 += rows;
+  for (int64_t first = 0; first < tiles; first += kTilesAtOnce<NV>) {
+    const int64_t end = least(tiles, first + kTilesAtOnce<NV>), m0 = M * first / tiles, m1 = M * end / tiles;
+    bool onto = false;
+    for (const Product<F>& product : products)
+      for (int64_t k = 0; !onto || k < product.K; k += at_once) {
+        Left<F> left = product.left;
+        left.data += m0 * left.row + k * left.col;
+        left.onto = onto;
+        const bool far = left.far && first == 0;
+        left.far = far && !kCutsK<NV>;
+        const Panel<F> panel{product.panel.data + k * product.panel.row, product.panel.row};
+        for (int64_t i = first, m = m0; i < end; ++i) {
+          const int rows = int(M * (i + 1) / tiles - m);
+          for (int64_t j = m; !onto && j < m + rows; ++j) fetch(j);
+          if (kCutsK<NV> && far)
+            fetch_part(panel.data + at_once * panel.row, at_once * panel.row, i - first, end - first);
+          tile_rows<F, NV>(rows, least(at_once, product.K - k), left, panel, sums + (m - m0) * kWidth);
+          left.data += rows * left.row;
+          left.far = false;
+          m += rows;
+        }
+        onto = true;
+      }
+    for (int64_t m = m0; m < m1; ++m) emit(m, sums + (m - m0) * kWidth);
   }
 }
 
-// The same for two products that are added: M rows of `a` times panel_a and of `b` times panel_b.
-template <int NV, class F, class Emit, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void rows_times_panels(int64_t M, int64_t Ka, Left<F> a, Panel<F> panel_a, int64_t Kb, Left<F> b,
-                                        Panel<F> panel_b, const Emit& emit) {
-  constexpr int kRows = kTileRows<NV>;
-  constexpr int kWidth = NV * Vec<A>::kLanes;
-  alignas(64) A sums[kRows * kWidth];
-  const int64_t tiles = ceil_div(M, kRows);
-  b.onto = true;
-  for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
-    const int rows = int(M * (i + 1) / tiles - m0);
-    tile_rows<F, NV>(rows, Ka, a, panel_a, sums);
-    tile_rows<F, NV>(rows, Kb, b, panel_b, sums);
-    a.data += rows * a.row, b.data += rows * b.row;
-    a.far = b.far = false;
-    for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * kWidth);
-    m0 += rows;
+template <class T>
+FUSED_RNN_INLINE void fetch_for_writing(const T* to, int64_t n) {
+  const char* const first = reinterpret_cast<const char*>(to);
+  for (int64_t at = 0; at < n * int64_t(sizeof(T)); at += kLineBytes) __builtin_prefetch(first + at, 1);
+}
+
+// The first n of NV vectors of sums, to or onto memory.
+template <int NV, class A, class T>
+FUSED_RNN_INLINE void store_row(T* to, const A* sums, int n, bool onto) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  FUSED_RNN_UNROLL
+  for (int v = 0; v < NV; ++v) {
+    const int left = n - v * kLanes;
+    if (left <= 0) return;
+    const Vec<A> sum = load<A>(sums + v * kLanes);
+    store(to + v * kLanes, onto ? load<A>(to + v * kLanes, left) + sum : sum, left);
   }
 }
 
@@ -157,7 +240,7 @@ struct Dots {
 template <class A>
 constexpr int kDotColumns = Vec<A>::kLanes < 4 ? Vec<A>::kLanes : 4;
 template <class A>
-constexpr int kDotRows = (FUSED_RNN_REGISTERS - kDotColumns<A> - 1) / kDotColumns<A>;
+constexpr int kDotRows = rows_in_registers(kDotColumns<A>);
 
 // Lanes that add up to the products of rows m < MR of `left` with rows [r0, r0 + kDotColumns) of the n of `right`, to
 // parts[m][r]; past n they mean nothing.
@@ -174,15 +257,10 @@ void dot_tile(int r0, int n, const Dots<F, S> (&dots)[kProducts], Vec<A> (*parts
     const S* right[kColumns];
     for (int r = 0; r < kColumns; ++r) right[r] = d.right + least(r0 + r, n - 1) * d.K;
     const auto add = [&](int64_t k, int64_t elements) __attribute__((always_inline)) {
-      V b[kColumns];
-      FUSED_RNN_UNROLL
-      for (int r = 0; r < kColumns; ++r) b[r] = load_words<F>(right[r] + k, elements);
-      FUSED_RNN_UNROLL
-      for (int m = 0; m < MR; ++m) {
-        const V a = load_words<F>(d.left + m * d.row + k, elements);
-        FUSED_RNN_UNROLL
-        for (int r = 0; r < kColumns; ++r) sum[m][r] = Factor<F>::add_product(sum[m][r], a, b[r]);
-      }
+      add_products<MR, kColumns>(
+          sum, [&](int m) __attribute__((always_inline)) { return load_words<F>(d.left + m * d.row + k, elements); },
+          [&](int r) __attribute__((always_inline)) { return load_words<F>(right[r] + k, elements); },
+          [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
     };
     int64_t k = 0;
     for (; k + kElements <= d.K; k += kElements) add(k, kElements);
@@ -212,6 +290,11 @@ FUSED_RNN_INLINE void dot_rows(int rows, int n, const Dots<F, S> (&dots)[kProduc
   for (int m = 0; m < rows; ++m) store(to + m * stride, sums_of_rows(parts[m]));
 }
 
+// A matrix that is multiplied by few rows and only once is packed in blocks of so many rows: a block stays in the
+// second-level cache.
+constexpr int64_t kRowsAtOnce = 64;
+constexpr int64_t kNearColumns = 128;  // rows so short are used in place: the block stays in the first-level cache
+
 // A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Packed, columns past N are
 // zero, and so is what fills the last word of K. Or the panels are used where they are, if vectors fill the rows.
 template <class F>
@@ -227,46 +310,154 @@ struct Panels {
   int64_t packed_elements() const { return unpacked ? 0 : elements(); }
   int64_t first_vector(int64_t p) const { return vectors() * p / count(); }  // of panel p; p may be count()
 
-  // Pack panel p; row_of(k) points to the N elements of row k.
+  // Pack panels [p0, p1), some rows after the other; row_of(k) points to the N elements of row k.
   template <class RowOf>
-  void pack(int64_t p, F* packed, const RowOf& row_of) const {
-    if (unpacked) return;
-    const int64_t first = first_vector(p), end = first_vector(p + 1);
-    F* to = packed + first * kLanes * words<F>(K) * kDepth;
-    for (int64_t k = 0; k < K; k += kDepth)
-      for (int64_t v = first; v < end; ++v, to += kLanes * kDepth) {
-        const int64_t column = v * kLanes;
-        const int n = int(least(kLanes, N - column));
-        Vec<A> word;
-        if constexpr (kDepth == 1)
-          word = load<A>(row_of(k) + column, n);
-        else
-          word = Factor<F>::paired(row_of(k) + column, k + 1 < K ? row_of(k + 1) + column : nullptr, n);
-        std::memcpy(to, &word.v, sizeof(word.v));
+  void pack(int64_t p0, int64_t p1, F* packed, const RowOf& row_of) const {
+    constexpr int64_t kRows = 8;
+    for (int64_t k = 0; k < K && !unpacked; k += kRows)
+      for (int64_t p = p0; p < p1; ++p) {
+        const int64_t first = first_vector(p), end = first_vector(p + 1);
+        F* const to = packed + (first * words<F>(K) * kDepth + (end - first) * k) * kLanes;
+        pack(first, end, k, least(K, k + kRows), to, row_of);
       }
   }
 
-  // emit(m, v, sum): the sum of row m in the columns of vector v, of the M rows of `left` times panel p
-  template <class Emit>
-  void multiply(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
-    switch (first_vector(p + 1) - first_vector(p)) {
-      case 1: return multiply_width<1>(p, packed, M, left, emit);
-      case 2: return multiply_width<2>(p, packed, M, left, emit);
-      case 3: return multiply_width<3>(p, packed, M, left, emit);
-      default: return multiply_width<4>(p, packed, M, left, emit);
+  // Vectors [first, end) of rows [k0, k1), one row after the other.
+  template <class RowOf>
+  void pack(int64_t first, int64_t end, int64_t k0, int64_t k1, F* to, const RowOf& row_of) const {
+    const int64_t whole = least(end, N / kLanes);
+    for (int64_t k = k0; k < k1; k += kDepth) {
+      const auto *row = row_of(k), *next = kDepth > 1 && k + 1 < K ? row_of(k + 1) : nullptr;
+      const auto pack_vector = [&](int64_t v, int n) __attribute__((always_inline)) {
+        Vec<A> word;
+        if constexpr (kDepth == 1)
+          word = load<A>(row + v * kLanes, n);
+        else
+          word = Factor<F>::paired(row + v * kLanes, next ? next + v * kLanes : nullptr, n);
+        std::memcpy(to, &word.v, sizeof(word.v));
+        to += kLanes * kDepth;
+      };
+      for (int64_t v = first; v < whole; ++v) pack_vector(v, kLanes);
+      for (int64_t v = most(first, whole); v < end; ++v) pack_vector(v, int(N - v * kLanes));
     }
   }
 
+  // to[m, :] = row m < M of `left` times the matrix, or added onto what is there. Tiles go along the rows of `to`: for
+  // few K, where writing takes the time.
+  template <class T>
+  void multiply_along(const F* packed, int64_t M, Left<F> left, T* to, bool onto) const {
+    const bool direct = std::is_same<T, A>::value && N % kLanes == 0;
+    if constexpr (std::is_same<T, A>::value)
+      if (direct && words<F>(K) == 1) return multiply_one_word(packed, M, left, to, onto);
+    constexpr int kRows = kTileRows<kMaxVectors>;
+    left.onto = direct && onto;
+    for (int64_t m = 0; m < M; m += kRows, left.data += kRows * left.row) {
+      const int rows = int(least(kRows, M - m));
+      for (int64_t p = 0; p < count(); ++p) {
+        if constexpr (std::is_same<T, A>::value)
+          if (direct) {
+            with_width(p, [&](auto width) {
+              const int64_t first = first_vector(p) * kLanes;
+              const Panel<F> panel{packed + first * words<F>(K) * kDepth, width * kLanes * kDepth};
+              tile_rows<F, width>(rows, words<F>(K), left, panel, to + m * N + first, N);
+            });
+            continue;
+          }
+        multiply(p, packed, rows, left, [&](int64_t r) { return to + (m + r) * N; }, N, onto);
+      }
+    }
+  }
+
+  // Scratch memory of multiply_once for M rows: a block of packed rows of this matrix, and sums.
+  int64_t block_elements() const { return vectors() * kLanes * kRowsAtOnce; }
+  int64_t sums_elements(int64_t M) const { return vectors() * kLanes * M; }
+
+  // `multiply` for panels [p0, p1), in one pass over the rows of a matrix that is not packed: source_of(k) points to
+  // the N elements of row k.
+  template <class SourceOf, class RowOf>
+  void multiply_once(int64_t p0, int64_t p1, const SourceOf& source_of, F* block, A* sums, int64_t M, Left<F> left,
+                     const RowOf& row_of, int64_t columns, bool onto) const {
+    using Source = std::remove_const_t<std::remove_pointer_t<decltype(source_of(0))>>;
+    const F* const start = left.data;
+    const bool in_place = kDepth == 1 && std::is_same<Source, F>::value && N % kLanes == 0 &&
+                          (M <= kTileRows<kMaxVectors> || N <= kNearColumns);
+    const auto packed = [&](int64_t p) { return block + first_vector(p) * kLanes * kRowsAtOnce; };
+    for (int64_t k0 = 0; k0 < K; k0 += kRowsAtOnce) {
+      const int64_t k1 = least(K, k0 + kRowsAtOnce);
+      for (int64_t k = k0; k < k1 && !in_place; k += kDepth)
+        for (int64_t p = p0; p < p1; ++p) {
+          const int64_t first = first_vector(p), end = first_vector(p + 1);
+          pack(first, end, k, k + 1, packed(p) + (k - k0) * (end - first) * kLanes, source_of);
+        }
+      left.onto = k0 > 0;
+      for (int64_t p = p0; p < p1; ++p)
+        with_width(p, [&](auto width) {
+          constexpr int NV = width;
+          left.data = start + k0 / kDepth * left.col;
+          Panel<F> panel{packed(p), NV * kLanes * kDepth};
+          if constexpr (std::is_same<Source, F>::value)
+            if (in_place) panel = {source_of(k0) + first_vector(p) * kLanes, N};
+          const int64_t tiles = ceil_div(M, kTileRows<NV>);
+          for (int64_t i = 0, m = 0; i < tiles; ++i) {
+            const int rows = int(M * (i + 1) / tiles - m);
+            tile_rows<F, NV>(rows, words<F>(k1 - k0), left, panel, sums + (first_vector(p) * M + m * NV) * kLanes);
+            left.data += rows * left.row;
+            m += rows;
+          }
+        });
+    }
+    for (int64_t p = p0; p < p1; ++p)
+      with_width(p, [&](auto width) {
+        constexpr int NV = width;
+        const int64_t first = first_vector(p) * kLanes;
+        for (int64_t m = 0; m < M; ++m)
+          store_row<NV>(row_of(m) + first, sums + first * M + m * NV * kLanes, int(least(NV * kLanes, columns - first)),
+                        onto);
+      });
+  }
+
+  // row_of(m)[:columns] = row m < M of `left` times the matrix, or added onto what is there; the columns of panel p.
+  template <class RowOf>
+  void multiply(int64_t p, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of, int64_t columns,
+                bool onto) const {
+    with_width(p, [&](auto width) { multiply_width<width>(p, packed, M, left, row_of, columns, onto); });
+  }
+
  private:
-  template <int NV, class Emit>
-  void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const Emit& emit) const {
+  // The same for a single word of K: then the packed panels are one row.
+  void multiply_one_word(const F* packed, int64_t M, const Left<F>& left, A* to, bool onto) const {
+    for (int64_t m = 0; m < M; ++m, to += N) {
+      const Vec<A> a = Factor<F>::broadcast(left.data + m * left.row);
+      for (int64_t j = 0; j < N; j += kLanes) {
+        Vec<A> b;
+        std::memcpy(&b.v, packed + j * kDepth, sizeof(b.v));
+        store(to + j, Factor<F>::add_product(onto ? load<A>(to + j) : Vec<A>(A(0)), a, b));
+      }
+    }
+  }
+
+  // f(vectors of panel p), as a constant
+  template <class WithWidth>
+  void with_width(int64_t p, const WithWidth& f) const {
+    switch (first_vector(p + 1) - first_vector(p)) {
+      case 1: return f(std::integral_constant<int, 1>());
+      case 2: return f(std::integral_constant<int, 2>());
+      case 3: return f(std::integral_constant<int, 3>());
+      default: return f(std::integral_constant<int, 4>());
+    }
+  }
+
+  template <int NV, class RowOf>
+  void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const RowOf& row_of, int64_t columns,
+                      bool onto) const {
     const int64_t first = first_vector(p) * kLanes;
+    const int n = int(least(NV * kLanes, columns - first));
     const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N}
                                     : Panel<F>{packed + first * words<F>(K) * kDepth, NV * kLanes * kDepth};
     left.far = elements() * int64_t(sizeof(F)) > kNearBytes;
-    rows_times_panel<NV>(M, words<F>(K), left, panel, [&](int64_t m, const A* sums) {
-      for (int v = 0; v < NV; ++v) emit(m, first_vector(p) + v, load<A>(sums + v * kLanes));
-    });
+    rows_times_panels<NV, 1, F>(
+        M, {{words<F>(K), left, panel}}, [&](int64_t m) { fetch_for_writing(row_of(m) + first, n); },
+        [&](int64_t m, const A* sums) { store_row<NV>(row_of(m) + first, sums, n, onto); });
   }
 };
 

@@ -37,18 +37,16 @@ class GatePanels {
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
-  GatePanels(const S* weight, int gate0, int64_t K, int64_t H, bool packed)
-      : source_(weight + gate0 * H * K),
-        K_(K),
-        units_{H},
-        packed_(packed),
-        weight_(packed ? units_.panels() * panel_size() : 0) {}
+  // places: of packed panels, 0 if the weight is used where it is
+  GatePanels(const S* weight, int gate0, int64_t K, int64_t H, int64_t places)
+      : source_(weight + gate0 * H * K), K_(K), units_{H}, places_(places), weight_(places * panel_size()) {}
 
-  void pack(int64_t p) const {
-    if (!packed_) return;
+  // Pack panel p into a place.
+  void pack(int64_t p, int64_t place) const {
+    if (places_ == 0) return;
     const int n = units_.count(p);
     for (int g = 0; g < NG; ++g) {
-      F* to = weight_ + p * panel_size() + g * kLanes * kDepth;
+      F* to = weight_ + place * panel_size() + g * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
         Vec<A> rows[kLanes];
         for (int r = 0; r < kLanes; ++r) rows[r] = r < n ? load_words<F>(row(g, p) + r * K_ + k, K_ - k) : Vec<A>(A(0));
@@ -60,22 +58,23 @@ class GatePanels {
     }
   }
 
-  // emit(m, sums): row m's NG vectors of `left` times panel p
-  template <class Emit>
-  FUSED_RNN_INLINE void multiply(int64_t p, int64_t M, Left<F> left, const Emit& emit) const {
+  // emit(m, sums): row m's NG vectors of `left` times panel p, which is packed in `place`, after fetch(m)
+  template <class Fetch, class Emit>
+  FUSED_RNN_INLINE void multiply(int64_t p, int64_t place, int64_t M, Left<F> left, const Fetch& fetch,
+                                 const Emit& emit) const {
     left.far = is_far();
-    if (packed_) return rows_times_panel<NG>(M, words<F>(K_), left, panel(p), emit);
+    if (places_ > 0) return rows_times_panels<NG, 1, F>(M, {{words<F>(K_), left, panel(place)}}, fetch, emit);
     multiply_rows<1>(p, M, {{left, this}}, emit);
   }
 
   // The same for the sum of two products: of `left` and of `other_left` times panel p of `other`, packed as this one.
-  template <class Emit>
-  FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t M, Left<F> left, const GatePanels& other, Left<F> other_left,
-                                      const Emit& emit) const {
+  template <class Fetch, class Emit>
+  FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t place, int64_t M, Left<F> left, const GatePanels& other,
+                                      Left<F> other_left, const Fetch& fetch, const Emit& emit) const {
     left.far = other_left.far = is_far();
-    if (packed_)
-      return rows_times_panels<NG>(M, words<F>(K_), left, panel(p), words<F>(other.K_), other_left, other.panel(p),
-                                   emit);
+    if (places_ > 0)
+      return rows_times_panels<NG, 2, F>(
+          M, {{words<F>(K_), left, panel(place)}, {words<F>(other.K_), other_left, other.panel(place)}}, fetch, emit);
     multiply_rows<2>(p, M, {{left, this}, {other_left, &other}}, emit);
   }
 
@@ -85,9 +84,9 @@ class GatePanels {
     const GatePanels* right;
   };
 
-  bool is_far() const { return units_.panels() * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
+  bool is_far() const { return places_ * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
   int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
-  Panel<F> panel(int64_t p) const { return {weight_ + p * panel_size(), NG * kLanes * kDepth}; }
+  Panel<F> panel(int64_t place) const { return {weight_ + place * panel_size(), NG * kLanes * kDepth}; }
   const S* row(int g, int64_t p) const { return source_ + (g * units_.H + p * kLanes) * K_; }
 
   // The sum of kProducts products with the rows of the weights where they are.
@@ -114,7 +113,7 @@ class GatePanels {
   const S* source_;  // row gate0*H of the weight
   int64_t K_;
   Units<A> units_;
-  bool packed_;
+  int64_t places_;
   Scratch<F> weight_;
 };
 
@@ -122,6 +121,18 @@ class GatePanels {
 template <class A, class S>
 FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, A* to, int64_t padded) {
   for (int64_t i = 0; i < padded; ++i) to[i] = from && i < n ? A(from[i]) : A(0);
+}
+
+// Whether rows are far more than stays in the second-level cache.
+FUSED_RNN_INLINE bool are_many(int64_t bytes) { return bytes > 4 * kNearBytes; }
+
+// f(m0, m1) for rows [begin, end): where they are far more than stays in the second-level cache, in slices that do,
+// each for all panels.
+template <class SliceOfRows>
+FUSED_RNN_INLINE void in_slices(int64_t begin, int64_t end, int64_t row_bytes, const SliceOfRows& f) {
+  const int64_t n = end - begin, bytes = n * row_bytes;
+  const int64_t slices = are_many(bytes) ? least(n, ceil_div(bytes, kNearBytes)) : 1;
+  for (int64_t i = 0; i < slices; ++i) f(begin + n * i / slices, begin + n * (i + 1) / slices);
 }
 
 // How a step is divided among workers: by rows of the batch, who then never meet, or by panels of units, who meet after
