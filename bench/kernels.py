@@ -14,6 +14,7 @@ import torch
 
 import fused_rnn
 from fused_rnn import backends, native
+from fused_rnn.autograd import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, SAVE
 
 from . import machine
 from .rows import Row
@@ -106,25 +107,25 @@ def _call(kernel: Kernel, T: int, device: torch.device) -> Callable[[], object]:
         return (torch.randn(shape) / H**0.5).to(device, dtype)
 
     x = tensor(T, B, H)
-    weights = (tensor(G * H, H), tensor(G * H, H), tensor(G * H), tensor(G * H))
-    states = tuple(tensor(B, H) for _ in cell.states)
-    flags = (*(() if cell.name == "lstm" else (cell.reset_after,)), False, kernel.tf32)
-    forward = getattr(torch.ops.fused_rnn, f"{cell.name}_forward")
-    inputs = (x, *weights, *states)
+    weights = [tensor(G * H, H), tensor(G * H, H), tensor(G * H), tensor(G * H)]
+    hx, cx, *_ = *(tensor(1, B, H) for _ in cell.states), None
+    inputs = (cell.name, x, weights, hx, cx, None, ())
+    flags = BIAS | ALLOW_TF32 * kernel.tf32 | SAVE * (kernel.op != "forward")
+    ops = torch.ops.fused_rnn
 
-    def run_forward(save: bool) -> tuple[torch.Tensor, ...]:
+    def run_forward() -> list[torch.Tensor]:
         with torch._C._AutoDispatchBelowAutograd():  # as the package calls it where nothing is recorded
-            return forward(*inputs, None, *flags, save)
+            return ops.forward.default(*inputs, flags)
 
     if kernel.op != "backward":
-        return lambda: run_forward(kernel.op == "forward, saving")
-    output, *final, saved = run_forward(True)
-    grads = (torch.randn_like(output), *(torch.randn_like(state) for state in final))
-    backward = getattr(torch.ops.fused_rnn, f"{cell.name}_backward")
+        return run_forward
+    output, *final, saved = run_forward()
+    grad_output, grad_hy, grad_cy, *_ = *map(torch.randn_like, (output, *final)), None
+    grads_and_kept = (grad_output, grad_hy, grad_cy, [output, saved])
 
     def run_backward() -> object:
         with torch._C._AutoDispatchBelowAutograd():
-            return backward(*grads, *inputs, output, saved, None, *flags, True, True)
+            return ops.backward.default(*grads_and_kept, *inputs, flags | NEEDS_INPUT | NEEDS_WEIGHTS)
 
     return run_backward
 

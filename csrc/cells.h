@@ -25,8 +25,10 @@ struct StepGrads {
 
 // In all cells: x is weight_ih x_t + bias_ih, h is weight_hh h_{t-1} + bias_hh, `prev` the state before the step,
 // `grad` the gradient of the state after it. What a loop must know of a cell it reads here:
+//   kName                  what Python calls it
 //   kGates                 gates
-//   kSaved                 numbers that the backward needs per unit; kSavedCell is the place of c among them, or -1
+//   kSaved                 numbers that the backward needs per unit; kSavedCell is the place of c among them, or -1 if
+//                          the state is h alone
 //   kResetBefore           gates_h of the last gate multiplies r * h instead of h
 //   kGradsDiffer           the backward gives x and h different gradients
 //   kApart                 in so many gates, the last ones, x and h are not just added
@@ -34,6 +36,7 @@ struct StepGrads {
 // torch.nn.LSTM: gates i, f, g, o.
 template <class A>
 struct LstmCell {
+  static constexpr const char* kName = "lstm";
   enum Gate { kI, kF, kG, kO, kC };
   static constexpr int kGates = 4;
   static constexpr int kSaved = 5;
@@ -79,6 +82,7 @@ struct GruState {
 // torch.nn.GRU: gates r, z, n; the reset gate acts after the matmul: n = tanh(n_x + r * n_h).
 template <class A>
 struct GruCell {
+  static constexpr const char* kName = "gru";
   enum Gate { kR, kZ, kN, kNh };
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;
@@ -116,6 +120,7 @@ struct GruCell {
 // first asks `candidate_grad` for the gradient that goes back through weight_hn.
 template <class A>
 struct GruResetBeforeCell {
+  static constexpr const char* kName = "gru(reset_after=False)";
   enum Gate { kR, kZ, kN };
   static constexpr int kGates = 3;
   static constexpr int kSaved = 3;
@@ -151,5 +156,10 @@ struct GruResetBeforeCell {
     return d;
   }
 };
+
+// Every cell. Loops, kernels and ops are made for each cell of this list.
+template <template <class> class... Cells>
+struct CellList {};
+using AllCells = CellList<LstmCell, GruCell, GruResetBeforeCell>;
 
 }  // namespace fused_rnn

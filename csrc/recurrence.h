@@ -16,13 +16,14 @@ struct LayerSizes {
 // Arguments of a loop, for one layer in one direction; T, B and H are at least 1. G: gates of the cell.
 template <class S>
 struct LayerArgs : LayerSizes {
+  int64_t output_row;      // from a row of output and grad_output to the next: H, or with two directions 2 H
   bool reverse;            // time runs from T-1 down to 0
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
   const S* weight_hh;      // [G*H, H]
-  const S* hx;             // [B, H]
-  const S* cx;             // [B, H], LSTM only
+  const S* hx;             // [B, H] or null for zeros
+  const S* cx;             // [B, H] or null for zeros, LSTM only
 
   FUSED_RNN_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
   // The first active step of row b in the order of processing, and the step before step t in that order.
@@ -39,13 +40,12 @@ struct LayerArgs : LayerSizes {
 template <class S>
 struct ForwardArgs : LayerArgs<S> {
   using A = accumulate_t<S>;
-  const S* bias_ih;    // [G*H] or null
-  const S* bias_hh;    // [G*H] or null
-  S* output;           // [T, B, H], zero where a row is not active
-  int64_t output_row;  // from a row of output to the next: H, on the CPU also more
-  S* hy;               // [B, H]
-  S* cy;               // [B, H], LSTM only
-  A* saved;            // [T, B, kSaved, H], or null when no backward will come
+  const S* bias_ih;  // [G*H] or null
+  const S* bias_hh;  // [G*H] or null
+  S* output;         // [T, B, H], zero where a row is not active
+  S* hy;             // [B, H]
+  S* cy;             // [B, H], LSTM only
+  A* saved;          // [T, B, kSaved, H], or null when no backward will come
 };
 
 template <class S>
@@ -57,12 +57,13 @@ struct BackwardArgs : LayerArgs<S> {
   const S* output;       // [T, B, H], from the forward
   const A* saved;        // [T, B, kSaved, H], from the forward
   S* grad_x;             // [T, B, I] or null if not needed
+  bool adds_grad_x;      // onto what stands in grad_x: the other direction's
   S* grad_weight_ih;     // [G*H, I]; null with grad_weight_hh, or if I = 0
   S* grad_weight_hh;     // [G*H, H] or null if no weight's gradient is needed
   S* grad_bias_ih;       // [G*H], or null if there is none or it is not needed
   S* grad_bias_hh;       // [G*H], or null if there is none or it is not needed
-  S* grad_hx;            // [B, H]
-  S* grad_cx;            // [B, H], LSTM only
+  S* grad_hx;            // [B, H] or null if not needed
+  S* grad_cx;            // [B, H] or null if not needed, LSTM only
 };
 
 }  // namespace fused_rnn

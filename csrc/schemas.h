@@ -1,6 +1,10 @@
-// The schemas of the four ops that run a layer in one direction, for any namespace. `saved` is what the backward needs,
-// empty unless `save`. A gradient that is not needed comes back empty. `allow_tf32` lets float32 products round their
-// factors to TF32 where the device has it. Fake kernels and derivatives: fused_rnn/autograd.py.
+// The schemas of the ops that run a call, for any namespace: `forward` with its derivative `backward`, and `inference`,
+// the forward of a small call without a derivative. Autograd does not see it, and each argument of an op costs time.
+// `weights` are those of all layers and directions in torch.nn's order. The states hx and cx are torch.nn's, or absent
+// for zeros. `masks` multiply the output of every layer but the last; there may be none. `flags` are those of enum
+// Flag. `results` are the output and the final states, of a step the states alone, and what the backward needs; `kept`
+// is the first of them and the last ones. `grads` are those of the input, of the weights and of the states that are
+// there, each empty if it is not needed. Fake kernels and derivatives: fused_rnn/autograd.py.
 #pragma once
 
 namespace fused_rnn {
@@ -8,25 +12,12 @@ namespace fused_rnn {
 template <class Library>
 void define_ops(Library& m) {
   m.def(
-      "lstm_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, "
-      "Tensor cx, Tensor? lengths, bool reverse, bool allow_tf32, bool save) "
-      "-> (Tensor output, Tensor hy, Tensor cy, Tensor saved)");
+      "forward(str cell, Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, Tensor? lengths, Tensor[] masks, "
+      "int flags) -> Tensor[] results");
+  m.def("inference(str cell, Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, int flags) -> Tensor[] results");
   m.def(
-      "lstm_backward(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor x, Tensor weight_ih, "
-      "Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, Tensor cx, Tensor output, Tensor saved, "
-      "Tensor? lengths, bool reverse, bool allow_tf32, bool needs_x, bool needs_weights) "
-      "-> (Tensor grad_x, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, Tensor grad_bias_hh, "
-      "Tensor grad_hx, Tensor grad_cx)");
-  m.def(
-      "gru_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx, "
-      "Tensor? lengths, bool reset_after, bool reverse, bool allow_tf32, bool save) "
-      "-> (Tensor output, Tensor hy, Tensor saved)");
-  m.def(
-      "gru_backward(Tensor? grad_output, Tensor? grad_hy, Tensor x, Tensor weight_ih, Tensor weight_hh, "
-      "Tensor? bias_ih, Tensor? bias_hh, Tensor hx, Tensor output, Tensor saved, Tensor? lengths, bool reset_after, "
-      "bool reverse, bool allow_tf32, bool needs_x, bool needs_weights) "
-      "-> (Tensor grad_x, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, Tensor grad_bias_hh, "
-      "Tensor grad_hx)");
+      "backward(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor[] kept, str cell, Tensor input, "
+      "Tensor[] weights, Tensor? hx, Tensor? cx, Tensor? lengths, Tensor[] masks, int flags) -> Tensor[] grads");
 }
 
 }  // namespace fused_rnn

@@ -3,9 +3,10 @@
 from importlib import metadata
 
 from .backends import use_backend
+from .cells import GRUCell, LSTMCell
 from .convert import convert, restore
 from .explain import Explanation, explain
-from .modules import GRU, LSTM, GRUCell, LSTMCell
+from .modules import GRU, LSTM
 
 try:
     __version__ = metadata.version("fused-rnn")

@@ -1,224 +1,357 @@
-"""Shapes and derivatives of the four ops, for any namespace that has them.
+"""Shapes and derivatives of the ops, for any namespace that has them.
 
-``lstm_forward``, ``lstm_backward``, ``gru_forward`` and ``gru_backward`` are defined and implemented elsewhere (in
-C++ for the namespace ``fused_rnn``, with the schemas in ``csrc/schemas.h``). Here each gets a fake kernel, so that
-FakeTensor, meta tensors, ``torch.compile`` and ``torch.export`` know its outputs, and a derivative. The derivative of
-a forward op is its backward op; the derivative of a backward op differentiates the reference.
-
-All four ops share one order of arguments, with one state for a GRU (hx) and two for an LSTM (hx, cx)::
-
-    forward:   x, weight_ih, weight_hh, bias_ih, bias_hh, states..., lengths, flags..., save
-    backward:  grad_output, grad_states..., x, weight_ih, weight_hh, bias_ih, bias_hh, states..., output, saved,
-               lengths, flags..., needs_x, needs_weights
-
-A state is [B, H]. The flags are ``reverse, allow_tf32`` for an LSTM, ``reset_after, reverse, allow_tf32`` for a GRU.
+``forward``, ``backward`` and ``inference`` are defined and implemented elsewhere (in C++ for the namespace
+``fused_rnn``, with the schemas in ``csrc/schemas.h``). Here each gets a fake kernel, so that FakeTensor, meta tensors,
+``torch.compile`` and ``torch.export`` know its results. The derivative of the forward is the backward; that of the
+backward differentiates the reference. The inference is the forward without a derivative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, States, Weights
+from . import layered, reference
+from .call import (
+    ALLOW_TF32,
+    BATCH_FIRST,
+    BIAS,
+    BIDIRECTIONAL,
+    NEEDS_INPUT,
+    NEEDS_WEIGHTS,
+    REVERSE,
+    SAVE,
+    STEP,
+    Call,
+    form,
+)
+from .cell import CELLS, Cell, States, Weights
 
-MaybeTensors = Sequence[Tensor | None]
+MaybeTensor = Tensor | None
+_CELLS = {cell.name: cell for cell in CELLS}
 
 
-def will_differentiate(*tensors: Tensor | None) -> bool:
-    """Whether autograd records an op on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
+    """The results of the ops of a namespace for a call that is not packed and whose masks are drawn.
+
+    Args:
+        allow_tf32: the factors of float32 products may be rounded to TF32, where a device has it.
+
+    Returns:
+        The output and the final states, of a step the states alone.
+    """
+    flags = call.form.flags | ALLOW_TF32 if allow_tf32 else call.form.flags
+    states = call.states
+    hx = states[0] if states else None
+    cx = states[1] if len(states) > 1 else None
+    args = (call.cell.name, call.input, call.weights, hx, cx, call.lengths, call.masks)
+    training = call.training
+    if not training and call.lengths is None and not call.masks:
+        return _infer(ops, *args[:5], flags)
+    if torch.compiler.is_compiling():
+        results = ops.forward.default(*args, flags | SAVE if training else flags)
+        return results[: _count_results(call.cell, flags)]
+    if not training:
+        return _below_autograd(ops.forward.default, *args, flags)
+    options = (ops, call.cell.name, flags | SAVE, call.lengths, call.masks, len(call.weights))
+    return _apply(*options, call.input, *call.weights, *states)
 
 
-def run(
+def run_layer(
     ops: Any,
     cell: Cell,
     x: Tensor,
     states: States,
     weights: Weights,
-    lengths: Tensor | None,
+    lengths: MaybeTensor,
     reverse: bool,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`.
-
-    allow_tf32: the factors of float32 products may be rounded to TF32, where a device has it.
-    """
-    tensors = (x, *weights[:4], *states)
-    save = will_differentiate(*tensors)
-    op = ops.lstm_forward if cell.name == "lstm" else ops.gru_forward
-    flags = (reverse, allow_tf32) if cell.name == "lstm" else (cell.reset_after, reverse, allow_tf32)
-    if torch.compiler.is_compiling():
-        output, *final, _ = op(*tensors, lengths, *flags, save)
-    elif save:
-        output, *final, _ = _functions[op].apply(*tensors, lengths, *flags, save)
-    else:
-        output, *final, _ = _below_autograd(op, *tensors, lengths, *flags, save)
-    return output, tuple(final)
+    """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
+    flat = [weight for weight in weights if weight is not None]
+    initial = tuple(state.unsqueeze(0) for state in states)
+    layer = form(bias=weights.bias_ih is not None, reverse=reverse)
+    output, *final = run(ops, Call(cell, x, initial, flat, layer, lengths=lengths), allow_tf32)
+    return output, tuple(state.squeeze(0) for state in final)
 
 
-def _below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
-    """``op(*args)`` where there is nothing to record, past the Python half of autograd, which takes some 5 us.
+def _two(states: Sequence[MaybeTensor]) -> tuple[MaybeTensor, MaybeTensor]:
+    """hx and cx, or None."""
+    hx, cx, *_ = *states, None, None
+    return hx, cx
+
+
+def _count_results(cell: Cell, flags: int) -> int:
+    """How many of the forward op's results are the call's."""
+    return len(cell.states) + (not flags & STEP)
+
+
+def _infer(ops: Any, *args: Any) -> Sequence[Tensor]:
+    """The results of the inference op.
 
     Raises:
         torch.OutOfMemoryError: a GPU's memory does not suffice. The stable ABI knows RuntimeError only.
     """
     try:
+        return ops.inference.default(*args)
+    except RuntimeError as error:
+        raise _typed(error) from None
+
+
+def _typed(error: RuntimeError) -> RuntimeError:
+    message = str(error)
+    return torch.OutOfMemoryError(message) if message.startswith("CUDA out of memory") else error
+
+
+# ---- The derivative of the forward ----
+
+
+class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedRnnBackward
+    """The forward op as eager autograd records it: what register_autograd does, without its detour of some 50 us."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ops: Any, name: str, flags: int, lengths: Any, masks: Any, n_weights: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        x, weights, states = tensors[0], tensors[1 : 1 + n_weights], tensors[1 + n_weights :]
+        results = _below_autograd(ops.forward.default, name, x, weights, *_two(states), lengths, masks, flags)
+        count = _count_results(_CELLS[name], flags)
+        _save_forward(ctx, ops, name, flags, (x, weights, states, lengths, masks), results[0], results[count:])
+        return tuple(results[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: MaybeTensor) -> tuple[MaybeTensor, ...]:
+        return *(None,) * 6, *_forward_derivative(ctx, grads, ctx.needs_input_grad[6:])
+
+
+# FusedRnn.apply without its preparations for torch.func, whose transforms never come here.
+_apply = super(torch.autograd.Function, FusedRnn).apply
+
+
+def _below_autograd(op: Any, *args: Any) -> Any:
+    """``op(*args)`` where there is nothing to record, past the Python half of autograd, which takes some 5 us."""
+    try:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
     except RuntimeError as error:
-        if str(error).startswith("CUDA out of memory"):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise
+        raise _typed(error) from None
 
 
-# The forward ops as eager autograd records them: what register_autograd does, without its detour of some 50 us.
-_functions: dict[Any, type[torch.autograd.Function]] = {}
+def _save_forward(
+    ctx: Any, ops: Any, name: str, flags: int, inputs: tuple[Any, ...], first: Tensor, saved: Sequence[Tensor]
+) -> None:
+    x, weights, states, lengths, masks = inputs
+    ctx.set_materialize_grads(False)
+    ctx.op = ops, name, flags
+    _save(ctx, (x,), weights, states, () if lengths is None else (lengths,), masks, (first, *saved))
+
+
+def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[bool]) -> list[MaybeTensor]:
+    """The gradients of input, weights and states from those of the results; ``needs`` says which are asked for."""
+    ops, name, flags = ctx.op
+    if not flags & SAVE:
+        raise RuntimeError("the forward ran without the flag SAVE, so it has no backward")
+    (x,), weights, states, lengths, masks, kept = _saved(ctx)
+    flags |= NEEDS_INPUT * needs[0] | NEEDS_WEIGHTS * any(needs[1 : 1 + len(weights)])
+    grad_output, *grad_states = (None, *grads) if flags & STEP else grads
+    options = (lengths[0] if lengths else None, masks, flags)
+    args = (grad_output, *_two(grad_states), kept, name, x, weights, *_two(states), *options)
+    op = ops.backward.default
+    # With create_graph the backward is recorded too.
+    results = op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
+    return [grad if need else None for grad, need in zip(results, needs, strict=True)]
+
+
+# ---- What PyTorch must know of the ops ----
 
 
 def register(namespace: str) -> None:
-    """Register fake kernels and derivatives for the four ops of ``namespace``."""
-    _register(namespace, "lstm", n_states=2)
-    _register(namespace, "gru", n_states=1)
+    """Register fake kernels and derivatives for the ops of ``namespace``."""
+    forward_name, backward_name = f"{namespace}::forward", f"{namespace}::backward"
+    ops = getattr(torch.ops, namespace)
 
+    def forward_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        name, x, weights, hx, cx, lengths, masks, flags = inputs
+        count = _count_results(_CELLS[name], flags)
+        ctx.count, ctx.mask_count = count, len(masks)
+        ctx.mark_non_differentiable(*output[count:])
+        given = (x, weights, _there(hx, cx), lengths, masks)
+        _save_forward(ctx, ops, name, flags, given, output[0], output[count:])
 
-def _cell(name: str, flags: Sequence[bool]) -> Cell:
-    if name == "lstm":
-        return LSTM
-    return GRU if flags[0] else GRU_RESET_BEFORE
+    def forward_derivative(ctx: Any, grads: list[MaybeTensor]) -> tuple[Any, ...]:
+        _, x, weights, hx, cx, *_ = ctx.needs_input_grad
+        needs = (x, *weights, *(hx, cx)[: ctx.sizes[2]])
+        grad_x, *rest = _forward_derivative(ctx, grads[: ctx.count], needs)
+        grad_weights, grad_states = rest[: len(weights)], rest[len(weights) :]
+        return None, grad_x, grad_weights, *_two(grad_states), None, [None] * ctx.mask_count, None
 
-
-def saved_per_unit(cell: Cell) -> int:
-    """How many numbers a forward keeps per step, row and unit: i, f, g, o, c of an LSTM; r, z, n (and n_h) of a GRU."""
-    return 5 if cell is LSTM else 4 if cell is GRU else 3
-
-
-def _register(namespace: str, name: str, n_states: int) -> None:
-    n_tensors = 5 + n_states
-    n_grads = 1 + n_states
-    forward_op, backward_op = f"{namespace}::{name}_forward", f"{namespace}::{name}_backward"
-
-    def forward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        _check_devices(x, *args)
-        T, B, H = x.size(0), x.size(1), args[1].size(1)
-        *flags, save = args[n_tensors:]
-        shape = (T, B, saved_per_unit(_cell(name, flags)), H) if save else (0,)
-        saved = x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return x.new_empty((T, B, H)), *(x.new_empty((B, H)) for _ in range(n_states)), saved
-
-    def forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        lengths, *ctx.flags, ctx.save = inputs[n_tensors:]
+    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        grad_output, grad_hy, grad_cy, kept, name, x, weights, hx, cx, lengths, masks, flags = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[-1])
-        _save(ctx, *inputs[:n_tensors], output[0], output[-1], lengths)
+        grads = (grad_output, grad_hy, grad_cy)
+        ctx.op = _CELLS[name], flags
+        ctx.counts = len(kept), len(masks)
+        ctx.has_grad = [grad is not None for grad in grads]
+        _save(ctx, _there(*grads), (x,), weights, _there(hx, cx), _there(lengths), masks)
 
-    def forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.save:
-            raise RuntimeError(f"{forward_op} ran with save=False, so it has no backward")
-        *tensors, output, saved, lengths = _saved(ctx)
-        needs = ctx.needs_input_grad[:n_tensors]
-        op = getattr(getattr(torch.ops, namespace), f"{name}_backward")
-        args = (*grads[:-1], *tensors, output, saved, lengths, *ctx.flags, needs[0], any(needs[1:5]))
-        # With create_graph the backward is recorded too.
-        results = op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
-        wanted = (grad if need else None for grad, need in zip(results, needs, strict=True))
-        return *wanted, *(None,) * (2 + len(ctx.flags))
+    def backward_derivative(ctx: Any, grads: list[MaybeTensor]) -> tuple[Any, ...]:
+        cell, flags = ctx.op
+        given, (x,), weights, states, lengths, masks = _saved(ctx)
+        found = iter(given)
+        incoming = [next(found) if has_grad else None for has_grad in ctx.has_grad]
+        call = _call(cell, x, weights, states, lengths[0] if lengths else None, masks, flags)
+        second, by_x, by_weights, by_states = _second_derivative(call, incoming, grads)
+        # What the forward kept is a function of the other inputs, so its part is in those gradients already.
+        kept, n_masks = ctx.counts
+        return *second, [None] * kept, None, by_x, by_weights, *_two(by_states), None, [None] * n_masks, None
 
-    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
-        tensors = args[n_grads : n_grads + n_tensors]
-        _check_devices(*tensors, *args)
-        needs_x, needs_weights = args[-2:]
-        needs = (needs_x, *(needs_weights,) * 4, *(True,) * n_states)
-        shapes = (t.shape if t is not None and need else (0,) for t, need in zip(tensors, needs, strict=True))
-        return tuple(tensors[0].new_empty(shape) for shape in shapes)
-
-    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, _, lengths, *ctx.flags, _, _ = inputs[n_grads + n_tensors :]
-        ctx.set_materialize_grads(False)
-        _save(ctx, *inputs[: n_grads + n_tensors], lengths)
-
-    def backward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, lengths = _saved(ctx)
-        *_, reverse, _ = ctx.flags
-        second = _second_derivative(
-            _cell(name, ctx.flags), tensors[:n_grads], tensors[n_grads:], lengths, reverse, grads
-        )
-        # output and saved are functions of the other inputs, so their part is in those gradients already.
-        return *second, *(None,) * (5 + len(ctx.flags))
-
-    class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedRnnBackward
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-            output = _below_autograd(op, *inputs)
-            forward_setup(ctx, inputs, output)
-            return output
-
-        backward = staticmethod(forward_derivative)
-
-    op = getattr(getattr(torch.ops, namespace), f"{name}_forward")
-    _functions[op] = FusedRnn
-    torch.library.register_fake(forward_op, forward_fake)
-    torch.library.register_autograd(forward_op, forward_derivative, setup_context=forward_setup)
-    torch.library.register_fake(backward_op, backward_fake)
-    torch.library.register_autograd(backward_op, backward_derivative, setup_context=backward_setup)
+    torch.library.register_fake(forward_name, _forward_fake)
+    torch.library.register_fake(f"{namespace}::inference", _inference_fake)
+    torch.library.register_autograd(forward_name, forward_derivative, setup_context=forward_setup)
+    torch.library.register_fake(backward_name, _backward_fake)
+    torch.library.register_autograd(backward_name, backward_derivative, setup_context=backward_setup)
 
 
-def _check_devices(x: Tensor, *args: Any) -> None:
+def _there(*tensors: MaybeTensor) -> tuple[Tensor, ...]:
+    return tuple([tensor for tensor in tensors if tensor is not None])
+
+
+def _call(cell: Cell, x: Tensor, weights: Any, states: Any, lengths: MaybeTensor, masks: Any, flags: int) -> Call:
+    """The call that the arguments of an op are."""
+    has_bias, directions, step = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1, bool(flags & STEP)
+    layers = len(weights) // (directions * (4 if has_bias else 2))
+    batch_first, reverse = bool(flags & BATCH_FIRST), bool(flags & REVERSE)
+    made = form(layers, directions, has_bias, False, batch_first, step, reverse)
+    return Call(cell, x, tuple(states), weights, made, lengths=lengths, masks=masks)
+
+
+def named(name: str) -> Cell:
+    """The cell of that name. Raises RuntimeError if there is none."""
+    if name not in _CELLS:
+        raise RuntimeError(f"cell {name!r} is not one of {', '.join(_CELLS)}")
+    return _CELLS[name]
+
+
+def _forward_fake(
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: MaybeTensor,
+    cx: MaybeTensor,
+    lengths: MaybeTensor,
+    masks: Sequence[Tensor],
+    flags: int,
+) -> list[Tensor]:
+    _check_devices(x, hx=hx, cx=cx, lengths=lengths, weights=weights, masks=masks)
+    cell = named(name)
+    call = _call(cell, x, weights, _there(hx, cx), lengths, masks, flags)
+    T, B, H, count = call.T, call.B, call.H, call.layers * call.directions
+    batch = (B,) if call.is_batched else ()
+    results = [] if call.form.step else [_empty_like_input(call, call.directions * H)]
+    results += [x.new_empty((*((count,) * (not call.form.step)), *batch, H)) for _ in cell.states]
+    if flags & SAVE:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        results += [x.new_empty((T, B, cell.saved, H), dtype=dtype) for _ in range(count)]
+        results += [x.new_empty((T, B, call.directions * H)) for _ in range(call.layers - 1)]
+    return results
+
+
+def _inference_fake(
+    name: str, x: Tensor, weights: Sequence[Tensor], hx: MaybeTensor, cx: MaybeTensor, flags: int
+) -> list[Tensor]:
+    return _forward_fake(name, x, weights, hx, cx, None, (), flags)
+
+
+def _backward_fake(
+    grad_output: MaybeTensor,
+    grad_hy: MaybeTensor,
+    grad_cy: MaybeTensor,
+    kept: Sequence[Tensor],
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: MaybeTensor,
+    cx: MaybeTensor,
+    lengths: MaybeTensor,
+    masks: Sequence[Tensor],
+    flags: int,
+) -> list[Tensor]:
+    grads = dict(grad_output=grad_output, grad_hy=grad_hy, grad_cy=grad_cy, kept=kept)
+    _check_devices(x, hx=hx, cx=cx, lengths=lengths, weights=weights, masks=masks, **grads)
+    call = _call(named(name), x, weights, _there(hx, cx), lengths, masks, flags)
+    results = [_empty_like_input(call, x.size(-1)) if flags & NEEDS_INPUT else x.new_empty((0,))]
+    results += [x.new_empty(weight.shape if flags & NEEDS_WEIGHTS else (0,)) for weight in weights]
+    return results + [x.new_empty(state.shape) for state in call.states]
+
+
+def _empty_like_input(call: Call, width: int) -> Tensor:
+    """As Call::allocate_like_input in C++: with the batch first, strided."""
+    x = call.input
+    shape = (*x.shape[:-1], width)
+    if call.form.batch_first and call.is_batched and not call.form.step:
+        return x.new_empty((shape[1], shape[0], width)).transpose(0, 1)
+    return x.new_empty(shape)
+
+
+def _check_devices(x: Tensor, **named: MaybeTensor | Sequence[Tensor]) -> None:
     """Raise if the devices differ: PyTorch runs the fake kernel, which computes nothing, if any tensor is on meta."""
-    for arg in args:
-        if isinstance(arg, Tensor) and arg.device != x.device:
-            raise RuntimeError(f"all tensors must be on {x.device} like x, got {arg.device}")
+    for name, given in named.items():
+        for tensor in (given,) if isinstance(given, Tensor) else given or ():
+            if tensor.device != x.device:
+                got = f"{tensor.dtype} on {tensor.device}"
+                raise RuntimeError(f"{name} must be {x.dtype} on {x.device} like input, got {got}")
 
 
-def _save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save the tensors that are there: tools that draw a graph look at ``saved_tensors`` and know no None."""
-    ctx.are_saved = [t is not None for t in tensors]
-    ctx.save_for_backward(*compress(tensors, ctx.are_saved))
+def _save(ctx: Any, *groups: Sequence[Tensor]) -> None:
+    ctx.sizes = list(map(len, groups))
+    ctx.save_for_backward(*chain.from_iterable(groups))
 
 
-def _saved(ctx: Any) -> list[Tensor | None]:
-    """The tensors given to :func:`_save`."""
+def _saved(ctx: Any) -> list[list[Tensor]]:
+    """The groups given to :func:`_save`."""
     tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if is_saved else None for is_saved in ctx.are_saved]
+    return [list(islice(tensors, size)) for size in ctx.sizes]
+
+
+# ---- The derivative of the backward ----
 
 
 def _second_derivative(
-    cell: Cell,
-    grads: MaybeTensors,
-    tensors: MaybeTensors,
-    lengths: Tensor | None,
-    reverse: bool,
-    grad_grads: MaybeTensors,
-) -> list[Tensor | None]:
-    """The derivative of a backward op by ``grads`` and ``tensors``: the reference is differentiated twice."""
+    call: Call, grads: Sequence[MaybeTensor], grad_grads: Sequence[MaybeTensor]
+) -> tuple[list[MaybeTensor], MaybeTensor, list[MaybeTensor], list[MaybeTensor]]:
+    """The derivative of a backward op by ``grads`` (of output, hy and cy) and by the call's input, weights and states.
+
+    The reference is differentiated twice.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        grads, tensors = [_own(g) for g in grads], [_own(t) for t in tensors]
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *states = tensors
-        weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[arg-type]
-        output, final = reference.run(cell, x, tuple(states), weights, lengths, reverse)  # type: ignore[arg-type]
-        outputs, grad_outputs = _given((output, *final), grads)
-        inputs, grad_inputs = _given(tensors, grad_grads)
-        if not outputs or not inputs:
-            return [None] * (len(grads) + len(tensors))
-        first = torch.autograd.grad(outputs, inputs, grad_outputs, create_graph=True, materialize_grads=True)
-        sources = [t for t in (*grads, *tensors) if t is not None]
-        second = torch.autograd.grad(first, sources, grad_inputs, create_graph=create_graph, allow_unused=True)
-    found = iter(second)
-    return [None if t is None else next(found) for t in (*grads, *tensors)]
+        grads, x = [_own(grad) for grad in grads], _own(call.input)
+        weights, states = [_own(weight) for weight in call.weights], [_own(state) for state in call.states]
+        own = call.changed(input=x, weights=weights, states=tuple(states))
+        results = layered.run(own, reference.run)
+        outputs, grad_outputs = _given(results, grads[1:] if call.form.step else grads)
+        inputs, grad_inputs = _given((x, *weights, *states), grad_grads)
+        sources = _there(*grads, x, *weights, *states)
+        found: Iterator[MaybeTensor] = iter((None,) * len(sources))
+        if outputs and inputs:
+            first = torch.autograd.grad(outputs, inputs, grad_outputs, create_graph=True, materialize_grads=True)
+            options = dict(create_graph=create_graph, allow_unused=True)
+            found = iter(torch.autograd.grad(first, sources, grad_inputs, **options))
+    by_grads = [None if grad is None else next(found) for grad in grads]
+    return by_grads, next(found), [next(found) for _ in weights], [next(found) for _ in states]
 
 
-def _given(tensors: MaybeTensors, grads: MaybeTensors) -> tuple[list[Tensor], list[Tensor]]:
+def _given(tensors: Sequence[Tensor], grads: Sequence[MaybeTensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that have a gradient, and those gradients."""
-    pairs = [(t, g) for t, g in zip(tensors, grads, strict=True) if t is not None and g is not None]
+    pairs = [(t, g) for t, g in zip(tensors, grads) if g is not None]
     return [t for t, _ in pairs], [g for _, g in pairs]
 
 
-def _own(tensor: Tensor | None) -> Tensor | None:
+def _own(tensor: MaybeTensor) -> Any:
     """A view that is differentiated by itself, even where the same tensor stands for two inputs."""
     if tensor is None:
         return None

@@ -1,4 +1,4 @@
-"""Which backend runs a layer: one table, best first.
+"""Which backend runs a call: one table, best first.
 
 ``why_not`` returns ``None`` when the backend can run the problem and otherwise a sentence. That sentence is the
 error of a forced backend, the line in ``explain()``, the reason of a skipped test and the report of
@@ -11,31 +11,44 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import evidence, native, reference, stock
-from .cell import Cell, States, Weights
-from .problem import Problem
+from . import evidence, layered, native, reference, stock
+from .call import STEP, Call, Problem
+from .cell import Cell
 from .triton import plan as triton_plan
+
+Asked = Problem | Call
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run one layer in one direction, with the signature of :func:`reference.run`, or a whole stack."""
+    """A way to run a whole call."""
 
     name: str
-    why_not: Callable[[Problem], str | None]
-    run: Callable[[Cell, Tensor, States, Weights, Tensor | None, bool], tuple[Tensor, States]]
-    plan: Callable[[Problem], str] = lambda problem: ""  # how it would run the problem, in a few words
-    why_later: Callable[[Problem], str | None] = lambda problem: None
-    run_stack: Callable[..., tuple[Tensor, States]] | None = None  # with the signature of stock.run_stack
+    refusal: Callable[[Asked], str | None]
+    run: Callable[[Call], Sequence[Tensor]]  # to the results of the op
+    plan: Callable[[Asked], str] = lambda problem: ""  # how it would run the problem, in a few words
+    later: Callable[[Asked], str | None] | None = None  # why PyTorch's kernels come first
+    device_type: str = ""  # the only one that it runs on
+
+    def why_not(self, problem: Asked) -> str | None:
+        """A sentence, or None if it can run the problem."""
+        if self.device_type and problem.device.type != self.device_type:
+            return f"it runs on {self.device_type}, and the input is on {problem.device}"
+        return self.refusal(problem)
+
+    def why_later(self, problem: Asked) -> str | None:
+        """Why PyTorch's kernels come first, although it can run the problem: a sentence, or None if they do not."""
+        return self.later(problem) if self.later else None
 
 
-def _kernels_why_not(problem: Problem) -> str | None:
+def _kernels_why_not(problem: Asked) -> str | None:
     """What none of our kernels can run, whatever the device."""
     if problem.projection:
         return "it has no kernel for proj_size"
@@ -46,18 +59,16 @@ def _kernels_why_not(problem: Problem) -> str | None:
     return None
 
 
-def _native_why_not(problem: Problem, device_type: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def _native_why_not(problem: Asked, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if native.load_error is not None:
         return f"the extension could not be loaded: {native.load_error}"
-    if problem.device.type != device_type:
-        return f"it runs on {device_type}, and the input is on {problem.device}"
     if problem.dtype not in dtypes:
         return f"it has no kernel for {problem.dtype}"
     return _kernels_why_not(problem)
 
 
-def _cuda_why_not(problem: Problem) -> str | None:
-    if reason := _native_why_not(problem, "cuda", native.CUDA_DTYPES):
+def _cuda_why_not(problem: Asked) -> str | None:
+    if reason := _native_why_not(problem, native.CUDA_DTYPES):
         return reason
     return native.cuda_why_not(_cuda_index(problem.device), problem.dtype)
 
@@ -68,18 +79,18 @@ def _cuda_index(device: torch.device) -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
-def _cuda_plan(problem: Problem) -> str:
+def _cuda_plan(problem: Asked) -> str:
     return plan_on(problem, f"cuda:{_cuda_index(problem.device)}")[0]
 
 
-def plan_on(problem: Problem, gpu: str) -> tuple[str, str | None]:
+def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     """How the CUDA kernels would run a problem on a GPU that need not be here, in words, and why they would not.
 
     Args:
         gpu: as in :func:`native.cuda_plan`.
     """
     p = problem
-    if reason := _native_why_not(p, "cuda", native.CUDA_DTYPES):
+    if reason := _native_why_not(p, native.CUDA_DTYPES):
         return "", reason
     forward, reason = native.cuda_plan(p.cell, p.dtype, p.T, p.B, p.H, False, gpu)
     if reason or not p.training:
@@ -88,18 +99,14 @@ def plan_on(problem: Problem, gpu: str) -> tuple[str, str | None]:
     return f"{forward}; backward: {backward}", None
 
 
-def _cpu_why_not(problem: Problem) -> str | None:
-    return _native_why_not(problem, "cpu", native.DTYPES)
-
-
-def _cpu_plan(problem: Problem) -> str:
+def _cpu_plan(problem: Asked) -> str:
     p = problem
     forward, backward = (native.cpu_threads(p.cell, p.dtype, p.T, p.B, p.I, p.H, b) for b in (False, True))
     plan = f"{native.cpu_instruction_set()}, {forward} thread{'s' if forward > 1 else ''}"
     return f"{plan}; backward: {backward}" if p.training and backward != forward else plan
 
 
-def _why_later(name: str, problem: Problem) -> str | None:
+def _why_later(name: str, problem: Asked) -> str | None:
     """Why PyTorch's kernels come before the GPU kernels of ours that have that name.
 
     Not where PyTorch has none: torch.compile would unroll its loop, step by step.
@@ -109,9 +116,9 @@ def _why_later(name: str, problem: Problem) -> str | None:
     return evidence.why_later(problem, name)
 
 
-def _torch_why_not(problem: Problem) -> str | None:
-    if not problem.cell.reset_after:
-        return "torch.nn has no GRU with reset_after=False"
+def _torch_why_not(problem: Asked) -> str | None:
+    if not problem.cell.stock:
+        return f"torch.nn has no {problem.cell}"
     if problem.ragged:
         return "torch.nn packs ragged batches on the host"
     if problem.transformed:
@@ -123,34 +130,36 @@ def _torch_why_not(problem: Problem) -> str | None:
     return None
 
 
-def _triton_why_not(problem: Problem) -> str | None:
+def _triton_why_not(problem: Asked) -> str | None:
     if problem.dtype not in triton_plan.DTYPES:
         return f"it has no kernel for {problem.dtype}"
     return _kernels_why_not(problem) or triton_plan.why_not(problem.device)
 
 
-def _triton_run(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
-) -> tuple[Tensor, States]:
+def _triton_run(call: Call) -> Sequence[Tensor]:
     from .triton import ops  # imports Triton
 
-    return ops.run(cell, x, states, weights, lengths, reverse)
+    return layered.run(call, ops.run_layer)
 
 
-def _triton_plan(problem: Problem) -> str:
+def _triton_plan(problem: Asked) -> str:
     p, device = problem, triton_plan.device_of(problem.device)
     passes = (False, True) if p.training else (False,)
     plans = [triton_plan.make_plan(p.cell, p.dtype, p.B, p.H, b, native.allow_tf32(), device) for b in passes]
     return "; backward: ".join(map(str, plans))
 
 
+def _reference_run(call: Call) -> Sequence[Tensor]:
+    return layered.run(call, reference.run)
+
+
 # Best first; the last one runs everything.
 BACKENDS = (
-    Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda")),
-    Backend("cpu", _cpu_why_not, native.run, _cpu_plan),
+    Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
+    Backend("cpu", functools.partial(_native_why_not, dtypes=native.DTYPES), native.run, _cpu_plan, device_type="cpu"),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
-    Backend("torch", _torch_why_not, stock.run_cell, run_stack=stock.run_stack),
-    Backend("reference", lambda problem: None, reference.run),
+    Backend("torch", _torch_why_not, stock.run),
+    Backend("reference", lambda problem: None, _reference_run),
 )
 
 # A plain global and no ContextVar: torch.compile guards on the one, not on the other.
@@ -170,19 +179,90 @@ def forced() -> str | None:
     return _forced
 
 
-def choose(problem: Problem) -> Backend:
+def choose(problem: Asked) -> Backend:
     """The forced backend, or else the first that can run ``problem`` and need not come later.
 
     Raises:
         ValueError: the forced backend does not exist or cannot run ``problem``.
     """
-    name = forced()
-    if name is None:
-        return next(b for b in BACKENDS if b.why_not(problem) is None and b.why_later(problem) is None)
-    backend = by_name(name)
-    if reason := backend.why_not(problem):
-        raise ValueError(f"backend {name!r} cannot run {problem}: {reason}")
-    return backend
+    if _forced is not None:
+        backend = by_name(_forced)
+        if reason := backend.why_not(problem):
+            told = problem.problem if isinstance(problem, Call) else problem
+            raise ValueError(f"backend {_forced!r} cannot run {told}: {reason}")
+        return backend
+    device_type = problem.device.type
+    for backend in BACKENDS:
+        if backend.device_type and backend.device_type != device_type:
+            continue
+        if backend.refusal(problem) is None and (backend.later is None or backend.later(problem) is None):
+            return backend
+    raise AssertionError("the last backend runs everything")
+
+
+def run(call: Call) -> Sequence[Tensor]:
+    """Choose the backend for a call and run it.
+
+    Under autocast, input, states and weights are first cast to the autocast dtype (float64 and complex stay).
+
+    Returns:
+        The output, in the form of the input, and the final states, in that of the initial ones; of a step the states
+        alone.
+
+    Raises:
+        RuntimeError: a state or weight has another dtype or device than the input.
+        ValueError: the forced backend cannot run this.
+    """
+    cast = autocast(call)
+    backend = choose(cast)
+    if backend.name == "torch" and cast.input.is_cuda:
+        cast = call  # PyTorch's own autocast keeps the weights in one piece, which cuDNN wants
+    if torch.compiler.is_compiling():
+        call.check(call)
+        return backend.run(cast)
+    try:
+        return backend.run(cast)
+    except (RuntimeError, TypeError):
+        call.check(call)
+        raise
+
+
+def infer(cell: Cell, input: Any, weights: Sequence[Any], hx: Any, flags: int) -> Sequence[Tensor] | None:
+    """The results of the CPU kernels for a module's own arguments, or None where these may not be for them.
+
+    It is :func:`run` where the choice is no question: for what :func:`is_plain` describes, without a projection.
+    """
+    if _forced is not None or native.load_error is not None:
+        return None
+    if type(input) is not Tensor or not input.is_cpu or not input.numel():
+        return None
+    cx = None
+    try:
+        if type(hx) is tuple:
+            hx, cx = hx
+            if hx is None or cx is None:
+                return None
+        if flags & STEP:
+            return torch.ops.fused_rnn.step_inference.default(cell.name, input, *weights, hx, cx)
+        return torch.ops.fused_rnn.inference.default(cell.name, input, weights, hx, cx, flags)
+    except (RuntimeError, TypeError, ValueError):
+        return None  # run finds the words
+
+
+def autocast(call: Call) -> Call:
+    """The call in the autocast dtype of its device, if autocast is on."""
+    device_type = call.input.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return call
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        castable = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return tensor.to(dtype) if castable else tensor
+
+    return call.changed(
+        input=cast(call.input), states=tuple(map(cast, call.states)), weights=list(map(cast, call.weights))
+    )
 
 
 @contextlib.contextmanager

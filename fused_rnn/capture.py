@@ -38,28 +38,33 @@ def scripted_as(forward: Callable[..., Any]) -> Callable[[F], F]:
     return decorate
 
 
-def wants_torch_nn(has_equivalent: bool) -> bool:
-    """Whether a model is being captured as a graph that must run where this package is not installed.
+def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
+    """What a module gives while a model is being captured as a graph; None if it shall run as ever.
 
     Args:
-        has_equivalent: torch.nn computes the same. If not, torch.export gets our ops.
+        module: has ``_cell`` and ``_stock``.
 
     Raises:
-        RuntimeError: jit.trace, and ONNX export with it, cannot hold our ops, and there is no equivalent.
+        RuntimeError: jit.trace, and ONNX export with it, cannot hold our ops, and torch.nn has no equivalent.
     """
-    if torch.jit.is_tracing():
-        if not has_equivalent:
-            raise RuntimeError("lengths and reset_after=False cannot be traced or exported: torch.nn has neither")
-        return True
+    may_be_proxy = type(input) is not Tensor or hx is not None
+    if may_be_proxy and (proxy := proxy_among(input, hx, lengths)) is not None:
+        return record(proxy, module, input, hx, lengths=lengths)
+    is_tracing = torch.jit.is_tracing()
     # Not torch.compiler.is_exporting(), which is always True inside torch.compile before PyTorch 2.13.
-    return has_equivalent and torch.compiler._is_exporting_flag and backends.forced() is None
+    if not is_tracing and not torch.compiler._is_exporting_flag:
+        return None
+    has_equivalent = lengths is None and bool(module._cell.stock)
+    if is_tracing and not has_equivalent:
+        raise RuntimeError("lengths and reset_after=False cannot be traced or exported: torch.nn has neither")
+    if has_equivalent and (is_tracing or backends.forced() is None):
+        return module._stock.forward(module, input, hx)
+    return None
 
 
 def proxy_among(*arguments: Any) -> Proxy | None:
     """The first stand-in of torch.fx.symbolic_trace among the arguments of a module, also inside a pair of states."""
     for argument in arguments:
-        if argument is None or type(argument) is Tensor:
-            continue
         for value in argument if type(argument) in (tuple, list) else (argument,):
             if isinstance(value, Proxy):
                 return value

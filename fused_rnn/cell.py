@@ -1,4 +1,4 @@
-"""What tells one recurrent cell from another, as far as Python must know it."""
+"""What tells one recurrent cell from another, as far as Python must know it: one row for each."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell: the prefix of its ops, how many gates it has, the names of its initial states."""
+    """A recurrent cell. ``csrc/cells.h`` has the same facts for the kernels."""
 
-    name: str
-    gates: int
-    states: tuple[str, ...]
-    reset_after: bool = True  # GRU only: the reset gate acts after (nn.GRU) or before (Cho et al. 2014) the matmul
+    name: str  # of the ops' argument
+    gates: int  # G
+    states: tuple[str, ...]  # the names of its initial states
+    saved: int  # how many numbers a forward keeps per step, row and unit
+    stock: str = ""  # what torch calls it: torch._VF.lstm and torch._VF.lstm_cell; "" if torch.nn does not have it
+    resets_before: bool = False  # the last gate multiplies r * h instead of h
 
     def __str__(self) -> str:
-        return self.name if self.reset_after else f"{self.name}(reset_after=False)"
+        return self.name
 
 
-LSTM = Cell("lstm", gates=4, states=("hx", "cx"))
-GRU = Cell("gru", gates=3, states=("hx",))
-GRU_RESET_BEFORE = Cell("gru", gates=3, states=("hx",), reset_after=False)
+LSTM = Cell("lstm", gates=4, states=("hx", "cx"), saved=5, stock="lstm")  # saved: i, f, g, o, c
+GRU = Cell("gru", gates=3, states=("hx",), saved=4, stock="gru")  # r, z, n, n_h
+GRU_RESET_BEFORE = Cell("gru(reset_after=False)", gates=3, states=("hx",), saved=3, resets_before=True)  # r, z, n
+CELLS = (LSTM, GRU, GRU_RESET_BEFORE)
 
 
 class Weights(NamedTuple):
@@ -36,4 +39,4 @@ class Weights(NamedTuple):
     weight_hr: Tensor | None = None  # [P, H], the projection of an LSTM with proj_size
 
 
-States = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of a GRU; each [B, H]
+States = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of a GRU

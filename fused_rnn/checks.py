@@ -59,17 +59,16 @@ def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | No
     return batch_sizes, B
 
 
-def checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
-    """lengths as [B] int64 on x's device. Their range is checked on the CPU only: elsewhere it would wait for it."""
-    T, B = x.shape[:2]
+def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: torch.device) -> Tensor:
+    """lengths as [B] int64 on the device. Their range is checked on the CPU only: elsewhere it would wait for it."""
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=torch.int64, device=x.device)
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
     if lengths.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"lengths must have dtype torch.int64, got {lengths.dtype}")
     if lengths.shape != (B,):
         raise RuntimeError(f"lengths must be [{B}], one a row, got {list(lengths.shape)}")
-    if lengths.device != x.device:
-        raise RuntimeError(f"lengths must be on {x.device} like input, got {lengths.device}")
+    if lengths.device != device:
+        raise RuntimeError(f"lengths must be on {device} like input, got {lengths.device}")
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and B > 0:
         shortest, longest = (int(n) for n in lengths.aminmax())
         if shortest < 0 or longest > T:
@@ -77,10 +76,21 @@ def checked_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     return lengths.to(torch.int64)
 
 
-def check_cell_states(x: Tensor, states: States, hidden_size: int) -> None:
-    """Raise unless each state of a cell is [B, hidden_size] for x [B, I]."""
+def check_cell_input(kind: str, input: Tensor, states: Sequence[Tensor], input_size: int, hidden_size: int) -> None:
+    """Raise torch.nn's error unless input is [B, input_size] and each state [B, hidden_size], or both without B."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     for k, state in enumerate(states):
-        if state.size(0) != x.size(0):
-            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
-        if state.size(1) != hidden_size:
-            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}")
+        if state.dim() not in (1, 2):
+            name = f"hx[{k}]" if len(states) > 1 else "hidden"
+            raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+        if state.dim() != input.dim():
+            form = f"{'batched' if input.dim() == 2 else 'unbatched'} {input.dim()}-D"
+            raise RuntimeError(f"For {form} input, hx should also be {input.dim()}-D but got {state.dim()}-D")
+        if input.dim() == 2 and state.size(0) != input.size(0):
+            raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
+        if state.size(-1) != hidden_size:
+            got = state.size(-1)
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {hidden_size}")
+    if input.size(-1) != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(-1)} expected {input_size}")

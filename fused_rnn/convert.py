@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import GRU, LSTM, GRUCell, LSTMCell
+from .cells import GRUCell, LSTMCell
+from .modules import GRU, LSTM
 from .stock_class import with_bases
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from .call import Call, Problem
 from .native import allow_tf32, constant
-from .problem import Problem
 
 MARGIN = 1.05  # the least speed-up that is worth another kernel
 SHORTEST = 4  # what was measured over T steps holds for sequences of T / SHORTEST steps and more
@@ -112,7 +112,7 @@ def _around(sizes: set[int], size: int) -> list[int]:
     return [max(below), min(above)] if below and above else []
 
 
-def why_later(problem: Problem, backend: str, gpu: str | None = None) -> str | None:
+def why_later(problem: Problem | Call, backend: str, gpu: str | None = None) -> str | None:
     """Why PyTorch's kernels come before a backend of ours, a sentence, or None if they do not.
 
     Args:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import autograd
+from . import autograd, layered
+from .call import Call
 from .cell import Cell, States, Weights
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
@@ -117,9 +118,56 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def run(
+def run(call: Call) -> Sequence[Tensor]:
+    """The results of the native ops for a call."""
+    if call.batch_sizes is not None or call.lengths is not None or call.dropout:
+        return _run_unusual(call)
+    return autograd.run(torch.ops.fused_rnn, call, call.input.is_cuda and _may_use_tf32(call.dtype))
+
+
+def _run_unusual(call: Call) -> Sequence[Tensor]:
+    """As :func:`run`, packed, with dropout or with lengths."""
+    if call.packed:
+        return layered.run_padded(call, run)
+    call = layered.with_masks(call)
+    if call.lengths is not None and call.input.is_cpu and (order := _longest_first(call.lengths)) is not None:
+        return _run_in_order(call, order)
+    return autograd.run(torch.ops.fused_rnn, call, call.input.is_cuda and _may_use_tf32(call.dtype))
+
+
+def run_layer(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the native ops; as :func:`reference.run`."""
-    tf32 = x.is_cuda and x.dtype == torch.float32 and allow_tf32()
-    return autograd.run(torch.ops.fused_rnn, cell, x, states, weights, lengths, reverse, tf32)
+    return autograd.run_layer(
+        torch.ops.fused_rnn, cell, x, states, weights, lengths, reverse, x.is_cuda and _may_use_tf32(x.dtype)
+    )
+
+
+def _may_use_tf32(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and allow_tf32()
+
+
+def _longest_first(lengths: Tensor) -> Tensor | None:
+    """The order of rows for which the CPU kernels skip the steps past each end; None if the rows have it already."""
+    if not torch.compiler.is_compiling() and not (lengths[1:] > lengths[:-1]).any():
+        return None
+    return lengths.argsort(descending=True, stable=True)
+
+
+def _run_in_order(call: Call, order: Tensor) -> Sequence[Tensor]:
+    """The results of a call whose rows are run in another order."""
+    assert call.lengths is not None
+    rows = 0 if call.form.batch_first else 1
+    masks = [mask.index_select(1, order) for mask in call.masks]
+    output, *final = autograd.run(
+        torch.ops.fused_rnn,
+        call.changed(
+            input=call.input.index_select(rows, order),
+            states=tuple(state.index_select(1, order) for state in call.states),
+            lengths=call.lengths[order],
+            masks=masks,
+        ),
+    )
+    back = order.argsort()
+    return output.index_select(rows, back), *(state.index_select(1, back) for state in final)

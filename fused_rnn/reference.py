@@ -7,11 +7,13 @@ with PyTorch's meaning of z. Every kernel of this package is checked against thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .cell import Cell, States, Weights
+from .cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, States, Weights
 
 
 def lstm_step(gates_x: Tensor, states: States, weights: Weights) -> States:
@@ -47,11 +49,11 @@ def gru_step_reset_before(gates_x: Tensor, states: States, weights: Weights) -> 
     return ((1 - z) * n + z * h,)
 
 
-def step(cell: Cell, gates_x: Tensor, states: States, weights: Weights) -> States:
-    """One step of ``cell``."""
-    if cell.name == "lstm":
-        return lstm_step(gates_x, states, weights)
-    return (gru_step if cell.reset_after else gru_step_reset_before)(gates_x, states, weights)
+STEPS: dict[Cell, Callable[[Tensor, States, Weights], States]] = {
+    LSTM: lstm_step,
+    GRU: gru_step,
+    GRU_RESET_BEFORE: gru_step_reset_before,
+}
 
 
 def run(
@@ -73,10 +75,11 @@ def run(
     if lengths is not None:  # nothing that stands in the padding, NaN included, may reach a gradient
         steps = torch.arange(x.size(0), device=x.device)
         x = x.masked_fill((steps[:, None] >= lengths)[..., None], 0)
+    step = STEPS[cell]
     gates_x = linear(x, weights.weight_ih, weights.bias_ih)
     outputs: list[Tensor] = []
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
-        stepped = step(cell, gates_x[t], states, weights)
+        stepped = step(gates_x[t], states, weights)
         if lengths is None:
             outputs.append(stepped[0])
             states = stepped

@@ -2,75 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import layered, reference, twice
+from .call import Call, form, reshaped
 from .cell import Cell, States, Weights
 
 
-def run_stack(
-    cell: Cell,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    states: States,
-    weights: Sequence[Weights],
-    directions: int = 1,
-    dropout: float = 0.0,
-) -> tuple[Tensor, States]:
-    """All layers through the function behind nn.LSTM or nn.GRU; arguments and results as of :func:`stack.run`.
+def run(call: Call) -> tuple[Tensor, ...]:
+    """The results of the op for a call, through the functions behind torch.nn's modules.
 
     Raises:
-        RuntimeError: a weight has the wrong shape; PyTorch's float32 LSTM on the CPU would read past its end.
+        RuntimeError: a tensor has the wrong shape, where PyTorch's float32 LSTM on the CPU would read past its end, or
+            another dtype or device than the input.
     """
-    _check_shapes(cell, x.size(-1), states, weights, directions)
-    flat_weights = [weight for layer in weights for weight in layer if weight is not None]
-    has_bias = weights[0].bias_ih is not None
-    # train=True keeps what cuDNN needs for a backward, which nn.LSTM refuses in eval mode.
-    train = torch.is_grad_enabled() or dropout > 0
-    options = (has_bias, len(weights) // directions, dropout, train, directions == 2)
-    function: Any = torch._VF.lstm if cell.name == "lstm" else torch._VF.gru
-    states = tuple(state.contiguous() for state in states)  # cuDNN takes no others
-    hx: Any = list(states) if cell.name == "lstm" else states[0]
-    if batch_sizes is None:
-        output, *final = function(x, hx, flat_weights, *options, False)
-    else:
-        output, *final = function(x, batch_sizes, hx, flat_weights, *options)
-    return output, tuple(final)
+    plain = call.standard()
+    _check_shapes(call)
+    if call.form.step and not call.projection:
+        final = _run_step(plain)
+        return final if call.is_batched else tuple(reshaped(state, "squeeze", 0) for state in final)
+    output, final = _run_stack(plain)
+    if not torch.compiler.is_compiling() and twice.is_needed(output):
+        _let_differentiate_again(plain, output)
+    return call.as_asked(output, final)
 
 
-def run(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
+def run_layer(
+    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, States]:
     """One layer in one direction; as :func:`reference.run`, without lengths."""
-    x = x.flip(0) if reverse else x
-    output, final = run_stack(cell, x, None, tuple(state.unsqueeze(0) for state in states), (weights,))
+    flat = [weight for weight in weights if weight is not None]
+    initial = tuple(state.unsqueeze(0) for state in states)
+    layer = form(bias=weights.bias_ih is not None, projection=weights.weight_hr is not None)
+    output, *final = run(Call(cell, x.flip(0) if reverse else x, initial, flat, layer))
     return output.flip(0) if reverse else output, tuple(state.squeeze(0) for state in final)
 
 
-def run_cell(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
-) -> tuple[Tensor, States]:
-    """As :func:`run`, and a single step as nn.LSTMCell and nn.GRUCell compute it."""
-    if x.size(0) != 1 or weights.weight_hr is not None:
-        return run(cell, x, states, weights, lengths, reverse)
-    _check_shapes(cell, x.size(-1), states, (weights,), directions=1)
-    functions: Any = torch._VF
-    if cell.name == "lstm":
-        final: States = functions.lstm_cell(x[0], states, *weights[:4])
+def _run_stack(call: Call) -> tuple[Tensor, States]:
+    # train=True keeps what cuDNN needs for a backward, which nn.LSTM refuses in eval mode.
+    train = torch.is_grad_enabled() or call.dropout > 0
+    options = (call.form.bias, call.layers, call.dropout, train, call.directions == 2)
+    function: Any = getattr(torch._VF, call.cell.stock)
+    states = [state.contiguous() for state in call.states]  # cuDNN takes no others
+    hx: Any = states if len(states) > 1 else states[0]
+    weights = list(call.weights)
+    if call.batch_sizes is None:
+        output, *final = function(call.input, hx, weights, *options, False)
     else:
-        final = (functions.gru_cell(x[0], states[0], *weights[:4]),)
-    return final[0].unsqueeze(0), final
+        output, *final = function(call.input, call.batch_sizes, hx, weights, *options)
+    return output, tuple(final)
 
 
-def _check_shapes(cell: Cell, I: int, states: States, weights: Sequence[Weights], directions: int) -> None:
-    output_size, H = states[0].size(-1), states[-1].size(-1)
-    rows = cell.gates * H
-    for k, layer in enumerate(weights):
-        inputs = I if k < directions else directions * output_size
-        shapes = ((rows, inputs), (rows, output_size), (rows,), (rows,), (output_size, H))
-        for name, weight, shape in zip(Weights._fields, layer, shapes, strict=True):
-            if weight is not None and weight.shape != shape:
-                raise RuntimeError(f"{name} must be {list(shape)}, got {list(weight.shape)}")
+def _run_step(call: Call) -> States:
+    """As nn.LSTMCell and nn.GRUCell."""
+    function: Any = getattr(torch._VF, f"{call.cell.stock}_cell")
+    states = [state[0] for state in call.states]
+    weights = [*call.weights, *(None,) * (4 - len(call.weights))]
+    final = function(call.input[0], states if len(states) > 1 else states[0], *weights)
+    return (final,) if isinstance(final, Tensor) else tuple(final)
+
+
+def _let_differentiate_again(call: Call, output: Tensor) -> None:
+    n_states = len(call.states)
+    # Without its tensors: autograd alone decides how long these live.
+    empty = call.changed(input=torch.empty(0), states=(), weights=())
+
+    def same(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if empty.dropout > 0:
+            raise RuntimeError("double backward needs dropout=0 here: PyTorch's kernels do not give their masks away")
+        again = empty.changed(input=x, states=tensors[:n_states], weights=tensors[n_states:])
+        return layered.run(again, reference.run)
+
+    twice.differentiate_again(output, [call.input, *call.states, *call.weights], same)
+
+
+def _check_shapes(call: Call) -> None:
+    output_size, H = call.output_size, call.H
+    rows = call.cell.gates * H
+    shapes = dict(weight_hh=(rows, output_size), bias_ih=(rows,), bias_hh=(rows,), weight_hr=(output_size, H))
+    for name, tensor in call.named_tensors():
+        if name in call.cell.states:
+            continue
+        inputs = call.I if call.form.step or "_l0" in name else call.directions * output_size
+        kind = name.split("_l")[0]
+        shape = shapes.get(kind, (rows, inputs))
+        if tensor.shape != shape:
+            raise RuntimeError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")

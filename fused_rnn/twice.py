@@ -15,19 +15,23 @@ MaybeTensors = tuple[Tensor | None, ...]
 NODES = {"CudnnRnnBackward0", "MiopenRnnBackward0"}  # what autograd calls the functions without a double backward
 
 
+def is_needed(output: Tensor) -> bool:
+    """Whether autograd made ``output`` by a function whose gradients it cannot differentiate."""
+    return output.grad_fn is not None and output.grad_fn.name() in NODES
+
+
 def differentiate_again(output: Tensor, tensors: Sequence[Tensor], same: Callable[..., tuple[Tensor, ...]]) -> None:
     """Let the gradients of the function that made ``output`` be differentiated.
 
     In a backward with ``create_graph=True`` they are computed again, from operations that autograd can differentiate.
-    Any other backward stays as it is. Nothing happens where autograd has another function.
+    Any other backward stays as it is. Call it only where :func:`is_needed`.
 
     Args:
         tensors: the function's inputs.
         same: the same function of them, whose first result is ``output``.
     """
     node = output.grad_fn
-    if node is None or node.name() not in NODES:
-        return
+    assert node is not None
     edges = node.next_functions
     # Weak, so that autograd alone decides how long the inputs live: it has saved them.
     kept = [weakref.ref(tensor) for tensor in tensors]

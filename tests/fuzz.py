@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
-from fused_rnn import reference
-from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
+from fused_rnn import autograd, layered, reference
+from fused_rnn.autograd import BATCH_FIRST, BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
+from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
 
@@ -209,78 +210,75 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
     return result, valid
 
 
+FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)}  # of the ops
+FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
+
+
 @st.composite
-def layer_calls(draw: Any) -> Call:
-    """The ops for one layer in one direction: {lstm,gru}_{forward,backward}."""
-    cell, backward, dtype = draw(st.sampled_from([LSTM, GRU, GRU_RESET_BEFORE])), draw(flags), draw(dtypes)
-    T, B, I, H = (draw(sizes) for _ in range(4))
-    rows, bias = cell.gates * H, draw(flags)
+def op_calls(draw: Any) -> Call:
+    """The ops forward and backward."""
+    cell, dtype, backward = draw(st.sampled_from(CELLS)), draw(dtypes), draw(flags)
+    step, batched = draw(st.integers(0, 3)) == 0, draw(flags)
+    on = {name: draw(flags) for name in FLAGS} | {"STEP": step}
+    on["BIDIRECTIONAL"] &= not step
+    on["SAVE"] |= backward
+    layers, directions = 1 if step else draw(st.integers(1, 3)), 1 + on["BIDIRECTIONAL"]
+    I, H = draw(sizes), draw(sizes)
+    T, B = 1 if step else draw(sizes), draw(sizes) if batched else 1
+    rows, steps = (B,) * batched, (T,) * (not step)
+    form, count = rows + steps if on["BATCH_FIRST"] else steps + rows, layers * directions
 
     def tensor(*shape: int) -> Spec:
         return Spec(shape, dtype)
 
+    weights = []
+    for k in range(count):
+        inputs = I if k < directions else directions * H
+        weights += [tensor(cell.gates * H, inputs), tensor(cell.gates * H, H)]
+        weights += [tensor(cell.gates * H)] * 2 * on["BIAS"]
+    state = tensor(*(() if step else (count,)), *rows, H)
+    states = dict(zip(("hx", "cx"), [state] * len(cell.states) * draw(flags)))
     lengths = Spec((B,), "int64", values=tuple(draw(st.integers(0, T)) for _ in range(B)))
+    between = [tensor(T, B, directions * H)] * (layers - 1)
     arguments: dict[str, Any] = dict(
-        x=tensor(T, B, I),
-        weight_ih=tensor(rows, I),
-        weight_hh=tensor(rows, H),
-        bias_ih=tensor(rows) if bias else None,
-        bias_hh=tensor(rows) if bias and draw(flags) else None,
-        **{name: tensor(B, H) for name in cell.states},
+        input=tensor(*form, I),
+        weights=weights,
+        hx=states.get("hx"),
+        cx=states.get("cx"),
+        lengths=lengths if draw(flags) else None,
+        masks=list(between) if draw(flags) else [],
     )
     if backward:
-        grads = {"grad_output": tensor(T, B, H), **{f"grad_{n[0]}y": tensor(B, H) for n in cell.states}}
-        saved = Spec((T, B, {"lstm": 5}.get(cell.name, 3 + cell.reset_after), H), accumulate(dtype))
-        grads = {name: grad if draw(flags) else None for name, grad in grads.items()}
-        arguments = {**grads, **arguments, "output": tensor(T, B, H), "saved": saved}
-    arguments["lengths"] = lengths if draw(flags) else None
-    names = list(arguments)
-    if cell.name == "gru":
-        arguments["reset_after"] = cell.reset_after
-    arguments.update(reverse=draw(flags), allow_tf32=draw(flags))
-    arguments.update({name: draw(flags) for name in (("needs_x", "needs_weights") if backward else ("save",))})
-    arguments, valid = draw(mutated_arguments(arguments, names))
-    return Call(f"{cell.name}_{'backward' if backward else 'forward'}", arguments, valid, draw(flags))
+        output = tensor(*form, directions * H)
+        grads = dict(grad_output=output, grad_hy=state, grad_cy=state)
+        saved = [Spec((T, B, cell.saved, H), "float64" if dtype == "float64" else "float32")] * count
+        grads = {n: g if draw(flags) and (n != "grad_output" or not step) else None for n, g in grads.items()}
+        arguments = {**grads, "kept": [output, *saved, *between], **arguments}
+    arguments, valid = draw(mutated_arguments(arguments, list(arguments)))
+    arguments |= {"cell": cell.name, "flags": sum(bit for name, bit in FLAGS.items() if on[name])}
+    wrong = draw(wrong_arguments(arguments))
+    return Call("backward" if backward else "forward", arguments | wrong, valid and not wrong, draw(flags))
 
 
 dtypes = st.sampled_from(DTYPES)
 
 
-def accumulate(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
-
-
 @st.composite
-def inference_calls(draw: Any) -> Call:
-    """The ops for whole modules and cells without a backward: {lstm,gru}_[cell_]inference."""
-    cell, is_cell, dtype = draw(st.sampled_from([LSTM, GRU, GRU_RESET_BEFORE])), draw(flags), draw(dtypes)
-    T, B, I, H = (draw(sizes) for _ in range(4))
-    batched, bias, bidirectional, batch_first = (draw(flags) for _ in range(4))
-    layers, directions = (1, 1) if is_cell else (draw(st.integers(1, 3)), 1 + bidirectional)
-
-    def weights(I: int) -> list[Spec]:
-        shapes: list[tuple[int, ...]] = [(cell.gates * H, I), (cell.gates * H, H), *(((cell.gates * H,),) * 2 * bias)]
-        return [Spec(shape, dtype) for shape in shapes]
-
-    rows = (B,) * batched
-    steps = () if is_cell else (T,)
-    arguments: dict[str, Any] = {"input": Spec((*(rows + steps if batch_first else steps + rows), I), dtype)}
-    if is_cell:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        arguments.update(zip(names, [*weights(I), None, None]))
-    else:
-        per_layer = [weights(I if k == 0 else directions * H) * directions for k in range(layers)]
-        arguments["weights"] = [spec for layer in per_layer for spec in layer]
-    given = draw(flags)
-    state = Spec((*rows, H) if is_cell else (layers * directions, *rows, H), dtype)
-    arguments.update({name: state if given else None for name in cell.states})
-    names = list(arguments)
-    if cell.name == "gru":
-        arguments["reset_after"] = cell.reset_after
-    if not is_cell:
-        arguments.update(bias=bias, bidirectional=bidirectional, batch_first=batch_first)
-    arguments, valid = draw(mutated_arguments(arguments, names))
-    return Call(f"{cell.name}_{'cell_' * is_cell}inference", arguments, valid and (is_cell or T > 0), draw(flags))
+def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Rarely another cell, other flags or a tensor that was absent."""
+    kind = draw(st.sampled_from([*["nothing"] * 20, "cell", "flags", "flag", "absent"]))
+    absent = [name for name, value in arguments.items() if value is None]
+    if kind == "cell":
+        return {"cell": draw(st.sampled_from(["", "rnn", "gru(reset_after=True)", "l\0stm", *map(str, CELLS)]))}
+    if kind == "flags":
+        return {"flags": draw(integers)}
+    if kind == "flag":
+        return {"flags": arguments["flags"] ^ draw(st.sampled_from([*FLAGS.values(), 512, 1 << 40]))}
+    if kind == "absent" and absent:
+        name, specs = draw(st.sampled_from(absent)), specs_in(list(arguments.values())) or [Spec(())]
+        spec = draw(st.sampled_from(specs))
+        return {name: [spec] if name == "masks" else spec}
+    return {}
 
 
 @st.composite
@@ -449,84 +447,80 @@ def built(call: Call) -> dict[str, Any]:
         hypothesis.reject()
 
 
-def reference_layer(a: dict[str, Any], cell: Any) -> list[Tensor]:
-    weights = Weights(a["weight_ih"], a["weight_hh"], a["bias_ih"], a["bias_hh"])
-    states = tuple(a[name] for name in cell.states)
-    output, final = reference.run(cell, a["x"], states, weights, a["lengths"], a["reverse"])
-    return [output, *final]
+def asked(a: dict[str, Any]) -> fused_rnn.call.Call:
+    """The call that the arguments of an op stand for."""
+    bits = a["flags"]
+    step, bias, directions = bool(bits & STEP), bool(bits & BIAS), 2 if bits & BIDIRECTIONAL else 1
+    layers = len(a["weights"]) // (directions * (4 if bias else 2))
+    return fused_rnn.call.Call(
+        next(cell for cell in CELLS if cell.name == a["cell"]),
+        a["input"],
+        tuple(a[name] for name in ("hx", "cx") if a[name] is not None),
+        a["weights"],
+        fused_rnn.call.form(layers, directions, bias, False, bool(bits & BATCH_FIRST), step, bool(bits & REVERSE)),
+        lengths=a["lengths"],
+        masks=a["masks"],
+    )
 
 
-def reference_gradients(a: dict[str, Any], cell: Any) -> list[Tensor]:
-    names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states]
-    a = a | {name: a[name].requires_grad_() for name in names if a[name] is not None}
-    grads = [a["grad_output"], *(a[f"grad_{name[0]}y"] for name in cell.states)]
-    outputs = [(y, g) for y, g in zip(reference_layer(a, cell), grads) if g is not None and y.requires_grad]
-    needs = [a["needs_x"], *[a["needs_weights"]] * 4, *[True] * len(cell.states)]
-    leaves = [a[name] for name in names if a[name] is not None]
-    ys, gs = zip(*outputs) if outputs else ((leaves[0].sum() * 0,), (torch.zeros((), dtype=torch.float64),))
-    found = iter(torch.autograd.grad(ys, leaves, gs, allow_unused=True, materialize_grads=True))
-    nothing = torch.empty(0, dtype=torch.float64)
-    gradients = [nothing if a[name] is None else next(found) for name in names]
-    return [gradient if need else nothing for gradient, need in zip(gradients, needs)]
+def true_results(a: dict[str, Any]) -> list[Tensor]:
+    return list(layered.run(asked(a), reference.run))
 
 
-def reference_inference(a: dict[str, Any], cell: Any) -> list[Tensor]:
-    is_cell = "weights" not in a
-    weights = [a[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")] if is_cell else a["weights"]
-    directions = 2 if a.get("bidirectional") else 1
-    each = 4 if is_cell or a["bias"] else 2
-    x = a["input"].unsqueeze(0) if is_cell else a["input"]
-    batched = x.dim() == 3
-    x = x if batched else x.unsqueeze(1)
-    x = x.transpose(0, 1) if batched and a.get("batch_first") else x
-    count, H = len(weights) // each, weights[1].size(1)
-    states = [torch.zeros(count, x.size(1), H, dtype=torch.float64) if a[n] is None else a[n] for n in cell.states]
-    states = [s.reshape(count, x.size(1), H) for s in states]
-    finals = []
-    for k in range(0, count, directions):
-        outputs = []
-        for i in range(k, k + directions):
-            layer = Weights(*weights[each * i : each * (i + 1)])
-            output, final = reference.run(cell, x, tuple(s[i] for s in states), layer, reverse=i > k)
-            outputs.append(output)
-            finals.append(final)
-        x = torch.cat(outputs, -1)
-    stacked = [torch.stack(state) for state in zip(*finals)]
-    if is_cell:
-        return [s[0] if batched else s[0, 0] for s in stacked]
-    x = x.transpose(0, 1) if batched and a["batch_first"] else x
-    return [x, *stacked] if batched else [x.squeeze(1), *(s.squeeze(1) for s in stacked)]
+def true_gradients(a: dict[str, Any]) -> list[Tensor]:
+    names = ("input", "weights", "hx", "cx")
+    a = a | {name: changed(a[name], Tensor.requires_grad_) for name in names}
+    results = true_results(a)
+    grads = [a["grad_output"]] * (not a["flags"] & STEP) + [a["grad_hy"], a["grad_cy"]]
+    pairs = [(y, g) for y, g in zip(results, grads) if g is not None]
+    leaves = tensors_in([a[name] for name in names])
+    loss = sum([(y * g).sum() for y, g in pairs], leaves[0].sum() * 0)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    needs = [a["flags"] & NEEDS_INPUT, *[a["flags"] & NEEDS_WEIGHTS] * len(a["weights"])]
+    needs += [True] * (len(leaves) - len(needs))
+    return [gradient if need else gradient.new_empty(0) for gradient, need in zip(gradients, needs)]
+
+
+def check_plan(call: Call) -> None:
+    try:
+        getattr(torch.ops.fused_rnn, call.name)(**call.build())
+    except ERRORS as error:
+        check_error(error, call.valid)
 
 
 def check_op(call: Call) -> None:
     a = built(call)
-    cell = LSTM if call.name.startswith("lstm") else GRU if a.get("reset_after", True) else GRU_RESET_BEFORE
-    op = getattr(torch.ops.fused_rnn, call.name)
-    backward = call.name.endswith("_backward")
-    inputs = [t for t in tensors_in(list(a.values())) if is_dense(t)]
-    before = [t.clone() for t in inputs if t.numel() < 10**6]
+    backward = call.name == "backward"
+    inputs = [t for t in tensors_in(list(a.values())) if is_dense(t) and t.numel() < 10**6]
+    before = [t.clone() for t in inputs]
     try:
         if backward and call.valid:
-            forward = getattr(torch.ops.fused_rnn, f"{cell.name}_forward")
-            names = [
-                n for n in a if not n.startswith("grad_") and n not in ("output", "saved", "needs_x", "needs_weights")
-            ]
-            a["output"], *_, a["saved"] = forward(**{name: a[name] for name in names}, save=True)
-        got = op(**a)
+            first, *others = torch.ops.fused_rnn.forward(**{name: a[name] for name in FORWARD})
+            a["kept"] = [first, *others[1 - len(a["kept"]) :]]
+        got = getattr(torch.ops.fused_rnn, call.name)(**a)
     except ERRORS as error:
         return check_error(error, call.valid)
-    check_unchanged([t for t in inputs if t.numel() < 10**6], before)
+    check_unchanged(inputs, before)
     tensors = tensors_in(list(a.values()))
-    check_meta(tensors, tensors_in(got))
-    if not tensors or not have_truth(tensors):
+    check_meta(tensors, got)
+    if not have_truth(tensors):
         return None
+    check_shapes(got, call.name, a)
     if backward and not call.valid:  # of an output and saved numbers that are not the forward's
         return None
-    kind = call.name.split("_")[-1]
-    truth = {"forward": reference_layer, "backward": reference_gradients, "inference": reference_inference}[kind]
-    want = truth({name: changed(value, doubled) for name, value in a.items()}, cell)
-    results = tensors_in(got)[: len(want)] if kind == "forward" else tensors_in(got)
-    check_close(results, want, nan=not backward and keep_nan(tensors))
+    want = (true_gradients if backward else true_results)({name: changed(value, doubled) for name, value in a.items()})
+    if not backward and not a["flags"] & SAVE:
+        assert len(got) == len(want), "results were saved without a backward"
+    return check_close(got if backward else got[: len(want)], want, nan=not backward and keep_nan(tensors))
+
+
+def check_shapes(got: list[Tensor], name: str, a: dict[str, Any]) -> None:
+    """The results are what the fake kernel says."""
+    on_meta = {name: changed(value, lambda t: t.to("meta")) for name, value in a.items()}
+    on_meta["lengths"] = None
+    want = getattr(torch.ops.fused_rnn, name)(**on_meta)
+    forms = [[(t.shape, t.stride(), t.dtype) for t in results] for results in (got, want)]
+    assert forms[0] == forms[1], f"results have shapes, strides and dtypes {forms[0]}, the fake kernel says {forms[1]}"
 
 
 # Calls of modules where one of torch.nn and we may refuse and the other accept.
@@ -618,9 +612,8 @@ def check_module(call: Call) -> None:
 
 TARGETS = {
     "modules": (module_calls, check_module),
-    "layers": (layer_calls, check_op),
-    "inference": (inference_calls, check_op),
-    "plans": (plan_calls, check_op),
+    "ops": (op_calls, check_op),
+    "plans": (plan_calls, check_plan),
 }
 
 
@@ -702,8 +695,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if options.replay:
         call = eval(options.replay)
-        target = next(check for draw, check in TARGETS.values() if (check is check_module) == (call.name in dir(nn)))
-        target(call)
+        target = "modules" if call.name in dir(nn) else "ops" if call.name in ("forward", "backward") else "plans"
+        TARGETS[target][1](call)
     elif options.child:
         fuzz(options.target, options.seconds, options.seed, options.child)
     else:

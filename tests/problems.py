@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, Weights
+from fused_rnn.call import Call, Form, form
+from fused_rnn.cell import CELLS as CELLS
+from fused_rnn.cell import Cell, Weights
 
-CELLS = (LSTM, GRU, GRU_RESET_BEFORE)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -83,6 +84,13 @@ class Layer:
             grads=tuple(normal(*shape).detach() for shape in ((T, B, H), *((B, H),) * len(cell.states))),
         )
 
+    def call(self):
+        """The call of one layer that this is."""
+        weights = [weight for weight in self.weights if weight is not None]
+        states = tuple(state.unsqueeze(0) for state in self.states)
+        made = form(bias=self.weights.bias_ih is not None)
+        return Call(self.cell, self.x, states, weights, made, lengths=self.lengths)
+
     def leaves(self):
         """Every tensor that has a gradient, by name."""
         weights = {name: w for name, w in self.weights._asdict().items() if w is not None}
@@ -120,3 +128,48 @@ class Layer:
         grads = torch.autograd.grad((output, *states), list(leaves.values()), self.grads, materialize_grads=True)
         named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {"output": output.detach(), **{name: state.detach() for name, state in final.items()}, **named}
+
+
+# Of everything that a call may have, each at least once.
+CALLS = {
+    "one layer": dict(),
+    "two layers, both directions": dict(layers=2, directions=2),
+    "no biases, no states": dict(layers=2, bias=False, states=False),
+    "batch first": dict(layers=2, directions=2, batch_first=True),
+    "ragged": dict(layers=2, directions=2, ragged=True),
+    "masks": dict(layers=3, masks=True),
+    "masks, batch first": dict(layers=2, directions=2, masks=True, batch_first=True, ragged=True),
+    "reverse": dict(reverse=True, layers=2),
+    "without a batch": dict(layers=2, directions=2, batched=False),
+    "a step": dict(step=True),
+    "a step without states": dict(step=True, states=False),
+    "a step without a batch": dict(step=True, batched=False, bias=False),
+}
+
+
+def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
+    """A function from tensors to a call of that kind, and random tensors: input, states, weights."""
+    asked = CALLS[kind]
+    made = form(**{name: asked[name] for name in Form._fields if name in asked})
+    count = made.layers * made.directions
+    rows = [B] if asked.get("batched", True) else []
+    steps = rows if made.step else [*rows, T] if made.batch_first else [T, *rows]
+    state = [*([] if made.step else [count]), *rows, H]
+    weights = []
+    for k in range(count):
+        inputs = I if k < made.directions else made.directions * H
+        shapes = [(cell.gates * H, inputs), (cell.gates * H, H), (cell.gates * H,), (cell.gates * H,)]
+        weights += [torch.randn(shape, dtype=dtype) / 2 for shape in shapes[: 4 if made.bias else 2]]
+    states = [torch.randn(state, dtype=dtype) for _ in cell.states] if asked.get("states", True) else []
+    masks = []
+    if asked.get("masks"):
+        shape = (T, B, made.directions * H)
+        masks = [torch.randint(3, shape).to(dtype) for _ in range(made.layers - 1)]
+    tensors = [torch.randn([*steps, I], dtype=dtype), *states, *weights]
+    lengths = torch.randint(1, T + 1, (B,)) if asked.get("ragged") else None
+    n = 1 + len(states)
+
+    def call(*tensors):
+        return Call(cell, tensors[0], tensors[1:n], list(tensors[n:]), made, lengths=lengths, masks=masks)
+
+    return call, [tensor.requires_grad_() for tensor in tensors]

@@ -10,14 +10,15 @@ import pytest
 import torch
 from problems import Layer, Size
 
-from fused_rnn import backends, layer, native
-from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
+from fused_rnn import backends, native
+from fused_rnn.call import Call, Problem, form
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 
 TESTS = Path(__file__).parent
 
 
 def problem(cell=LSTM, device="cpu", dtype=torch.float32, **flags):
-    return backends.Problem(cell, torch.device(device), dtype, T=3, B=2, I=4, H=5, **flags)
+    return Problem(cell, torch.device(device), dtype, T=3, B=2, I=4, H=5, **flags)
 
 
 @pytest.mark.parametrize(
@@ -77,20 +78,19 @@ def test_the_forced_backend_ran(name, cell):
     """Seen in the operators that reach the dispatcher."""
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 4, 5))
     with torch.profiler.profile() as profile, backends.use_backend(name), torch.no_grad():
-        layer.run(cell, drawn.x, drawn.states, drawn.weights)
+        backends.run(drawn.call())
     seen = {event.key for event in profile.key_averages()}
-    marks = {"cpu": f"fused_rnn::{cell.name}_forward", "torch": f"aten::{cell.name}"}
+    marks = {"cpu": "fused_rnn::inference", "torch": f"aten::{cell.name}"}
     assert {n for n, mark in marks.items() if mark in seen} == {name} - {"reference"}
 
 
 def test_torch_backend_projects():
     module = torch.nn.LSTM(4, 6, proj_size=3)
     x = torch.randn(5, 2, 4)
-    states = (torch.zeros(2, 3), torch.zeros(2, 6))
     with backends.use_backend("torch"):
-        output, final = layer.run(LSTM, x, states, Weights(*module._flat_weights))
-    expected, (h, c) = module(x)
-    assert torch.equal(output, expected) and torch.equal(final[0], h[0]) and torch.equal(final[1], c[0])
+        results = backends.run(Call(LSTM, x, (), module._flat_weights, form(projection=True)))
+    output, (h, c) = module(x)
+    assert all(torch.equal(got, want) for got, want in zip(results, (output, h, c), strict=True))
 
 
 # What a compiler must be told to compile a set that not every processor has.

@@ -7,10 +7,10 @@ import pytest
 import tf32
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, SIZES, Layer, Size
+from problems import CALLS, CELLS, SIZES, Layer, Size, whole_call
 
 import fused_rnn
-from fused_rnn import backends, layer, reference
+from fused_rnn import backends, layered, native, reference
 from fused_rnn.cell import LSTM
 
 POSED = backends.Problem(LSTM, torch.device("cuda:0"), torch.float32, T=4, B=2, I=3, H=5)
@@ -54,7 +54,7 @@ def test_against_float64(cell, math, size, ragged, monkeypatch):
     count = draws_of(size, math)
     draws = [Layer.random(cell, dtype, size, ragged=ragged, seed=seed) for seed in range(count)]
     on_gpu = [draw.to("cuda") for draw in draws]
-    got = [on_cpu(d.results(layer.run, ragged)) for d in on_gpu]
+    got = [on_cpu(d.results(native.run_layer, ragged)) for d in on_gpu]
     truth = [d.double().results(reference.run, ragged) for d in draws]
     # What PyTorch loses, with the functions of the processor and with those of the GPU.
     plain = tf32.run if math == "tf32" else reference.run
@@ -68,6 +68,28 @@ def test_against_float64(cell, math, size, ragged, monkeypatch):
 
 def on_cpu(results):
     return {name: value.cpu() for name, value in results.items()}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_whole_call(cell, kind, monkeypatch):
+    """Several layers, both directions, masks, absent states, every form of input."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    call, tensors = whole_call(cell, kind, torch.float32, T=5, B=9, I=3, H=17)
+    results = []
+    for device, dtype, run in (("cuda", torch.float32, native.run), ("cpu", torch.float64, by_reference)):
+        moved = [tensor.detach().to(device, dtype).requires_grad_() for tensor in tensors]
+        posed = call(*moved)
+        lengths, masks = posed.lengths, posed.masks and [mask.to(device) for mask in posed.masks]
+        outputs = run(posed.changed(lengths=None if lengths is None else lengths.to(device), masks=masks))
+        grads = torch.autograd.grad(sum(y.sin().sum() for y in outputs), moved)
+        results.append([value.double().cpu() for value in (*outputs, *grads)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def by_reference(call):
+    return layered.run(call, reference.run)
 
 
 def test_the_current_stream_and_no_waiting():
@@ -106,7 +128,7 @@ def test_graph_capture_and_replay(H):
 
 def test_bits_repeat():
     drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 64)).to("cuda")
-    first, second = drawn.results(layer.run), drawn.results(layer.run)
+    first, second = drawn.results(native.run_layer), drawn.results(native.run_layer)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 

@@ -7,9 +7,9 @@ import torch
 
 import fused_rnn
 from fused_rnn import backends, evidence, native
+from fused_rnn.call import Problem
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 from fused_rnn.evidence import Shape, Work
-from fused_rnn.problem import Problem
 
 GPU = "NVIDIA H100 80GB HBM3"
 WORK = Work("cuda", "lstm", "bfloat16", training=True, layers=1, directions=1, packed=False)
@@ -119,7 +119,7 @@ def test_float32_is_tf32_where_pytorch_allows_it(on_gpu, monkeypatch):
 def test_triton_may_be_measured_too(on_gpu, monkeypatch):
     on_gpu(*measured(*GRID, work=WORK._replace(backend="triton")))
     able = [
-        b if b.name != "triton" else backends.Backend("triton", lambda p: None, b.run, why_later=b.why_later)
+        b if b.name != "triton" else backends.Backend("triton", lambda p: None, b.run, later=b.why_later)
         for b in backends.BACKENDS
     ]
     monkeypatch.setattr(backends, "BACKENDS", able)
@@ -130,12 +130,12 @@ def test_explain_tells_the_truth_about_a_gpu_that_is_not_here(on_gpu):
     rnn, x = fused_rnn.LSTM(128, 256, dtype=torch.bfloat16), torch.zeros(256, 16, 128, dtype=torch.bfloat16)
     on_gpu()
     text = str(fused_rnn.explain(rnn, x, gpu="H100"))
-    assert "layer 0: torch (on H100)" in text
+    assert "  torch (on H100)" in text
     assert "not cuda: not measured on this GPU (H100) at such sizes, so PyTorch's kernels come first; its plan:" in text
-    assert "layer 0: cuda (on H100:" in str(fused_rnn.explain(rnn, x, lengths=torch.full((16,), 9), gpu="H100"))
+    assert "  cuda (on H100:" in str(fused_rnn.explain(rnn, x, lengths=torch.full((16,), 9), gpu="H100"))
     on_gpu(*measured(*GRID))
-    assert "layer 0: cuda (on H100:" in str(fused_rnn.explain(rnn, x, gpu="H100"))
-    assert "layer 0: torch (on A100)" in str(fused_rnn.explain(rnn, x, gpu="A100"))
+    assert "  cuda (on H100:" in str(fused_rnn.explain(rnn, x, gpu="H100"))
+    assert "  torch (on A100)" in str(fused_rnn.explain(rnn, x, gpu="A100"))
 
 
 def test_a_compiled_layer_is_ours(on_gpu):

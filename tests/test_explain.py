@@ -15,22 +15,22 @@ from fused_rnn import __main__ as report
 from fused_rnn import evidence, native
 
 
-def test_layers_and_directions():
+def test_a_stack_is_explained_as_a_whole():
     rnn = fused_rnn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True)
     explanation = fused_rnn.explain(rnn, torch.zeros(2, 5, 3))
-    assert [c.where for c in explanation.choices] == ["layer 0", "layer 0 reverse", "layer 1", "layer 1 reverse"]
-    assert {c.backend for c in explanation.choices} == {"cpu"}
-    assert [c.problem.I for c in explanation.choices] == [3, 3, 8, 8]
-    assert {(c.problem.T, c.problem.B, c.problem.H) for c in explanation.choices} == {(5, 2, 4)}
-    assert all(c.problem.training and not c.problem.ragged for c in explanation.choices)
+    posed = explanation.problem
+    assert explanation.backend == "cpu"
+    assert (posed.layers, posed.directions, posed.T, posed.B, posed.I, posed.H) == (2, 2, 5, 2, 3, 4)
+    assert posed.training and not posed.ragged
     assert native.cpu_instruction_set() in str(explanation)
 
 
 def test_what_runs_is_what_is_explained(monkeypatch):
-    """The problem of the first layer, which decides, is the one that the module then poses."""
     posed = []
-    choose = fused_rnn.layer.choose
-    monkeypatch.setattr(fused_rnn.layer, "choose", lambda problem: posed.append(problem) or choose(problem))
+    choose = fused_rnn.backends.choose
+    monkeypatch.setattr(
+        fused_rnn.backends, "choose", lambda call: posed.append(getattr(call, "problem", call)) or choose(call)
+    )
     packed = pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)])
     projected = fused_rnn.LSTM(3, 4, num_layers=2, proj_size=2)
     for rnn, x, options in (
@@ -44,23 +44,25 @@ def test_what_runs_is_what_is_explained(monkeypatch):
     ):
         posed.clear()
         rnn(x, **options)
-        assert [fused_rnn.explain(rnn, x, **options).choices[0].problem] == posed
+        problem, *_ = posed
+        assert fused_rnn.explain(rnn, x, **options).problem == problem
     with torch.autocast("cpu", torch.bfloat16):
         posed.clear()
         projected(torch.zeros(5, 2, 3))
-        assert [fused_rnn.explain(projected, torch.zeros(5, 2, 3)).choices[0].problem] == posed
+        problem, *_ = posed
+        assert fused_rnn.explain(projected, torch.zeros(5, 2, 3)).problem == problem
 
 
 def test_refusals_are_sentences():
     text = str(fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3)))
-    assert "layer 0: torch" in text
+    assert "  torch" in text
     assert "not cpu: it has no kernel for proj_size" in text
 
 
 def test_a_forced_backend_is_named():
     with fused_rnn.use_backend("reference"):
         text = str(fused_rnn.explain(fused_rnn.GRU(3, 4), torch.zeros(5, 2, 3)))
-    assert "layer 0: reference, forced" in text
+    assert "  reference, forced" in text
     assert "not cpu: reference is forced" in text
     with fused_rnn.use_backend("cpu"), pytest.raises(ValueError, match="proj_size"):
         fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3))
@@ -85,12 +87,12 @@ def test_a_gpu_that_is_not_here(monkeypatch):
     monkeypatch.setattr(evidence, "why_later", lambda problem, backend, gpu=None: None)
     x = torch.zeros(50, 8, 32)
     text = str(fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="H100"))
-    assert "layer 0: cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
+    assert "  cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
     assert "backward: block:" in text
     large = fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
     assert "stepwise" in str(large) and "does not fit in one block's 227 KiB" in str(large)
     turing = fused_rnn.explain(fused_rnn.GRU(32, 70, dtype=torch.bfloat16), x.bfloat16(), gpu="T4")
-    assert turing.choices[0].backend == "torch"
+    assert turing.backend == "torch"
     assert "not cuda: bfloat16 needs compute capability 8.0 or later, and this GPU has 7.5" in str(turing)
     projected = fused_rnn.explain(fused_rnn.LSTM(32, 70, proj_size=5), x, gpu="A100")
     assert "not cuda: it has no kernel for proj_size" in str(projected)
@@ -118,7 +120,7 @@ while time.monotonic() < end:
     call()
 times = sorted((time - before.get(thread, 0) for thread, time in spent().items()), reverse=True)
 print(sum(time > times[0] / 10 for time in times))
-print(fused_rnn.explain(rnn, x).choices[0].plan)
+print(fused_rnn.explain(rnn, x).plan)
 """
 
 

@@ -1,36 +1,33 @@
 """The ops as PyTorch sees them: opcheck, derivatives of every order, torch.compile, repetition, bad input."""
 
+import sys
+
 import pytest
 import torch
-from problems import CELLS, DTYPES, Layer, Size
+from problems import CALLS, CELLS, DTYPES, Layer, Size, whole_call
 
-from fused_rnn import autograd, native
-from fused_rnn.cell import LSTM, Weights
+import fused_rnn
+from fused_rnn import autograd, layered, native, reference
+from fused_rnn.call import BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 ops = torch.ops.fused_rnn
+NAMES = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")
 
 
-def arguments(layer, reverse=True, save=True, **changes):
+def arguments(layer, flags=BIAS | REVERSE | SAVE, **changes):
     """The arguments of the forward op for a layer; `changes` replaces some by name."""
-    cell = layer.cell
-    named = {"x": layer.x, **layer.weights._asdict(), **dict(zip(cell.states, layer.states, strict=True))}
-    del named["weight_hr"]
-    named["lengths"] = layer.lengths
-    if cell.name == "gru":
-        named["reset_after"] = cell.reset_after
-    named.update(reverse=reverse, allow_tf32=False, save=save)
+    hx, cx, *_ = *(state.unsqueeze(0) for state in layer.states), None, None
+    weights = [weight for weight in layer.weights if weight is not None]
+    named = dict(zip(NAMES, (layer.cell.name, layer.x, weights, hx, cx, layer.lengths, [], flags), strict=True))
     assert changes.keys() <= named.keys()
     return tuple((named | changes).values())
-
-
-def forward_op(cell):
-    return ops.lstm_forward if cell is LSTM else ops.gru_forward
 
 
 def run_native(cell, tensors, lengths, reverse):
     x, *rest = tensors
     states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
-    output, final = native.run(cell, x, tuple(states), Weights(*weights), lengths, reverse)
+    output, final = native.run_layer(cell, x, tuple(states), Weights(*weights), lengths, reverse)
     return output, *final
 
 
@@ -38,20 +35,88 @@ def tensors_of(layer):
     return layer.x, *layer.states, *layer.weights[:4]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+# ---- Whole calls ----
+
+# Each takes seconds, so each cell has what its states make different, and one of them the rest.
+SOME_CALLS = [
+    *((LSTM, kind) for kind in ("two layers, both directions", "no biases, no states", "masks, batch first", "a step")),
+    *((GRU, kind) for kind in ("two layers, both directions", "a step without states")),
+    (GRU_RESET_BEFORE, "reverse"),
+]
+
+
+@pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_opcheck(cell, ragged):
-    layer = Layer.random(cell, torch.float32, Size(4, 3, 2, 5), ragged=ragged)
-    args = arguments(layer)
-    torch.library.opcheck(forward_op(cell), args)
+def test_a_whole_call(cell, kind):
+    """Results and gradients are those of the reference, layer by layer; so are second gradients."""
+    call, tensors = whole_call(cell, kind)
+    results = [autograd.run(ops, call(*tensors)), layered.run(call(*tensors), reference.run)]
+    assert [r.shape for r in results[0]] == [r.shape for r in results[1]]
+    grads, seconds = [], []
+    for got in results:
+        first = torch.autograd.grad(sum(r.sin().sum() for r in got), tensors, create_graph=True)
+        grads.append(first)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), tensors))
+    for got, want in zip((*results[0], *grads[0], *seconds[0]), (*results[1], *grads[1], *seconds[1]), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cell", "kind"), SOME_CALLS, ids=str)
+def test_a_whole_call_in_one_graph(cell, kind):
+    torch._dynamo.reset()
+    call, _ = whole_call(cell, kind)
+
+    def run(*tensors):
+        return autograd.run(ops, call(*tensors))
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    tensors = whole_call(cell, kind)[1]
+    eager, graph = run(*tensors), compiled(*tensors)
+    for a, b in zip(eager, graph, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+    grads = [torch.autograd.grad(sum(r.sin().sum() for r in results), tensors) for results in (eager, graph)]
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize(("cell", "kind"), SOME_CALLS, ids=str)
+def test_opcheck(cell, kind):
+    call, tensors = whole_call(cell, kind, torch.float32, T=2)
+    call = call(*tensors)
+    flags = call.form.flags | SAVE
+    hx, cx, *_ = *call.states, None, None
+    args = (cell.name, call.input, call.weights, hx, cx, call.lengths, call.masks, flags)
+    torch.library.opcheck(ops.forward.default, args)
 
     with torch.no_grad():
-        output, *_, saved = forward_op(cell)(*args)
-    tensors, (lengths, *flags, _) = args[: 5 + len(cell.states)], args[5 + len(cell.states) :]
-    grads = tuple(grad.requires_grad_() for grad in layer.grads)
-    backward_op = ops.lstm_backward if cell is LSTM else ops.gru_backward
-    torch.library.opcheck(backward_op, (*grads, *tensors, output, saved, lengths, *flags, True, True))
+        results = ops.forward(*args)
+    n = len(cell.states) + (not call.form.step)
+    grads = [None, *results[:n]] if call.form.step else results[:n]
+    grads = [grad if grad is None else torch.randn_like(grad).requires_grad_() for grad in (*grads, None)[:3]]
+    kept = [results[0], *results[n:]]
+    torch.library.opcheck(ops.backward.default, (*grads, kept, *args[:-1], flags | NEEDS_INPUT | NEEDS_WEIGHTS))
+
+
+def test_python_calls_of_a_training_forward():
+    """What a small call costs is Python: a two-layer bidirectional module makes few calls of functions of its own."""
+    rnn, x = native_module(), torch.randn(3, 2, 4)
+    rnn(x)
+    calls = []
+    sys.setprofile(lambda frame, event, arg: event == "call" and calls.append(frame.f_code.co_qualname))
+    try:
+        rnn(x)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 40, calls
+
+
+def native_module():
+    return fused_rnn.LSTM(4, 5, num_layers=2, bidirectional=True)
+
+
+# ---- One layer ----
 
 
 @pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True], ids=["forward", "reverse"])
@@ -111,9 +176,9 @@ def test_a_sequence_in_two_parts(cell, dtype):
     if cell is LSTM and dtype in (torch.bfloat16, torch.float16):
         pytest.skip("c is float32 within a call and of the storage type between two, so their bits differ")
     layer = Layer.random(cell, dtype, Size(20, 5, 7, 33))
-    whole, final = native.run(cell, layer.x, layer.states, layer.weights, None, False)
-    first, states = native.run(cell, layer.x[:10], layer.states, layer.weights, None, False)
-    second, states = native.run(cell, layer.x[10:], states, layer.weights, None, False)
+    whole, final = native.run_layer(cell, layer.x, layer.states, layer.weights, None, False)
+    first, states = native.run_layer(cell, layer.x[:10], layer.states, layer.weights, None, False)
+    second, states = native.run_layer(cell, layer.x[10:], states, layer.weights, None, False)
     assert torch.equal(torch.cat([first, second]), whole)
     assert all(torch.equal(a, b) for a, b in zip(states, final, strict=True))
 
@@ -133,7 +198,7 @@ def test_unused_outputs_have_no_gradient(cell):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_frozen_inputs(cell, frozen):
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
-    everything = layer.results(native.run)
+    everything = layer.results(native.run_layer)
     leaves = layer.leaves()
     kinds = {
         "x": ["x"],
@@ -151,9 +216,9 @@ def test_frozen_inputs(cell, frozen):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_nothing_is_saved_without_a_backward(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 2, 2, 3))
-    *results, saved = forward_op(cell)(*arguments(layer, save=False))
-    assert saved.numel() == 0
-    with pytest.raises(RuntimeError, match="save=False"):
+    results = ops.forward(*arguments(layer, flags=BIAS))
+    assert len(results) == 1 + len(cell.states)
+    with pytest.raises(RuntimeError, match="without the flag SAVE"):
         results[0].sum().backward()
 
 
@@ -183,11 +248,11 @@ def test_padding_may_hold_anything(cell):
     padding = torch.arange(6)[:, None] >= layer.lengths
     assert padding.any()
     for reverse in (False, True):
-        clean = layer.results(native.run, reverse)
+        clean = layer.results(native.run_layer, reverse)
         with torch.no_grad():
             layer.x[padding] = float("nan")
             layer.grads[0][padding] = float("nan")
-        dirty = layer.results(native.run, reverse)
+        dirty = layer.results(native.run_layer, reverse)
         with torch.no_grad():
             layer.x[padding] = 1.0
             layer.grads[0][padding] = 1.0
@@ -200,14 +265,14 @@ def test_nan_is_not_hidden(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 2, 2, 20))
     with torch.no_grad():
         layer.x[1, 0, 0] = float("nan")
-    output = native.run(cell, layer.x, layer.states, layer.weights, None, False)[0]
+    output = native.run_layer(cell, layer.x, layer.states, layer.weights, None, False)[0]
     assert output[1:, 0].isnan().all() and output[0].isfinite().all() and output[:, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_empty_batch(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 0, 2, 5))
-    results = layer.results(native.run)
+    results = layer.results(native.run_layer)
     assert results["output"].shape == (3, 0, 5)
     assert all((grad == 0).all() for name, grad in results.items() if "weight" in name or "bias" in name)
 
@@ -231,26 +296,60 @@ def test_compiles_in_one_graph(cell, dynamic):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_meta_tensors(cell):
-    layer = Layer.random(cell, torch.float32, Size(3, 2, 4, 5))
-    on_meta = tuple(a.detach().to("meta") if isinstance(a, torch.Tensor) else a for a in arguments(layer))
-    got, want = forward_op(cell)(*on_meta), forward_op(cell)(*arguments(layer))
+def test_meta_tensors(cell, kind):
+    call, tensors = whole_call(cell, kind)
+    on_meta = call(*(tensor.detach().to("meta").requires_grad_() for tensor in tensors))
+    if on_meta.lengths is not None:
+        on_meta.lengths = on_meta.lengths.to("meta")
+    on_meta.masks = [mask.to("meta") for mask in on_meta.masks]
+    got, want = autograd.run(ops, on_meta), autograd.run(ops, call(*tensors))
     assert [(t.shape, t.dtype, t.stride()) for t in got] == [(t.shape, t.dtype, t.stride()) for t in want]
 
 
+# What an op refuses of a layer with T 3, B 2, I 4, H 5, and its words.
+WEIGHTS = [torch.zeros(20, 4), torch.zeros(20, 5), torch.zeros(20), torch.zeros(20)]
 BAD = {
-    "rank of x": (dict(x=torch.zeros(3, 4)), r"x must be \[T, B, I\], got \[3, 4\]"),
-    "size of x": (dict(x=torch.zeros(3, 2, 9)), r"weight_ih must be \[20, 9\], got \[20, 4\]"),
-    "weight_hh": (dict(weight_hh=torch.zeros(20, 6)), r"weight_hh must be \[G\*H, H\] with G = 4, got \[20, 6\]"),
-    "bias_ih": (dict(bias_ih=torch.zeros(19)), r"bias_ih must be \[20\], got \[19\]"),
-    "bias_hh": (dict(bias_hh=torch.zeros(1, 20)), r"bias_hh must be \[20\], got \[1, 20\]"),
-    "batch of hx": (dict(hx=torch.zeros(3, 5)), r"hx must be \[2, 5\], got \[3, 5\]"),
-    "cx": (dict(cx=torch.zeros(2, 4)), r"cx must be \[2, 5\], got \[2, 4\]"),
-    "dtype of hx": (dict(hx=torch.zeros(2, 5, dtype=torch.float64)), "hx must have dtype Float like x, got Double"),
-    "integer x": (dict(x=torch.zeros(3, 2, 4, dtype=torch.int64)), "must have dtype Long like x, got Float"),
+    "cell": (dict(cell="elman"), "cell 'elman' is not one of lstm, gru"),
+    "rank of input": (dict(input=torch.zeros(4)), r"input must be \[T, B, I\] or \[T, I\], got \[4\]"),
+    "rank of a step": (dict(flags=BIAS | STEP), r"input must be \[B, I\] or \[I\], got \[3, 2, 4\]"),
+    "size of input": (dict(input=torch.zeros(3, 2, 9)), r"weight_ih_l0 must be \[20, 9\], got \[20, 4\]"),
+    "no weights": (dict(weights=[]), "weights must be 4 for each layer, got 0"),
+    "three weights": (dict(weights=WEIGHTS[:3]), "weights must be 4 for each layer, got 3"),
+    "second layer": (dict(weights=WEIGHTS * 2), r"weight_ih_l1 must be \[20, 5\], got \[20, 4\]"),
+    "second direction": (
+        dict(weights=[*WEIGHTS, *WEIGHTS[:3], torch.zeros(7)], flags=BIAS | BIDIRECTIONAL),
+        r"bias_hh_l0_reverse must be \[20\], got \[7\]",
+    ),
+    "two layers of a step": (
+        dict(input=torch.zeros(2, 4), weights=WEIGHTS * 2, flags=BIAS | STEP),
+        "a single step has one layer and one direction, got 2",
+    ),
+    "weight_hh": (
+        dict(weights=[WEIGHTS[0], torch.zeros(20, 6)], flags=0),
+        r"weight_hh_l0 must be \[G\*H, H\] with G = 4, got \[20, 6\]",
+    ),
+    "bias_ih": (dict(weights=[*WEIGHTS[:2], torch.zeros(19), WEIGHTS[3]]), r"bias_ih_l0 must be \[20\], got \[19\]"),
+    "batch of hx": (dict(hx=torch.zeros(1, 3, 5)), r"hx must be \[1, 2, 5\], got \[1, 3, 5\]"),
+    "rank of hx": (dict(hx=torch.zeros(2, 5)), r"hx must be \[1, 2, 5\], got \[2, 5\]"),
+    "cx": (dict(cx=torch.zeros(1, 2, 4)), r"cx must be \[1, 2, 5\], got \[1, 2, 4\]"),
+    "only hx": (dict(cx=None), "lstm has hx and cx: both or neither must be given"),
+    "cx of a GRU": (
+        dict(cell="gru", weights=[torch.zeros(15, 4), torch.zeros(15, 5)], flags=0),
+        "gru has no cx",
+    ),
+    "dtype of hx": (
+        dict(hx=torch.zeros(1, 2, 5, dtype=torch.float64)),
+        "hx must be torch.float32 on cpu like input, got torch.float64 on cpu",
+    ),
+    "integer input": (
+        dict(input=torch.zeros(3, 2, 4, dtype=torch.int64)),
+        "weight_ih_l0 must be torch.int64 on cpu like input, got torch.float32 on cpu",
+    ),
+    "masks": (dict(masks=[torch.zeros(3, 2, 5)]), "masks must be 0, one for each layer but the last, got 1"),
     "shape of lengths": (dict(lengths=torch.tensor([1, 2, 3])), r"lengths must be \[2\], got \[3\]"),
-    "dtype of lengths": (dict(lengths=torch.tensor([1.0, 2.0])), "lengths must have dtype int64, got Float"),
+    "dtype of lengths": (dict(lengths=torch.tensor([1.0, 2.0])), "lengths must be torch.int64 on cpu"),
     "long lengths": (dict(lengths=torch.tensor([1, 4])), r"lengths\[1\] must be from 0 to T = 3, got 4"),
     "negative lengths": (dict(lengths=torch.tensor([-1, 2])), r"lengths\[0\] must be from 0 to T = 3, got -1"),
 }
@@ -261,11 +360,18 @@ def test_bad_input(case):
     changes, message = BAD[case]
     layer = Layer.random(LSTM, torch.float32, Size(3, 2, 4, 5))
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-        ops.lstm_forward(*arguments(layer, **changes))
+        ops.forward(*arguments(layer, **changes))
 
 
-def test_fake_kernels_know_what_is_saved():
-    for cell in CELLS:
-        saved = forward_op(cell)(*arguments(Layer.random(cell, torch.bfloat16, Size(2, 3, 4, 5))))[-1]
-        assert saved.shape == (2, 3, autograd.saved_per_unit(cell), 5)
-        assert saved.dtype == torch.float32
+def test_a_backward_wants_what_the_forward_kept():
+    layer = Layer.random(LSTM, torch.float32, Size(3, 2, 4, 5))
+    args = arguments(layer)
+    with torch.no_grad():
+        output, _, _, saved = ops.forward(*args)
+        for kept, message in (
+            ([output], "kept must be 2 tensors, got 1"),
+            ([output, saved[1:]], r"saved must be \[3, 2, 5, 5\], got \[2, 2, 5, 5\]"),
+            ([output[..., :3], saved], r"output must be \[3, 2, 5\], got \[3, 2, 3\]"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                ops.backward(None, None, None, kept, *args)

@@ -81,8 +81,10 @@ def test_a_layer_with_a_size_of_zero_is_what_it_is_in_torch(kind, sizes):
 def test_an_op_with_sizes_of_zero_on_meta_tensors(cell):
     for size in (Size(0, 2, 3, 4), Size(3, 0, 2, 5), Size(3, 2, 0, 4), Size(3, 2, 4, 0)):
         layer = Layer.random(cell, torch.float32, size)
-        there = layer.changed(lambda t: t.to("meta")).results(lambda *args: autograd.run(torch.ops.fused_rnn, *args))
-        here = layer.results(lambda *args: autograd.run(torch.ops.fused_rnn, *args))
+        there = layer.changed(lambda t: t.to("meta")).results(
+            lambda *args: autograd.run_layer(torch.ops.fused_rnn, *args)
+        )
+        here = layer.results(lambda *args: autograd.run_layer(torch.ops.fused_rnn, *args))
         assert {name: t.shape for name, t in there.items()} == {name: t.shape for name, t in here.items()}
 
 
@@ -137,7 +139,7 @@ def test_a_packed_sequence_with_the_indices_of_another():
 def test_a_packed_sequence_runs_on_torchs_own_packed_path(backend, proj_size, monkeypatch):
     """Where our kernels cannot, or where PyTorch's are asked for; the step-by-step reference is never reached."""
     ours, theirs = pair("LSTM", 3, 4, num_layers=2, bidirectional=True, dropout=0.5, proj_size=proj_size)
-    monkeypatch.setattr(fused_rnn.reference, "step", lambda *_: pytest.fail("the reference ran"))
+    monkeypatch.setattr(fused_rnn.reference, "run", lambda *_: pytest.fail("the reference ran"))
     packed = pack_sequence([torch.randn(n, 3) for n in (2, 5, 3)], enforce_sorted=False)
     results = []
     for module in (ours, theirs):

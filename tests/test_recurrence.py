@@ -8,7 +8,8 @@ import torch
 from closeness import assert_within_budget
 from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size
 
-from fused_rnn import backends, layer, native, reference, stock
+from fused_rnn import backends, native, reference, stock
+from fused_rnn.call import Call, form
 
 TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
 LONG = Size(70, 4, 3, 2)
@@ -22,11 +23,20 @@ def marked(size):
     return pytest.param(size, marks=pytest.mark.slow) if size in SLOW else size
 
 
+def run_layer(backend, cell, x, states, weights, lengths, reverse):
+    """A backend's results for one layer in one direction."""
+    flat = [weight for weight in weights if weight is not None]
+    initial = tuple(state.unsqueeze(0) for state in states)
+    made = form(bias=weights.bias_ih is not None, reverse=reverse)
+    output, *final = backend.run(Call(cell, x, initial, flat, made, lengths=lengths))
+    return output, tuple(state.squeeze(0) for state in final)
+
+
 def plain(cell, x, states, weights, lengths, reverse):
     """PyTorch's own layer where it can, and otherwise the reference in the same dtype."""
     T, H = x.size(0), states[-1].size(-1)
-    if lengths is None and cell.reset_after and T > 0 and H > 0:
-        return stock.run(cell, x, states, weights, lengths, reverse)
+    if lengths is None and cell.stock and T > 0 and H > 0:
+        return stock.run_layer(cell, x, states, weights, lengths, reverse)
     return reference.run(cell, x, states, weights, lengths, reverse)
 
 
@@ -34,10 +44,9 @@ def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True)
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 30 if size.H < 4 else 2
     draws = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(count)]
-    problem = layer.problem_of(cell, draws[0].x, draws[0].states, draws[0].weights, draws[0].lengths)
-    if reason := backend.why_not(problem):
+    if reason := backend.why_not(draws[0].call()):
         pytest.skip(reason)
-    got = [d.results(backend.run, reverse) for d in draws]
+    got = [d.results(lambda *args: run_layer(backend, *args), reverse) for d in draws]
     truth = [d.double().results(reference.run, reverse) for d in draws]
     same = [d.results(plain, reverse) for d in draws]
     known_miss = ""

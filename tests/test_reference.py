@@ -12,7 +12,7 @@ from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 @pytest.mark.parametrize("cell", [LSTM, GRU], ids=str)
 def test_equals_torch_nn(cell, reverse):
     layer = Layer.random(cell, torch.float64, Size(5, 3, 4, 7))
-    ours, theirs = layer.results(reference.run, reverse), layer.results(stock.run, reverse)
+    ours, theirs = layer.results(reference.run, reverse), layer.results(stock.run_layer, reverse)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -1,15 +1,12 @@
-"""The short way of modules and cells that run without autograd gives what the long way gives."""
-
-import re
+"""Modules and cells that run without autograd, step by step or whole: the same bits as with it, and the same errors."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
-from fused_rnn import layer
 
 KINDS = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 GRUS = ("GRU", "GRUCell")
@@ -32,24 +29,16 @@ def flat(result):
     return [t for part in result for t in flat(part)] if isinstance(result, tuple) else [result]
 
 
-def both_ways(module, *inputs, monkeypatch):
-    """Results of a call that may take the short way, of one that may not, and whether the first did."""
-    long_ways = []
-    chosen = layer.chosen
-    monkeypatch.setattr(layer, "chosen", lambda *args, **kwargs: long_ways.append(args) or chosen(*args, **kwargs))
+def check_same(module, *inputs):
+    """Without autograd a call gives what it gives where a backward may come."""
     with torch.no_grad():
-        short = flat(module(*inputs))
-        is_short = not long_ways
-        monkeypatch.setattr(layer, "is_plain", lambda: False)
-        long = flat(module(*inputs))
-        assert long_ways
-    return short, long, is_short
-
-
-def assert_same(short, long):
-    for a, b in zip(short, long, strict=True):
-        assert torch.equal(a, b)
-        assert a.is_contiguous() == b.is_contiguous()
+        plain = flat(module(*inputs))
+    with torch.inference_mode():
+        inferred = flat(module(*inputs))
+    recorded = flat(module(*inputs))
+    for a, b, c in zip(plain, inferred, recorded, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, c)
+        assert a.stride() == b.stride() == c.stride()
 
 
 OPTIONS = [
@@ -72,47 +61,39 @@ CASES = [
 
 @pytest.mark.parametrize("size", [(3, 2), (1, 2), (3, 1), (3, 0), (3, None)], ids="T{0[0]} B{0[1]}".format)
 @pytest.mark.parametrize(("kind", "options"), CASES)
-def test_same_results(kind, options, size, monkeypatch):
+def test_same_results(kind, options, size):
     T, B = size
     module, x, hx = module_and_input(kind, T, B, **options)
-    short, long, is_short = both_ways(module, x, hx, monkeypatch=monkeypatch)
-    assert is_short
-    assert_same(short, long)
+    check_same(module, x, hx)
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES)
-def test_without_hx(kind, options, monkeypatch):
+def test_without_hx(kind, options):
     module, x, _ = module_and_input(kind, **options)
-    short, long, is_short = both_ways(module, x, monkeypatch=monkeypatch)
-    assert is_short
-    assert_same(short, long)
+    check_same(module, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_dtypes(kind, dtype, monkeypatch):
+def test_dtypes(kind, dtype):
     module, x, hx = module_and_input(kind)
     module, x, hx = (
         module.to(dtype),
         x.to(dtype),
         tuple(h.to(dtype) for h in hx) if isinstance(hx, tuple) else hx.to(dtype),
     )
-    short, long, is_short = both_ways(module, x, hx, monkeypatch=monkeypatch)
-    assert is_short
-    assert_same(short, long)
+    check_same(module, x, hx)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strides(kind, monkeypatch):
+def test_strides(kind):
     """Neither the input nor a state nor a weight need be contiguous."""
     module, x, hx = module_and_input(kind)
     for name, parameter in module.named_parameters():
         setattr(module, name, nn.Parameter(torch.stack([parameter, parameter], dim=-1)[..., 0]))
     spread = lambda t: torch.stack([t, t], dim=-1)[..., 1]  # noqa: E731
     hx = tuple(map(spread, hx)) if isinstance(hx, tuple) else spread(hx)
-    short, long, is_short = both_ways(module, spread(x), hx, monkeypatch=monkeypatch)
-    assert is_short
-    assert_same(short, long)
+    check_same(module, spread(x), hx)
 
 
 class Doubled(nn.Module):
@@ -122,25 +103,10 @@ class Doubled(nn.Module):
 
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_computed_weight_takes_the_long_way(kind, name, monkeypatch):
+def test_computed_weights(kind, name):
     module, x, hx = module_and_input(kind)
     parametrize.register_parametrization(module, name if kind.endswith("Cell") else f"{name}_l0", Doubled())
-    short, long, is_short = both_ways(module, x, hx, monkeypatch=monkeypatch)
-    assert not is_short
-    assert_same(short, long)
-
-
-def test_dropout_and_projections_take_the_long_way(monkeypatch):
-    module, x, hx = module_and_input("LSTM", num_layers=2, dropout=1.0)
-    short, _, is_short = both_ways(module, x, hx, monkeypatch=monkeypatch)
-    assert is_short
-    monkeypatch.undo()
-    dropped, _, is_short = both_ways(module.train(), x, hx, monkeypatch=monkeypatch)
-    assert not is_short
-    assert not torch.equal(dropped[0], short[0])
-    monkeypatch.undo()
-    module = fused_rnn.LSTM(4, 5, proj_size=2)
-    assert not both_ways(module, x, monkeypatch=monkeypatch)[2]
+    check_same(module, x, hx)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,39 +168,19 @@ def test_what_is_wrong_is_said_as_ever(kind):
         assert str(got.value) == str(expected.value)
 
 
-def test_what_is_not_plain():
-    assert not layer.is_plain()  # autograd may record
-    with torch.inference_mode():
-        assert layer.is_plain()
-    with torch.no_grad():
-        assert layer.is_plain()
-        with fused_rnn.use_backend("reference"):
-            assert not layer.is_plain()
-        with torch.autocast("cpu"):
-            assert not layer.is_plain()
-        with FlopCounterMode(display=False):
-            assert not layer.is_plain()
-        torch.func.vmap(lambda x: [x, layer.is_plain() and pytest.fail("inside a transform")][0])(torch.zeros(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_modes_see_the_op(kind):
+    """A mode of the dispatcher, such as one that counts, is not passed by."""
+    module, x, hx = module_and_input(kind)
+    seen, ops = [], torch.ops.fused_rnn
 
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
 
-def test_ops_say_what_they_want():
-    x, hx = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2)
-    weights = [torch.zeros(8, 3), torch.zeros(8, 2), torch.zeros(8), torch.zeros(8)]
-
-    def run(x=x, weights=weights, hx=hx, cx=hx):
-        torch.ops.fused_rnn.lstm_inference(x, weights, hx, cx, True, False, False)
-
-    run()
-    for arguments, sentence in (
-        ({"x": x[None]}, "input must be 2-D or 3-D, got [1, 1, 1, 3]"),
-        ({"x": x[:0]}, "input must have a step, got none"),
-        ({"x": x[..., :2]}, "weight_ih must be [8, 2], got [8, 3]"),
-        ({"weights": weights[:3]}, "weights must be 4 for each layer and direction, got 3"),
-        ({"weights": weights * 2}, "weight_ih must be [8, 2], got [8, 3]"),
-        ({"weights": [*weights[:3], torch.zeros(7)]}, "bias_hh must be [8], got [7]"),
-        ({"weights": [w.double() for w in weights]}, "weight_ih must have dtype Float like x, got Double"),
-        ({"hx": hx[0]}, "hx must be [1, 1, 2], got [1, 2]"),
-        ({"cx": None}, "hx and cx must both be given, or neither"),
-    ):
-        with pytest.raises(RuntimeError, match=re.escape(sentence)):
-            run(**arguments)
+    for record in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        seen.clear()
+        with record(), Watch():
+            module(x, hx)
+        assert {getattr(ops, name).default for name in ("forward", "inference", "step_inference")} & set(seen)

@@ -38,7 +38,7 @@ def test_threads_change_nothing(cell, ragged, dtype, size, threads):
     results = []
     for n in (1, 2, 3, 5):
         threads(n)
-        results.append(layer.results(native.run))
+        results.append(layer.results(native.run_layer))
     for other in results[1:]:
         for name, value in other.items():
             assert torch.equal(value, results[0][name]), name
@@ -65,7 +65,7 @@ def test_callers_in_several_threads(threads):
     threads(2)
     layer = Layer.random(GRU, torch.float32, Size(T=9, B=70, I=40, H=70))
     with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(lambda _: layer.results(native.run), range(8))
+        first, *others = pool.map(lambda _: layer.results(native.run_layer), range(8))
     for other in others:
         assert all(torch.equal(other[name], value) for name, value in first.items())
 
@@ -73,9 +73,9 @@ def test_callers_in_several_threads(threads):
 def test_many_short_threads():
     """Each has scratch memory of its own, which goes with it."""
     layer = Layer.random(LSTM, torch.float32, Size(T=2, B=3, I=4, H=20))
-    expected, results = layer.results(native.run), []
+    expected, results = layer.results(native.run_layer), []
     for _ in range(50):
-        thread = threading.Thread(target=lambda: results.append(layer.results(native.run)))
+        thread = threading.Thread(target=lambda: results.append(layer.results(native.run_layer)))
         thread.start()
         thread.join()
     assert len(results) == 50
@@ -91,14 +91,14 @@ from fused_rnn.cell import LSTM
 
 torch.set_num_threads(3)
 layer = Layer.random(LSTM, torch.float32, Size(T=5, B=70, I=40, H=70))
-expected = layer.results(native.run) if sys.argv[1] == "used" else None
+expected = layer.results(native.run_layer) if sys.argv[1] == "used" else None
 
 def check(generations):
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # ends a process that waits for ever
         try:
-            got = layer.results(native.run)
+            got = layer.results(native.run_layer)
             assert expected is None or all(torch.equal(value, expected[name]) for name, value in got.items())
             if generations > 1:
                 check(generations - 1)

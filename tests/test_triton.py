@@ -19,7 +19,7 @@ import torch
 from closeness import assert_within_budget
 from problems import CELLS, SIZES, Layer, Size
 
-from fused_rnn import autograd, backends, evidence, layer, native, reference
+from fused_rnn import autograd, backends, evidence, native, reference
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 from fused_rnn.triton import plan
 
@@ -66,7 +66,7 @@ def run(cell, math, T, B, H, *, shift=0):
     dtype, allow_tf32 = MATHS[math]
     drawn = Layer.random(cell, dtype, Size(T, B, 3, H), ragged=True)
     states = tuple(torch.cat([s.new_zeros(shift), s.detach().flatten()])[shift:].view_as(s) for s in drawn.states)
-    output, final = autograd.run(
+    output, final = autograd.run_layer(
         torch.ops.fused_rnn_triton, cell, drawn.x, states, drawn.weights, drawn.lengths, False, allow_tf32
     )
     torch.autograd.grad((output, *final), drawn.x, drawn.grads)
@@ -300,11 +300,6 @@ REASON = backends.by_name("triton").why_not(posed("cuda:0"))
 needs_gpu = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
-def forced(*arguments):
-    with backends.use_backend("triton"):
-        return layer.run(*arguments)
-
-
 @needs_gpu
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
 @pytest.mark.parametrize("size", (*SIZES, Size(40, 64, 32, 64), Size(20, 33, 40, 128), Size(9, 40, 5, 300)), ids=str)
@@ -313,7 +308,7 @@ def forced(*arguments):
 def test_against_float64_on_a_gpu(cell, math, size, ragged, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     drawn = Layer.random(cell, MATHS[math][0], size, ragged=ragged)
-    got = {name: value.cpu() for name, value in drawn.to("cuda").results(forced, reverse=ragged).items()}
+    got = {name: value.cpu() for name, value in drawn.to("cuda").results(ops.run_layer, reverse=ragged).items()}
     truth = drawn.double().results(reference.run, ragged)
     same = drawn.results(reference.run, ragged)
     for name in truth:
@@ -324,7 +319,7 @@ def test_against_float64_on_a_gpu(cell, math, size, ragged, monkeypatch):
 @pytest.mark.parametrize("H", [64, 300], ids=["block", "stepwise"])
 def test_bits_repeat_on_a_gpu(H):
     drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, H)).to("cuda")
-    first, second = drawn.results(forced), drawn.results(forced)
+    first, second = drawn.results(ops.run_layer), drawn.results(ops.run_layer)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -336,15 +331,15 @@ def test_graph_capture_and_replay_on_a_gpu(H):
     with torch.no_grad():
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            forced(*arguments)
+            ops.run_layer(*arguments)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output, _ = forced(*arguments)
+            output, _ = ops.run_layer(*arguments)
         for _ in range(3):
             drawn.x.normal_()
             graph.replay()
-            assert torch.equal(output, forced(*arguments)[0])
+            assert torch.equal(output, ops.run_layer(*arguments)[0])
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ import triton
 import triton.language as tl
 import triton_interpreter  # noqa: F401
 from closeness import assert_within_budget
-from problems import CELLS, NOTHING, Layer, Size
+from problems import CALLS, CELLS, NOTHING, Layer, Size, whole_call
 
-from fused_rnn import autograd, backends, layer, reference, stock
+from fused_rnn import autograd, backends, layered, reference, stock
+from fused_rnn.autograd import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
+from fused_rnn.call import Call
+from fused_rnn.call import form as made
 from fused_rnn.cell import GRU, LSTM, Cell
 from fused_rnn.triton import ops as implementation  # noqa: F401
 from fused_rnn.triton import passes, plan
@@ -97,7 +100,7 @@ def each_form(test):
 
 def runner(math="float32"):
     def run(cell, x, states, weights, lengths, reverse):
-        return autograd.run(ops, cell, x, states, weights, lengths, reverse, MATHS[math][1])
+        return autograd.run_layer(ops, cell, x, states, weights, lengths, reverse, MATHS[math][1])
 
     return run
 
@@ -106,7 +109,7 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return tf32.run
-    return reference.run if case.ragged or not case.cell.reset_after else stock.run
+    return stock.run_layer if case.cell.stock and not case.ragged else reference.run
 
 
 @pytest.mark.parametrize(("case", "form"), [(c, c.form) for c in cases()], ids=str, indirect=["form"])
@@ -134,14 +137,18 @@ def tensors_of(drawn):
     return drawn.x, *drawn.states, *drawn.weights[:4]
 
 
-def run(cell, tensors, lengths=None, reverse=False):
-    """Outputs as one tuple."""
+def arguments_of(cell, tensors, lengths=None, flags=0):
+    """Of the forward op."""
     x, *rest = tensors
     states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
-    output, *final, _ = (ops.lstm_forward if cell is LSTM else ops.gru_forward)(
-        x, *weights, *states, lengths, *([] if cell is LSTM else [cell.reset_after]), reverse, False, True
-    )
-    return output, *final
+    hx, cx, *_ = *(state.unsqueeze(0) for state in states), None
+    return cell.name, x, weights, hx, cx, lengths, (), BIAS | flags
+
+
+def run(cell, tensors):
+    """Outputs of the op as one tuple."""
+    output, *final, _ = ops.forward(*arguments_of(cell, tensors, flags=SAVE))
+    return output, *(state.squeeze(0) for state in final)
 
 
 @each_form
@@ -271,17 +278,33 @@ def test_second_derivative(cell, ragged):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_opcheck(cell):
     drawn = Layer.random(cell, torch.float32, Size(2, 3, 2, 5), ragged=True)
-    flags = (False, False) if cell is LSTM else (cell.reset_after, False, False)
-    tensors = (drawn.x, *drawn.weights[:4], *drawn.states)
-    forward_op = ops.lstm_forward if cell is LSTM else ops.gru_forward
-    torch.library.opcheck(forward_op, (*tensors, drawn.lengths, *flags, True))
+    arguments = arguments_of(cell, tensors_of(drawn), drawn.lengths, SAVE | REVERSE)
+    torch.library.opcheck(ops.forward, arguments)
     with torch.no_grad():
-        output, *_, saved = forward_op(*tensors, drawn.lengths, *flags, True)
-        *_, nothing = forward_op(*tensors, drawn.lengths, *flags, False)
-    assert nothing.numel() == 0
-    grads = tuple(grad.requires_grad_() for grad in drawn.grads)
-    backward_op = ops.lstm_backward if cell is LSTM else ops.gru_backward
-    torch.library.opcheck(backward_op, (*grads, *tensors, output, saved, drawn.lengths, *flags, True, True))
+        output, *final, saved = ops.forward(*arguments)
+        without = ops.forward(*arguments[:-1], BIAS | REVERSE)
+    assert all(torch.equal(a, b) for a, b in zip((output, *final), without, strict=True))
+    grad_output, *grad_final = (grad.requires_grad_() for grad in drawn.grads)
+    grad_hy, grad_cy, *_ = *(grad.detach().unsqueeze(0).requires_grad_() for grad in grad_final), None
+    flags = arguments[-1] | NEEDS_INPUT | NEEDS_WEIGHTS
+    given = (grad_output, grad_hy, grad_cy, [output, saved], *arguments[:-1], flags)
+    torch.library.opcheck(ops.backward, given)
+
+
+@each_form
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_whole_call(cell, kind, form, monkeypatch):
+    """Layer by layer, as the backend runs it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    call, tensors = whole_call(cell, kind, torch.float32)
+    results = []
+    with backends.use_backend("triton"):
+        for run in (backends.run, lambda call: layered.run(call, reference.run)):
+            outputs = run(call(*tensors))
+            results.append((*outputs, *torch.autograd.grad(sum(y.sin().sum() for y in outputs), tensors)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -292,9 +315,10 @@ def test_compiles_in_one_graph(cell, dynamic):
 
     def forced(tensors, lengths):
         x, *rest = tensors
-        states, weights = tuple(rest[: len(cell.states)]), layer.Weights(*rest[len(cell.states) :])
-        output, final = layer.run(cell, x, states, weights, lengths, True)
-        return output, *final
+        states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
+        states = tuple(state.unsqueeze(0) for state in states)
+        output, *final = backends.run(Call(cell, x, states, weights, made(reverse=True), lengths=lengths))
+        return output, *(state.squeeze(0) for state in final)
 
     compiled = torch.compile(forced, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     with backends.use_backend("triton"):
@@ -311,8 +335,8 @@ def test_compiles_in_one_graph(cell, dynamic):
 def test_the_forced_backend_ran(cell):
     drawn = Layer.random(cell, torch.float32, Size(2, 2, 4, 5))
     with torch.profiler.profile() as profile, backends.use_backend("triton"), torch.no_grad():
-        layer.run(cell, drawn.x, drawn.states, drawn.weights)
-    assert f"fused_rnn_triton::{cell.name}_forward" in {event.key for event in profile.key_averages()}
+        backends.run(drawn.call())
+    assert "fused_rnn_triton::inference" in {event.key for event in profile.key_averages()}
 
 
 def test_another_choice_is_not_changed_by_the_interpreter():
@@ -327,9 +351,11 @@ BAD = {
     "rank of weight_hh": (dict(weight_hh=torch.zeros(20)), r"weight_hh must be \[G\*H, H\], got \[20\]"),
     "weight_hh": (dict(weight_hh=torch.zeros(20, 6)), r"weight_ih must be \[24, 4\], got \[20, 4\]"),
     "bias_hh": (dict(bias_hh=torch.zeros(1, 20)), r"bias_hh must be \[20\], got \[1, 20\]"),
-    "batch of hx": (dict(hx=torch.zeros(3, 5)), r"hx must be \[2, 5\], got \[3, 5\]"),
+    "batch of hx": (dict(hx=torch.zeros(1, 3, 5)), r"hx must be \[2, 5\], got \[3, 5\]"),
+    "layers of cx": (dict(cx=torch.zeros(2, 2, 5)), r"a state must be \[1, B, H\], got \[2, 2, 5\]"),
+    "rank of hx": (dict(hx=torch.zeros(2, 5)), r"a state must be \[1, B, H\], got \[2, 5\]"),
     "dtype of hx": (
-        dict(hx=torch.zeros(2, 5, dtype=torch.float64)),
+        dict(hx=torch.zeros(1, 2, 5, dtype=torch.float64)),
         "hx must be torch.float32 on cpu, got torch.float64",
     ),
     "shape of lengths": (dict(lengths=torch.tensor([1, 2, 3])), r"lengths must be \[2\], got \[3\]"),
@@ -337,6 +363,13 @@ BAD = {
         dict(lengths=torch.tensor([1.0, 2.0])),
         "lengths must be torch.int64 on cpu, got torch.float32",
     ),
+    "a state that is not there": (dict(cx=None), "these ops run one layer in one direction"),
+    "masks": (dict(masks=[torch.zeros(1)]), "these ops run one layer in one direction"),
+    "weights without biases": (dict(flags=0), "these ops run one layer in one direction"),
+    **{
+        f"flag {name}": (dict(flags=BIAS | getattr(autograd, name)), "these ops run one layer in one direction")
+        for name in ("BIDIRECTIONAL", "BATCH_FIRST", "STEP")
+    },
 }
 
 
@@ -345,9 +378,11 @@ def test_bad_input(case):
     changes, message = BAD[case]
     drawn = Layer.random(LSTM, torch.float32, Size(3, 2, 4, 5))
     weights = {name: w for name, w in drawn.weights._asdict().items() if w is not None}
-    named = {"x": drawn.x, **weights, "hx": drawn.states[0], "cx": drawn.states[1], "lengths": None}
+    hx, cx = (state.unsqueeze(0) for state in drawn.states)
+    named = {"x": drawn.x, **weights, "hx": hx, "cx": cx, "lengths": None, "masks": [], "flags": BIAS} | changes
+    weights = [named.pop(name) for name in weights]
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-        ops.lstm_forward(*(named | changes).values(), False, False, False)
+        ops.forward("lstm", named.pop("x"), weights, *named.values())
 
 
 # ---- The interpreter itself ----

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import fused_rnn
-from fused_rnn import backends, stack, stock, twice
+from fused_rnn import backends, layered, stock, twice
+from fused_rnn.call import Call
 
 ONEDNN = "MkldnnRnnLayerBackward0"
 
@@ -39,8 +40,8 @@ def test_double_backward(without_double_backward, monkeypatch):
     rnn, x = a_layer()
     assert rnn(x)[0].grad_fn.name() == ONEDNN
     runs = []
-    by_layers = stack._run_by_layers
-    monkeypatch.setattr(stack, "_run_by_layers", lambda *arguments: runs.append(1) or by_layers(*arguments))
+    run = layered.run
+    monkeypatch.setattr(layered, "run", lambda *arguments: runs.append(1) or run(*arguments))
     got = second_gradients(rnn, x)
     assert len(runs) == 1  # the gradients came from there
     with backends.use_backend("reference"):
@@ -72,15 +73,12 @@ def test_the_input_lives_as_long_as_autograd_needs_it(without_double_backward):
 
 def test_dropout_whose_masks_are_not_known(without_double_backward):
     rnn, x = a_layer()
-    states = tuple(torch.zeros(1, 3, 6) for _ in range(2))
-    run = stack._run_whole(stock.run_stack, rnn._cell, x, None, states, rnn._layer_weights(), 1, dropout=0.5)
+    output, *_ = stock.run(Call(rnn._cell, x, (), rnn._flat_weights, dropout=0.5))
     with pytest.raises(RuntimeError, match="double backward needs dropout=0"):
-        torch.autograd.grad(run[0].sum(), x, create_graph=True)
+        torch.autograd.grad(output.sum(), x, create_graph=True)
 
 
 def test_what_autograd_can_differentiate_is_left_alone():
     x = torch.ones(3, requires_grad=True)
-    output = x.exp()
-    twice.differentiate_again(output, [x], lambda x: pytest.fail("must not run"))
-    (first,) = torch.autograd.grad(output.sum(), x, create_graph=True)
-    assert torch.equal(torch.autograd.grad(first.sum(), x)[0], x.exp())
+    assert not twice.is_needed(x.exp())
+    assert not twice.is_needed(x)

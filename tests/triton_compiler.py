@@ -1,7 +1,4 @@
-"""GPUs that are not here: what the ops launch is compiled for them, and not run.
-
-python tests/triton/compiler.py --write    rewrites the table of what every kernel takes
-"""
+"""GPUs that are not here: what the ops launch is compiled for them, and not run."""
 
 from __future__ import annotations
 

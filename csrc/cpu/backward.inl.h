@@ -180,8 +180,9 @@ class Backward {
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         const int64_t at = b * a.H + p * kLanes;
-        store(a.grad_hx + at, load<A>(grad_h(b, p)), units_.count(p));
-        if constexpr (Cell::kSavedCell >= 0) store(a.grad_cx + at, load<A>(grad_c(b, p)), units_.count(p));
+        if (a.grad_hx) store(a.grad_hx + at, load<A>(grad_h(b, p)), units_.count(p));
+        if constexpr (Cell::kSavedCell >= 0)
+          if (a.grad_cx) store(a.grad_cx + at, load<A>(grad_c(b, p)), units_.count(p));
       }
   }
 
@@ -270,9 +271,9 @@ class Backward {
     const bool first = t == a.first_step(b);
     const int64_t before = a.step_before(t) * a.B + b;
     typename Cell::State prev;
-    prev.h = load<A>(first ? a.hx + b * a.H + unit : a.output + before * a.H + unit, n);
+    prev.h = load<A>((first ? initial(a.hx, b) : a.output + before * a.output_row) + unit, n);
     if constexpr (Cell::kSavedCell >= 0)
-      prev.c = first ? load<A>(a.cx + b * a.H + unit, n)
+      prev.c = first ? load<A>(initial(a.cx, b) + unit, n)
                      : load<A>(a.saved + (before * Cell::kSaved + Cell::kSavedCell) * a.H + unit, n);
     const typename Cell::State grad = grad_state(t, b, p);
     const Saved saved(*this, t, b, p);
@@ -291,7 +292,7 @@ class Backward {
     const auto& a = args_;
     typename Cell::State grad;
     grad.h = load<A>(grad_h(b, p));
-    if (a.grad_output) grad.h += load<A>(a.grad_output + (t * a.B + b) * a.H + p * kLanes, units_.count(p));
+    if (a.grad_output) grad.h += load<A>(a.grad_output + (t * a.B + b) * a.output_row + p * kLanes, units_.count(p));
     if constexpr (Cell::kSavedCell >= 0) grad.c = load<A>(grad_c(b, p));
     return grad;
   }
@@ -320,20 +321,23 @@ class Backward {
       input_.multiply_once(
           worker.first(panels), worker.last(panels), input_row(), block_of(worker), once_sums_, rows,
           {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
-          [&](int64_t m) { return a.grad_x + chunk.place(m) * a.I; }, a.I, false);
+          [&](int64_t m) { return a.grad_x + chunk.place(m) * a.I; }, a.I, a.adds_grad_x);
     else
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
         for (int64_t p = 0; p < panels; ++p)
           input_.multiply(
               p, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
-              [&](int64_t m) { return a.grad_x + chunk.place(r0 + m) * a.I; }, a.I, false);
+              [&](int64_t m) { return a.grad_x + chunk.place(r0 + m) * a.I; }, a.I, a.adds_grad_x);
       });
-    for (int64_t i = worker.first(chunk.n); i < worker.last(chunk.n); ++i) {
+    for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && i < worker.last(chunk.n); ++i) {
       const int64_t t = chunk.t0 + i;
       const int64_t left = (a.B - chunk.count(t)) * a.I;  // of rows that are past their end
       copy_padded<S, S>(nullptr, 0, a.grad_x + (t + 1) * a.B * a.I - left, left);
     }
   }
+
+  // Row b of an initial state.
+  FUSED_RNN_INLINE const S* initial(const S* state, int64_t b) const { return state ? state + b * args_.H : zeros_; }
 
   bool is_active(const Chunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
 
@@ -343,7 +347,7 @@ class Backward {
     const auto& a = args_;
     const int64_t t = chunk.t(k), b = chunk.b(k);
     if (!is_active(chunk, k)) return zeros_;
-    return t == a.first_step(b) ? a.hx + b * a.H : a.output + (a.step_before(t) * a.B + b) * a.H;
+    return t == a.first_step(b) ? initial(a.hx, b) : a.output + (a.step_before(t) * a.B + b) * a.output_row;
   }
 
   int64_t rows_from(const Chunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }

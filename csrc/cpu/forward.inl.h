@@ -115,8 +115,9 @@ class Forward {
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t p = part.p0; p < part.p1; ++p) {
         const int64_t at = b * a.H + p * kLanes;
-        store(h_at(h, b, p), load<A>(a.hx + at, units_.count(p)));
-        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), load<A>(a.cx + at, units_.count(p)));
+        const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(p)) : V(A(0)); };
+        store(h_at(h, b, p), initial(a.hx));
+        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), initial(a.cx));
       }
     meet(worker);
     for (int64_t done = 0; done < a.T; done += steps_) {

@@ -1,9 +1,10 @@
 // The instruction sets that the CPU loops are compiled for, and the one that this process uses.
 #pragma once
 
+#include <array>
 #include <tuple>
 
-#include "../cell_kind.h"
+#include "../cell_traits.h"
 #include "../recurrence.h"
 
 namespace fused_rnn {
@@ -16,9 +17,7 @@ struct CellLoops {
 };
 
 template <class S>
-struct Loops {
-  CellLoops<S> lstm, gru, gru_reset_before;
-};
+using Loops = std::array<CellLoops<S>, kCells.size()>;  // by index of the cell
 
 using AllLoops = std::tuple<Loops<float>, Loops<double>, Loops<BFloat16>, Loops<Float16>>;
 
@@ -34,13 +33,8 @@ const InstructionSet& instruction_set();
 
 // The loops of a cell in the instruction set of this process.
 template <class S>
-const CellLoops<S>& loops_of(CellKind cell) {
-  const Loops<S>& loops = std::get<Loops<S>>(instruction_set().loops());
-  switch (cell) {
-    case CellKind::kLstm: return loops.lstm;
-    case CellKind::kGru: return loops.gru;
-    default: return loops.gru_reset_before;
-  }
+const CellLoops<S>& loops_of(const CellTraits& cell) {
+  return std::get<Loops<S>>(instruction_set().loops())[cell.index];
 }
 
 const AllLoops& generic_loops();

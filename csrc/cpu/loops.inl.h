@@ -27,14 +27,14 @@ int64_t workers(const LayerSizes& sizes, bool backward) {
   return Forward<Cell<Vec<A>>, S, A>::division(sizes).workers;
 }
 
-template <template <class> class Cell, class S>
-CellLoops<S> loops_of_cell() {
-  return {forward<Cell, S>, backward<Cell, S>, workers<Cell, S>};
+template <class S, template <class> class... Cells>
+Loops<S> loops_of_each(CellList<Cells...>) {
+  return {CellLoops<S>{forward<Cells, S>, backward<Cells, S>, workers<Cells, S>}...};
 }
 
 template <class S>
 Loops<S> loops() {
-  return {loops_of_cell<LstmCell, S>(), loops_of_cell<GruCell, S>(), loops_of_cell<GruResetBeforeCell, S>()};
+  return loops_of_each<S>(AllCells{});
 }
 
 }  // namespace

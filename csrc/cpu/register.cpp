@@ -1,19 +1,49 @@
 // CPU implementations of the ops.
+#include <array>
+#include <exception>
+#include <string>
+
 #include "../ops.h"
 #include "isa.h"
+#include "parallel.h"
 
 namespace fused_rnn {
 
 namespace {
 
+// Two or three threads take a direction each and never meet. More of them divide each direction, if it is worth that.
+template <class S>
+bool run_together(const Context& context, const ForwardArgs<S>& args) {
+  const double flops = 2.0 * double(args.T * args.B) * double(context.cell.gates * args.H) * double(args.I + args.H);
+  const int64_t together = workers_for(2 * flops, 2 * flops), alone = workers_for(flops, flops / double(args.T));
+  return together > 1 && (together <= 3 || alone == 1);
+}
+
 struct Cpu {
   template <class S>
-  static void forward(const Layer& layer, const ForwardArgs<S>& args, bool) {
-    loops_of<S>(layer.cell).forward(args);
+  static void forward(const Context& context, const Directions<ForwardArgs<S>>& directions) {
+    const auto run = loops_of<S>(context.cell).forward;
+    if (directions.count == 1 || !run_together(context, directions.args[0])) {
+      for (size_t i = 0; i < directions.count; ++i) run(directions.args[i]);
+      return;
+    }
+    std::array<std::string, 2> errors;  // a team's body must not throw
+    run_team(2, [&](const Worker& worker) {
+      for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
+        try {
+          run(directions.args[i]);
+        } catch (const std::exception& error) {
+          errors[i] = error.what();
+        }
+      }
+    });
+    for (const std::string& error : errors)
+      if (!error.empty()) fail(error);
   }
+
   template <class S>
-  static void backward(const Layer& layer, const BackwardArgs<S>& args, bool) {
-    loops_of<S>(layer.cell).backward(args);
+  static void backward(const Context& context, const BackwardArgs<S>& args) {
+    loops_of<S>(context.cell).backward(args);
   }
 };
 
@@ -38,7 +68,10 @@ bool poisoned() {
 }  // namespace
 }  // namespace fused_rnn
 
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { fused_rnn::Ops<fused_rnn::Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
+  fused_rnn::Ops<fused_rnn::Cpu>::implement(m);
+  m.impl("step_inference", TORCH_BOX(&fused_rnn::Ops<fused_rnn::Cpu>::step_inference));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));

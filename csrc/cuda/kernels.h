@@ -23,13 +23,10 @@ struct Kernels {
 template <template <class> class Cell, class S>
 Kernels<S> kernels();
 
-template <class S>
-Kernels<S> kernels(CellKind cell) {
-  switch (cell) {
-    case CellKind::kLstm: return kernels<LstmCell, S>();
-    case CellKind::kGru: return kernels<GruCell, S>();
-    default: return kernels<GruResetBeforeCell, S>();
-  }
+template <class S, template <class> class... Cells>
+Kernels<S> kernels(const CellTraits& cell, CellList<Cells...>) {
+  constexpr Kernels<S> (*kOfEach[])() = {kernels<Cells, S>...};
+  return kOfEach[cell.index]();
 }
 
 // Some kernel, as the CUDA runtime knows it.

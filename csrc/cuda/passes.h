@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "../bridge.h"
+#include "../stack.h"
 #include "blas.h"
 #include "kernels.h"
 #include "placement.h"
@@ -24,7 +24,7 @@ constexpr ScalarType scalar_type() {
 template <class S>
 class DeviceScratch {
  public:
-  DeviceScratch(const Layer& layer, int64_t n) : tensor_(allocate(layer.x, {n}, scalar_type<S>())) {}
+  DeviceScratch(const Context& context, int64_t n) : tensor_(allocate(context.input, {n}, scalar_type<S>())) {}
   Tensor& tensor() { return tensor_; }
   S* get() const { return tensor_.numel() ? data<S>(tensor_) : nullptr; }
 
@@ -36,25 +36,26 @@ class DeviceScratch {
 template <class S>
 class Pass {
  protected:
-  Pass(const Layer& layer, bool allow_tf32, bool backward)
-      : layer_(layer),
-        device_(device_of(layer.x)),
-        math_(math_of(allow_tf32)),
-        plan_(make_plan({layer.cell, math_, layer.T, layer.B, layer.H, backward}, device_)),
-        stream_(stream_of(layer.x)),
+  Pass(const Context& context, const LayerSizes& sizes, bool backward)
+      : context_(context),
+        device_(device_of(context.input)),
+        math_(math_of(context.allow_tf32)),
+        plan_(make_plan({context.cell, math_, sizes.T, sizes.B, sizes.H, backward}, device_)),
+        stream_(stream_of(context.input)),
         blas_(math_),
-        kernels_(kernels<S>(layer.cell)),
-        B_(layer.B),
-        I_(layer.I),
-        H_(layer.H),
-        GH_(gates(layer.cell) * layer.H),
-        first_(layer.cell == CellKind::kGruResetBefore ? GH_ - H_ : GH_) {
+        kernels_(kernels<S>(context.cell, AllCells{})),
+        T_(sizes.T),
+        B_(sizes.B),
+        I_(sizes.I),
+        H_(sizes.H),
+        GH_(context.cell.gates * sizes.H),
+        first_(context.cell.hidden_rows(sizes.H)) {
     if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) fail(reason);
   }
 
-  bool is_lstm() const { return layer_.cell == CellKind::kLstm; }
-  bool resets_before() const { return first_ < GH_; }
-  bool is_one_chunk() const { return plan_.chunk == layer_.T; }
+  const CellTraits& cell() const { return context_.cell; }
+  bool has_c() const { return cell().states > 1; }
+  bool is_one_chunk() const { return plan_.chunk == T_; }
 
   // What the chunks of both passes share.
   static void fill(Steps<S>& steps, const LayerArgs<S>& args, bool down) {
@@ -81,15 +82,15 @@ class Pass {
       body(step, chunk.place(chunk.time(step.begin)));
   }
 
-  const Layer& layer_;
-  const std::shared_ptr<void> guard_{current_device_guard(layer_.x)};
+  const Context& context_;
+  const std::shared_ptr<void> guard_{current_device_guard(context_.input)};
   const Device device_;
   const Math math_;
   const Plan plan_;
   const Stream stream_;
   const Blas blas_;
   const Kernels<S> kernels_;
-  const int64_t B_, I_, H_, GH_;
+  const int64_t T_, B_, I_, H_, GH_;
   const int64_t first_;  // rows of weight_hh that multiply h itself; the others multiply r * h
 
  private:
@@ -105,13 +106,13 @@ class ForwardPass : Pass<S> {
   using P = Pass<S>;
 
  public:
-  ForwardPass(const Layer& layer, const ForwardArgs<S>& args, bool allow_tf32)
-      : P(layer, allow_tf32, false),
+  ForwardPass(const Context& context, const ForwardArgs<S>& args)
+      : P(context, args, false),
         args_(args),
-        gates_x_(layer, P::plan_.chunk * P::B_ * P::GH_),
-        c_(layer, P::is_lstm() && !(is_block() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
-        gates_h_(layer, is_block() ? 0 : P::B_ * P::GH_),
-        reset_h_(layer, !is_block() && P::resets_before() ? P::B_ * P::H_ : 0) {
+        gates_x_(context, P::plan_.chunk * P::B_ * P::GH_),
+        c_(context, P::has_c() && !(is_block() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
+        gates_h_(context, is_block() ? 0 : P::B_ * P::GH_),
+        reset_h_(context, !is_block() && P::cell().resets_before ? P::B_ * P::H_ : 0) {
     if (P::I_ == 0) torch::stable::zero_(gates_x_.tensor());  // a library matmul takes no factor without columns
   }
 
@@ -144,7 +145,7 @@ class ForwardPass : Pass<S> {
     const S* h = step.steps.is_first() ? step.steps.hx : step.steps.hy;
     const S* weight = step.steps.weight_hh;
     P::blas_.multiply(P::B_, first, H, Factor<S>{h, H}, {weight, H, true}, step.gates_h, P::GH_);
-    if (P::resets_before()) {
+    if (P::cell().resets_before) {
       check_launch(P::kernels_.stepwise_reset(step, P::stream_), "stepwise_reset");
       P::blas_.multiply(P::B_, H, H, Factor<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first,
                         P::GH_);
@@ -162,11 +163,11 @@ class ForwardPass : Pass<S> {
 template <class S>
 class GrowingGrad {
  public:
-  GrowingGrad(const Layer& layer, S* target, int64_t n, bool is_one_chunk)
+  GrowingGrad(const Context& context, S* target, int64_t n, bool is_one_chunk)
       : target_(target),
         n_(n),
         in_place_(is_one_chunk || std::is_same<S, float>::value),
-        sum_(layer, target && !in_place_ ? n : 0) {}
+        sum_(context, target && !in_place_ ? n : 0) {}
 
   explicit operator bool() const { return target_; }
 
@@ -194,24 +195,24 @@ class BackwardPass : Pass<S> {
   using P = Pass<S>;
 
  public:
-  BackwardPass(const Layer& layer, const BackwardArgs<S>& args, bool allow_tf32)
-      : P(layer, allow_tf32, true),
+  BackwardPass(const Context& context, const BackwardArgs<S>& args)
+      : P(context, args, true),
         args_(args),
         exact_(P::blas_.exact()),
         rows_(P::plan_.chunk * P::B_),
-        grads_x_(layer, rows_ * P::GH_),
-        grads_h_(layer, layer.cell == CellKind::kGru ? rows_ * P::GH_ : 0),
-        h_before_(layer, rows_ * P::H_),
-        reset_h_(layer, P::resets_before() ? rows_ * P::H_ : 0),
-        active_x_(layer, args.grad_weight_ih && args.lengths ? rows_ * P::I_ : 0),
-        ones_(layer, args.grad_bias_ih || args.grad_bias_hh ? rows_ : 0),
-        grad_h_(layer, P::B_ * P::H_),
-        grad_c_(layer, P::is_lstm() ? P::B_ * P::H_ : 0),
-        grad_reset_(layer, P::resets_before() ? P::B_ * P::H_ : 0),
-        weight_ih_(layer, args.grad_weight_ih, P::GH_ * P::I_, P::is_one_chunk()),
-        weight_hh_(layer, args.grad_weight_hh, P::GH_ * P::H_, P::is_one_chunk()),
-        bias_ih_(layer, args.grad_bias_ih, P::GH_, P::is_one_chunk()),
-        bias_hh_(layer, args.grad_bias_hh, P::GH_, P::is_one_chunk()) {
+        grads_x_(context, rows_ * P::GH_),
+        grads_h_(context, P::cell().grads_differ ? rows_ * P::GH_ : 0),
+        h_before_(context, rows_ * P::H_),
+        reset_h_(context, P::cell().resets_before ? rows_ * P::H_ : 0),
+        active_x_(context, args.grad_weight_ih && args.lengths ? rows_ * P::I_ : 0),
+        ones_(context, args.grad_bias_ih || args.grad_bias_hh ? rows_ : 0),
+        grad_h_(context, P::B_ * P::H_),
+        grad_c_(context, P::has_c() ? P::B_ * P::H_ : 0),
+        grad_reset_(context, P::cell().resets_before ? P::B_ * P::H_ : 0),
+        weight_ih_(context, args.grad_weight_ih, P::GH_ * P::I_, P::is_one_chunk()),
+        weight_hh_(context, args.grad_weight_hh, P::GH_ * P::H_, P::is_one_chunk()),
+        bias_ih_(context, args.grad_bias_ih, P::GH_, P::is_one_chunk()),
+        bias_hh_(context, args.grad_bias_hh, P::GH_, P::is_one_chunk()) {
     if (ones_.get()) torch::stable::fill_(ones_.tensor(), 1.0);
   }
 
@@ -245,7 +246,7 @@ class BackwardPass : Pass<S> {
   void run_step(const BackwardStep<S>& step) const {
     const int64_t H = P::H_, GH = P::GH_, first = P::first_;
     const BackwardSteps<S>& s = step.steps;
-    if (P::resets_before()) {
+    if (P::cell().resets_before) {
       check_launch(P::kernels_.stepwise_candidate(step, P::stream_), "stepwise_candidate");
       P::blas_.multiply(P::B_, H, H, Factor<S>{s.grads_x + first, GH}, {s.weight_hh + first * H, H}, grad_reset_.get(),
                         H);
@@ -260,7 +261,8 @@ class BackwardPass : Pass<S> {
     const int64_t rows = chunk.count * P::B_, I = P::I_, H = P::H_, GH = P::GH_, first = P::first_;
     const bool more = !chunk.is_first();
     const int64_t at = chunk.lowest_time() * P::B_ * I;
-    if (a.grad_x) P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I);
+    if (a.grad_x)
+      P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I, a.adds_grad_x);
     if (!weight_hh_) return;
     const S* x = a.x + at;
     if (active_x_.get()) {  // what stands in the padding may be NaN, which no zero of grads_x takes away
@@ -272,7 +274,7 @@ class BackwardPass : Pass<S> {
     weight_hh_.add(0, [&](auto* c) {
       P::blas_.multiply(first, H, rows, Factor<S>{chunk.grads_h, GH, true}, {chunk.h_before, H}, c, H, more);
     });
-    if (P::resets_before())
+    if (P::cell().resets_before)
       weight_hh_.add(first * H, [&](auto* c) {
         P::blas_.multiply(H, H, rows, Factor<S>{chunk.grads_h + first, GH, true}, {chunk.reset_h, H}, c, H, more);
       });
@@ -294,21 +296,77 @@ class BackwardPass : Pass<S> {
   const GrowingGrad<S> weight_ih_, weight_hh_, bias_ih_, bias_hh_;
 };
 
-// The device of ops.h.
+// Rows of [T, B, H] numbers, `row` numbers apart.
+template <class S>
+Tensor rows_at(const Context& context, const S* data, const LayerSizes& sizes, int64_t row) {
+  const std::array<int64_t, 3> shape = {sizes.T, sizes.B, sizes.H}, strides = {sizes.B * row, row, 1};
+  return torch::stable::from_blob(const_cast<S*>(data), shape, strides, context.input.device(), scalar_type<S>());
+}
+
+// Zeros for the initial states that are not given, for the time of one op.
+template <class S>
+class InitialStates {
+ public:
+  InitialStates(const Context& context, LayerArgs<S>& args) : zeros_(context, args.hx ? 0 : args.B * args.H) {
+    if (args.hx) return;
+    torch::stable::zero_(zeros_.tensor());
+    args.hx = zeros_.get();
+    if (context.cell.states > 1) args.cx = zeros_.get();
+  }
+
+ private:
+  DeviceScratch<S> zeros_;
+};
+
+// The device of ops.h. The kernels read and write rows of output without gaps, in memory that nothing else is written
+// to: where a layer's output has gaps or is the final state, they get a copy.
 struct Cuda {
   template <class S>
-  static void forward(const Layer& layer, const ForwardArgs<S>& args, bool allow_tf32) {
-    if constexpr (std::is_same<S, double>::value)
-      require(false, "the CUDA kernels are for float32, bfloat16 and float16, got float64");
-    else
-      ForwardPass<S>(layer, args, allow_tf32).run();
+  static void forward(const Context& context, const Directions<ForwardArgs<S>>& directions) {
+    if constexpr (std::is_same<S, double>::value) {
+      refuse_double();
+    } else {
+      for (size_t i = 0; i < directions.count; ++i) {
+        ForwardArgs<S> args = directions.args[i];
+        const bool has_gaps = args.output_row != args.H;
+        const DeviceScratch<S> output(context, has_gaps || args.output == args.hy ? args.T * args.B * args.H : 0);
+        if (output.get()) args.output = output.get();
+        const InitialStates<S> states(context, args);
+        ForwardPass<S>(context, args).run();
+        if (!has_gaps) continue;
+        Tensor to = rows_at(context, directions.args[i].output, args, args.output_row);
+        torch::stable::copy_(to, rows_at(context, args.output, args, args.H));
+      }
+    }
   }
+
   template <class S>
-  static void backward(const Layer& layer, const BackwardArgs<S>& args, bool allow_tf32) {
-    if constexpr (std::is_same<S, double>::value)
-      require(false, "the CUDA kernels are for float32, bfloat16 and float16, got float64");
-    else
-      BackwardPass<S>(layer, args, allow_tf32).run();
+  static void backward(const Context& context, BackwardArgs<S> args) {
+    if constexpr (std::is_same<S, double>::value) {
+      refuse_double();
+    } else {
+      const int64_t state = args.B * args.H, output = args.output_row != args.H ? args.T * state : 0;
+      DeviceScratch<S> copied_output(context, output), copied_grad(context, args.grad_output ? output : 0);
+      const DeviceScratch<S> grad_hx(context, args.grad_hx ? 0 : state);
+      const DeviceScratch<S> grad_cx(context, context.cell.states > 1 && !args.grad_cx ? state : 0);
+      const auto close_gaps = [&](const S*& from, DeviceScratch<S>& scratch) {
+        if (!scratch.get()) return;
+        Tensor to = rows_at(context, scratch.get(), args, args.H);
+        torch::stable::copy_(to, rows_at(context, from, args, args.output_row));
+        from = scratch.get();
+      };
+      const InitialStates<S> states(context, args);
+      close_gaps(args.output, copied_output);
+      close_gaps(args.grad_output, copied_grad);
+      if (!args.grad_hx) args.grad_hx = grad_hx.get();
+      if (!args.grad_cx) args.grad_cx = grad_cx.get();
+      BackwardPass<S>(context, args).run();
+    }
+  }
+
+ private:
+  [[noreturn]] static void refuse_double() {
+    fail("the CUDA kernels are for float32, bfloat16 and float16, got float64");
   }
 };
 

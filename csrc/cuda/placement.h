@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "../bridge.h"
+#include "../tensors.h"
 #include "kernels.h"
 
 namespace fused_rnn {

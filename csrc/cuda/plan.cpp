@@ -66,7 +66,7 @@ std::string why_not(Math math, int capability) {
 }
 
 std::string why_not(const Shape& shape) {
-  const int64_t each = std::max(gates(shape.cell), saved_per_unit(shape.cell));
+  const int64_t each = std::max(shape.cell.gates, shape.cell.saved);
   const bool fits = 0 <= shape.T && shape.T <= INT_MAX && 0 <= shape.H && shape.H <= INT_MAX / each && 0 <= shape.B &&
                     shape.B <= INT_MAX / std::max<int64_t>(1, each * shape.H);
   if (fits) return "";
@@ -77,7 +77,7 @@ std::string why_not(const Shape& shape) {
 namespace {
 
 Plan best_plan(const Shape& shape, const Device& device) {
-  const int G = int(gates(shape.cell));
+  const int G = shape.cell.gates;
   const int64_t step_bytes = shape.B * G * shape.H * int64_t(sizeof(float));
   const int64_t chunk = std::max<int64_t>(1, std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes)));
   Plan plan{Tier::kStepwise, "", int(chunk), 0, 0, false, 0, 0};
@@ -89,8 +89,7 @@ Plan best_plan(const Shape& shape, const Device& device) {
   const bool resident = depth > 0 && shape.H <= kResidentDepth * depth;
   const int most_units = most_warps(shape.math, resident) * kUnitTile;
   const BlockLayout layout{int(std::min<int64_t>(shape.H, most_units)), G, element_bytes(shape.math), resident};
-  const int64_t shared =
-      layout.shared_bytes(shape.backward, shape.cell == CellKind::kGruResetBefore, shape.cell == CellKind::kLstm);
+  const int64_t shared = layout.shared_bytes(shape.backward, shape.cell.resets_before, shape.cell.states > 1);
   const int64_t weights = G * shape.H * shape.H * element_bytes(shape.math);
   if (shape.H > most_units || shared > device.shared_bytes) {
     plan.reason = "weight_hh, " + kib(weights) + ", does not fit in one block's " + kib(device.shared_bytes);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../cell_kind.h"
+#include "../cell_traits.h"
 #include "block_layout.h"
 
 namespace fused_rnn {
@@ -23,13 +23,13 @@ struct Device {
 Device known_device(const std::string& name);
 
 struct Shape {
-  CellKind cell;
+  const CellTraits& cell;
   Math math;
   int64_t T, B, H;
   bool backward;
 };
 
-// "lstm", "gru", "gru(reset_after=False)"; "float32", "tf32", "bfloat16", "float16". Throw std::runtime_error.
+// "float32", "tf32", "bfloat16" or "float16". Throws std::runtime_error for another name.
 Math math_named(const std::string& name);
 
 // kBlock: weight_hh stays on chip, in one block, for all steps; a block has a slice of the batch to itself.

@@ -1,4 +1,4 @@
-"""The four ops of a layer in the namespace ``fused_rnn_triton``, with the schemas of ``csrc/schemas.h``.
+"""The ops, with the schemas of ``csrc/schemas.h``, in the namespace ``fused_rnn_triton``: one layer and direction.
 
 On a GPU they run Triton's compiled kernels; on the CPU they run in Triton's interpreter (``TRITON_INTERPRET=1``), which
 is how they are tested without a GPU.
@@ -6,65 +6,75 @@ is how they are tested without a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import autograd, native
-from ..cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, States, Weights
+from ..call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
+from ..cell import Cell, States, Weights
 from .passes import Pass, backward, forward
 
 NAMESPACE = "fused_rnn_triton"
 DISPATCH_KEYS = ("CUDA", "XPU", "CPU")  # AMD's GPUs are CUDA to PyTorch
 
-LAYER = "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor hx"
-GRADS = "Tensor grad_x, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, Tensor grad_bias_hh"
+CALL = "str cell, Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, Tensor? lengths, Tensor[] masks, int flags"
 SCHEMAS = {
-    "lstm_forward": f"({LAYER}, Tensor cx, Tensor? lengths, bool reverse, bool allow_tf32, bool save) "
-    "-> (Tensor output, Tensor hy, Tensor cy, Tensor saved)",
-    "lstm_backward": f"(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, {LAYER}, Tensor cx, Tensor output, "
-    "Tensor saved, Tensor? lengths, bool reverse, bool allow_tf32, bool needs_x, bool needs_weights) "
-    f"-> ({GRADS}, Tensor grad_hx, Tensor grad_cx)",
-    "gru_forward": f"({LAYER}, Tensor? lengths, bool reset_after, bool reverse, bool allow_tf32, bool save) "
-    "-> (Tensor output, Tensor hy, Tensor saved)",
-    "gru_backward": f"(Tensor? grad_output, Tensor? grad_hy, {LAYER}, Tensor output, Tensor saved, Tensor? lengths, "
-    "bool reset_after, bool reverse, bool allow_tf32, bool needs_x, bool needs_weights) "
-    f"-> ({GRADS}, Tensor grad_hx)",
+    "forward": f"({CALL}) -> Tensor[] results",
+    "inference": f"({CALL.replace('Tensor? lengths, Tensor[] masks, ', '')}) -> Tensor[] results",
+    "backward": f"(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor[] kept, {CALL}) -> Tensor[] grads",
 }
+_KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_INPUT | NEEDS_WEIGHTS | REVERSE | SAVE
 
 
-def lstm_forward(*args: Any) -> tuple[Tensor, ...]:
-    x, weight_ih, weight_hh, bias_ih, bias_hh, hx, cx, lengths, reverse, allow_tf32, save = args
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    return forward(Pass(LSTM, x, *weights, (hx, cx), lengths, reverse, allow_tf32, False), save)
+def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
+    """The pass that the arguments of a call ask for."""
+    name, x, weights, hx, cx, lengths, masks, flags = args
+    cell, states = autograd.named(name), [state for state in (hx, cx) if state is not None]
+    wanted = 4 if flags & BIAS else 2
+    if flags & ~_KNOWN_FLAGS or len(masks) or len(weights) != wanted or len(states) != len(cell.states):
+        raise RuntimeError("these ops run one layer in one direction, with the time first and all states given")
+    weight_ih, weight_hh, bias_ih, bias_hh = (*weights, None, None)[:4]
+    states = [_of_layer(state) for state in states]
+    reverse, allow_tf32 = bool(flags & REVERSE), bool(flags & ALLOW_TF32)
+    return Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, states, lengths, reverse, allow_tf32, is_backward)
 
 
-def gru_forward(*args: Any) -> tuple[Tensor, ...]:
-    x, weight_ih, weight_hh, bias_ih, bias_hh, hx, lengths, reset_after, reverse, allow_tf32, save = args
-    cell, weights = GRU if reset_after else GRU_RESET_BEFORE, (weight_ih, weight_hh, bias_ih, bias_hh)
-    return forward(Pass(cell, x, *weights, (hx,), lengths, reverse, allow_tf32, False), save)
+def _of_layer(state: Tensor) -> Tensor:
+    """[B, H] of a state [1, B, H]."""
+    if state.dim() != 3 or state.size(0) != 1:
+        raise RuntimeError(f"a state must be [1, B, H], got {list(state.shape)}")
+    return state[0]
 
 
-def lstm_backward(*args: Any) -> tuple[Tensor, ...]:
-    *grads, x, weight_ih, weight_hh, bias_ih, bias_hh, hx, cx, output, saved = args[:12]
-    lengths, reverse, allow_tf32, needs_x, needs_weights = args[12:]
-    layer = Pass(LSTM, x, weight_ih, weight_hh, bias_ih, bias_hh, (hx, cx), lengths, reverse, allow_tf32, True)
-    return backward(layer, grads, output, saved, needs_x, needs_weights)
+def _forward(*args: Any) -> list[Tensor]:
+    output, *final, saved = forward(_pass(args, False), bool(args[-1] & SAVE))
+    results = [output, *(state.unsqueeze(0) for state in final)]
+    return [*results, saved] if args[-1] & SAVE else results
 
 
-def gru_backward(*args: Any) -> tuple[Tensor, ...]:
-    *grads, x, weight_ih, weight_hh, bias_ih, bias_hh, hx, output, saved = args[:10]
-    lengths, reset_after, reverse, allow_tf32, needs_x, needs_weights = args[10:]
-    cell = GRU if reset_after else GRU_RESET_BEFORE
-    layer = Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, (hx,), lengths, reverse, allow_tf32, True)
-    return backward(layer, grads, output, saved, needs_x, needs_weights)
+def _inference(*args: Any) -> list[Tensor]:
+    return _forward(*args[:-1], None, (), args[-1])
+
+
+def _backward(*args: Any) -> list[Tensor]:
+    grad_output, grad_hy, grad_cy, kept = args[:4]
+    if len(kept) != 2:
+        raise RuntimeError(f"kept must be 2 tensors, got {len(kept)}")
+    output, saved = kept
+    grads = [grad_output, *(None if grad is None else _of_layer(grad) for grad in (grad_hy, grad_cy))]
+    layer, flags = _pass(args[4:], True), args[-1]
+    results = backward(layer, grads, output, saved, bool(flags & NEEDS_INPUT), bool(flags & NEEDS_WEIGHTS))
+    grad_x, *rest = results
+    grad_weights, grad_states = rest[: len(args[6])], rest[4:]
+    return [grad_x, *grad_weights, *(grad.unsqueeze(0) for grad in grad_states)]
 
 
 def _define() -> torch.library.Library:
     library = torch.library.Library(NAMESPACE, "DEF")
-    for implementation in (lstm_forward, lstm_backward, gru_forward, gru_backward):
-        name = implementation.__name__
+    for name, implementation in (("forward", _forward), ("inference", _inference), ("backward", _backward)):
         library.define(name + SCHEMAS[name])
         for key in DISPATCH_KEYS:
             library.impl(name, implementation, key)
@@ -75,9 +85,9 @@ def _define() -> torch.library.Library:
 _LIBRARY = _define()  # the ops exist as long as it does
 
 
-def run(
+def run_layer(
     cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, States]:
     """One layer in one direction through these ops; as :func:`reference.run`."""
     tf32 = x.dtype == torch.float32 and native.allow_tf32()
-    return autograd.run(getattr(torch.ops, NAMESPACE), cell, x, states, weights, lengths, reverse, tf32)
+    return autograd.run_layer(getattr(torch.ops, NAMESPACE), cell, x, states, weights, lengths, reverse, tf32)

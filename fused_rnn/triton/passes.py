@@ -15,7 +15,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import autograd
 from ..cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
 from . import kernels
 from .plan import device_of, make_plan
@@ -52,9 +51,9 @@ class Pass:
             raise RuntimeError(f"weight_hh must be [G*H, H], got {list(weight_hh.shape)}")
         self.cell, self.reverse, self.backward = cell, reverse, backward
         (self.T, self.B, I), self.H = x.shape, weight_hh.size(1)
-        self.G, self.K = cell.gates, autograd.saved_per_unit(cell)
-        self.resets_before = cell is GRU_RESET_BEFORE
-        self.first = (2 if self.resets_before else self.G) * self.H  # rows of weight_hh that multiply h, others r * h
+        self.G, self.K = cell.gates, cell.saved
+        self.resets_before = cell.resets_before
+        self.first = (self.G - self.resets_before) * self.H  # rows of weight_hh that multiply h, others r * h
         rows = self.G * self.H
         if max(self.T, self.B * self.K * self.H, rows * self.H) >= 2**31:
             sizes = f"T = {self.T}, B = {self.B}, H = {self.H}"
@@ -195,7 +194,7 @@ def backward(
         "h_before": layer.empty(T, B, H),
         "reset_h": layer.empty(T, B, H) if layer.resets_before else None,
         "dh": _start(layer, "grad_hy", grads[1]),
-        "dc": _start(layer, "grad_cy", grads[2]) if layer.cell is LSTM else None,
+        "dc": _start(layer, "grad_cy", grads[2]) if len(layer.cell.states) > 1 else None,
     }
     with layer.running():
         if not (T and B and H):

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..autograd import saved_per_unit
 from ..cell import Cell
 from ..native import constant
 
@@ -100,9 +99,9 @@ def shared_bytes(cell: Cell, tiles: Tiles, itemsize: int, backward: bool) -> int
     """What the block form takes of shared memory on NVIDIA's GPUs: weight_hh, exchanges between warps, loads ahead."""
     element, G = tiles.rows * tiles.units, cell.gates
     weights = G * tiles.units**2 * itemsize
-    states = (2 if cell.name == "lstm" else 1) * 2  # loads of a state: of the initial one and of what came before
+    states = len(cell.states) * 2  # loads of a state: of the initial one and of what came before
     if backward:
-        ahead = saved_per_unit(cell) * 4 + (1 + states) * itemsize + (cell.name == "lstm") * (4 - itemsize)
+        ahead = cell.saved * 4 + (1 + states) * itemsize + (len(cell.states) - 1) * (4 - itemsize)
         return weights + (G + 1) * element * itemsize + (tiles.stages - 1) * element * ahead
     return weights + element * 4 + (tiles.stages - 1) * element * G * 4
 

@@ -13,9 +13,10 @@ import pytest
 import tf32
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, NOTHING, Layer, Size
+from problems import CALLS, CELLS, NOTHING, Layer, Size, whole_call
 
-from fused_rnn import autograd, reference, stock
+from fused_rnn import autograd, layered, reference, stock
+from fused_rnn.autograd import BIAS, SAVE
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
 
 ops = torch.ops.fused_rnn_emu
@@ -129,7 +130,7 @@ def runner(math):
     _, allow_tf32 = MATHS[math]
 
     def run(cell, x, states, weights, lengths, reverse):
-        return autograd.run(ops, cell, x, states, weights, lengths, reverse, allow_tf32)
+        return autograd.run_layer(ops, cell, x, states, weights, lengths, reverse, allow_tf32)
 
     return run
 
@@ -138,7 +139,7 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return tf32.run
-    return reference.run if case.ragged or not case.cell.reset_after else stock.run
+    return stock.run_layer if case.cell.stock and not case.ragged else reference.run
 
 
 def check(case):
@@ -161,6 +162,30 @@ def check(case):
 def test_forward_and_backward(case, monkeypatch):
     monkeypatch.setenv("EMU_SEED", str(case.seed))
     check(case)
+
+
+def results_of(call, tensors, run):
+    """All results and gradients."""
+    results = run(call(*tensors))
+    grads = [torch.linspace(-1, 1, r.numel()).bfloat16().to(r.dtype).view_as(r) for r in results]
+    return [*results, *torch.autograd.grad(results, tensors, grads)]
+
+
+@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_whole_call(cell, kind, dtype, tier):
+    """Several layers, both directions, masks, absent states, every form of input."""
+    ops.set_device("H200", NO_BLOCK if tier == "stepwise" else 0, 0)
+    draws = [whole_call(cell, kind, dtype, T=5, B=9, I=3, H=17) for _ in range(4 if PLAIN else 1)]
+    got = [results_of(*draw, lambda call: autograd.run(ops, call)) for draw in draws]
+    same = [results_of(*draw, lambda call: layered.run(call, reference.run)) for draw in draws]
+    doubled = [(call, [tensor.detach().double().requires_grad_() for tensor in tensors]) for call, tensors in draws]
+    truth = [results_of(*draw, lambda call: layered.run(call, reference.run)) for draw in doubled]
+    for k in range(len(truth[0])):  # few draws, and more arithmetic in a row than the other tests have
+        found = ([r[k] for r in results] for results in (got, truth, same))
+        assert_within_budget(f"result {k}", *found, factor=4)
 
 
 def one_block(cell, math="bfloat16", **options):
@@ -201,14 +226,13 @@ def test_chunks_change_no_bit_of_the_forward(cell, tier):
 def test_nothing_is_saved_without_a_backward(cell, tier):
     device_for(replace(one_block(cell), tier=tier))
     layer = Layer.random(cell, torch.bfloat16, Size(6, 9, 3, 17))
-    tensors = (layer.x, *layer.weights[:4], *layer.states)
-    flags = (False, False) if cell is LSTM else (cell.reset_after, False, False)
-    op = ops.lstm_forward if cell is LSTM else ops.gru_forward
+    hx, cx, *_ = *(state.unsqueeze(0) for state in layer.states), None
+    arguments = (cell.name, layer.x, layer.weights[:4], hx, cx, None, ())
     with torch.no_grad():
-        *kept, saved = op(*tensors, None, *flags, True)
-        *results, nothing = op(*tensors, None, *flags, False)
-    assert saved.numel() > 0 and nothing.numel() == 0
-    assert all(torch.equal(a, b) for a, b in zip(kept, results, strict=True))
+        *results, saved = ops.forward(*arguments, BIAS | SAVE)
+        without = ops.forward(*arguments, BIAS)
+    assert saved.shape == (6, 9, cell.saved, 17)
+    assert all(torch.equal(a, b) for a, b in zip(results, without, strict=True))
 
 
 @pytest.mark.parametrize("tier", ["block", "stepwise"])

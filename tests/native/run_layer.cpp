@@ -41,9 +41,9 @@ struct Result : std::vector<S> {
 
 template <class S>
 void run(const Header& d) {
-  const CellKind cell = CellKind(d.cell);
-  const int64_t rows = gates(cell) * d.H, state = d.B * d.H, steps = d.T * d.B;
-  const int64_t bias = d.bias ? rows : 0, c = cell == CellKind::kLstm ? state : 0;
+  const CellTraits& cell = kCells[size_t(d.cell)];
+  const int64_t rows = cell.gates * d.H, state = d.B * d.H, steps = d.T * d.B;
+  const int64_t bias = d.bias ? rows : 0, c = cell.states > 1 ? state : 0;
 
   const auto lengths = read<int64_t>(d.ragged ? d.B : 0);
   const auto x = read<S>(steps * d.I), weight_ih = read<S>(rows * d.I), weight_hh = read<S>(rows * d.H);
@@ -51,9 +51,10 @@ void run(const Header& d) {
   const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
 
   Result<S> output(steps * d.H), hy(state), cy(c);
-  Result<accumulate_t<S>> saved(steps * saved_per_unit(cell) * d.H);
+  Result<accumulate_t<S>> saved(steps * cell.saved * d.H);
   const auto fill = [&](LayerArgs<S>& args) {
-    args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.reverse = d.reverse;
+    args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.output_row = d.H;
+    args.reverse = d.reverse;
     args.lengths = d.ragged ? lengths.data() : nullptr;
     args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
     args.hx = hx.data(), args.cx = cx.data();
@@ -61,7 +62,7 @@ void run(const Header& d) {
   ForwardArgs<S> forward{};
   fill(forward);
   if (bias) forward.bias_ih = bias_ih.data(), forward.bias_hh = bias_hh.data();
-  forward.output = output.get(), forward.output_row = d.H;
+  forward.output = output.get();
   forward.hy = hy.get(), forward.cy = cy.get(), forward.saved = saved.get();
   loops_of<S>(cell).forward(forward);
 

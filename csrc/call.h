@@ -1,0 +1,195 @@
+// What a call is: layers on top of each other, in one direction or both. Its tensors, checked, and what their shapes
+// say.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cell_traits.h"
+#include "recurrence.h"
+#include "tensors.h"
+
+namespace fused_rnn {
+
+using Tensors = std::vector<Tensor>;
+
+// The bits of the schema's `flags`, as in fused_rnn/autograd.py.
+enum Flag : int64_t {
+  kBias = 1,           // there are bias_ih and bias_hh
+  kBidirectional = 2,  // every layer has two directions
+  kReverse = 4,        // the first direction runs from the last step to the first
+  kBatchFirst = 8,     // input and output are [B, T, ...]
+  kStep = 16,          // one step of a cell: input [B, I], states [B, H]
+  kAllowTf32 = 32,     // float32 products may round their factors to TF32
+  kSave = 64,          // a backward will come
+  kNeedsInput = 128,   // the backward gives the gradient of the input
+  kNeedsWeights = 256  // and those of the weights
+};
+
+class Call {
+ public:
+  Call(const std::string& cell_name, const Tensor& input, Tensors weights, const MaybeTensor& hx, const MaybeTensor& cx,
+       const MaybeTensor& lengths, Tensors masks, int64_t flags)
+      : cell(cell_named(cell_name)), flags(flags), input(defined(input)), weights(std::move(weights)) {
+    read_sizes();
+    prepare_weights();
+    prepare_states(hx, cx);
+    if (lengths) prepare_lengths(*lengths);
+    if (!masks.empty()) prepare_masks(std::move(masks));
+    x = in_time_order(input);  // maybe a large copy, so after the checks
+  }
+
+  bool has(Flag flag) const { return flags & flag; }
+  int64_t count() const { return L * D; }  // of layers and directions
+  int64_t width() const { return D * H; }  // of a layer's output
+  int64_t input_size(int64_t layer) const { return layer ? width() : I; }
+  bool has_steps() const { return T > 0 && B > 0 && H > 0; }
+
+  Sizes state_shape() const { return {state_shape_.data(), size_t(1 + !has(kStep) + is_batched_)}; }
+
+  Tensor allocate(Sizes shape) const { return fused_rnn::allocate(input, shape, dtype); }
+
+  // A tensor like the input, with `width` numbers for each step and row. Its memory is in the order of the loops; that
+  // makes it strided, where a transposed view could not be detached or changed in place.
+  Tensor allocate_like_input(int64_t width) const {
+    const auto shape = shape_like_input(width);
+    const int64_t row = std::max<int64_t>(1, width);
+    const std::array<int64_t, 3> strides = {row, std::max<int64_t>(1, B) * row, 1};
+    return fused_rnn::allocate(input, {shape.data(), rank()}, dtype, batch_leads_ ? strides.data() : nullptr);
+  }
+
+  // The memory of such a tensor as the loops want it: [T, B, width].
+  Tensor time_major(const Tensor& tensor, const char* name, int64_t width) const {
+    const auto shape = shape_like_input(width);
+    check(tensor, {name}, {shape.data(), rank()}, dtype, input);
+    return in_time_order(tensor);
+  }
+
+  // The arguments of layer and direction k, but for the biases.
+  template <class S>
+  void fill(LayerArgs<S>& args, int64_t k, const Tensor& layer_input) const {
+    args.T = T, args.B = B, args.I = input_size(k / D), args.H = H;
+    args.output_row = width();
+    args.reverse = has(kReverse) != (k % D == 1);
+    args.lengths = lengths ? const_data<int64_t>(*lengths) : nullptr;
+    args.x = const_data<S>(layer_input);
+    args.weight_ih = const_data<S>(weight(k, 0));
+    args.weight_hh = const_data<S>(weight(k, 1));
+    args.hx = states.empty() ? nullptr : const_data<S>(states[0]) + k * B * H;
+    args.cx = states.size() < 2 ? nullptr : const_data<S>(states[1]) + k * B * H;
+  }
+
+  int64_t weights_each() const { return has(kBias) ? 4 : 2; }  // weight_ih, weight_hh, bias_ih, bias_hh
+  const Tensor& weight(int64_t k, int64_t i) const { return weights[size_t(k * weights_each() + i)]; }
+
+  const CellTraits& cell;
+  const int64_t flags;  // Flag
+  const Tensor input;
+  const ScalarType dtype = input.scalar_type();
+  Tensors weights, states, masks;
+  MaybeTensor lengths;
+  Tensor x;  // [T, B, I]
+  int64_t L, D, T, B, I, H;
+
+ private:
+  static const Tensor& defined(const Tensor& input) {
+    require(input.defined(), "input must be a tensor, got None");
+    return input;
+  }
+
+  void read_sizes() {
+    const int64_t dims = input.dim(), batched = has(kStep) ? 2 : 3;
+    is_batched_ = dims == batched;
+    if (!is_batched_ && dims != batched - 1) {
+      const char* const forms = has(kStep)         ? "[B, I] or [I]"
+                                : has(kBatchFirst) ? "[B, T, I] or [T, I]"
+                                                   : "[T, B, I] or [T, I]";
+      fail("input must be ", forms, ", got ", shape_text(input.sizes()));
+    }
+    batch_leads_ = is_batched_ && has(kBatchFirst) && !has(kStep);
+    T = has(kStep) ? 1 : input.size(batch_leads_ ? 1 : 0);
+    B = is_batched_ ? input.size(batch_leads_ || has(kStep) ? 0 : 1) : 1;
+    I = input.size(dims - 1);
+
+    D = has(kBidirectional) ? 2 : 1;
+    const int64_t given = int64_t(weights.size()), each = D * weights_each();
+    require(given > 0 && given % each == 0, "weights must be ", each, " for each layer, got ", given);
+    L = given / each;
+    require(!has(kStep) || count() == 1, "a single step has one layer and one direction, got ", count());
+
+    const Tensor& weight_hh = weights[1];
+    const auto got = weight_hh.defined() ? weight_hh.sizes() : Sizes();
+    const bool fits = got.size() == 2 && got[0] % cell.gates == 0 && got[0] / cell.gates == got[1];
+    if (!fits)
+      fail(Name{"weight_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H, H] with G = ", cell.gates, ", got ",
+           shape_text(got));
+    H = got[1];
+    if (has(kStep))
+      state_shape_ = {is_batched_ ? B : H, H, 0};
+    else
+      state_shape_ = {count(), is_batched_ ? B : H, H};
+  }
+
+  void prepare_weights() {
+    constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+    const int64_t rows = cell.gates * H;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const int64_t k = int64_t(i) / weights_each(), layer = k / D, kind = int64_t(i) % weights_each();
+      const std::array<int64_t, 2> shape = {rows, kind == 0 ? input_size(layer) : H};
+      const Name name{kNames[kind], has(kStep) ? -1 : layer, k % D};
+      prepare(weights[i], name, {shape.data(), kind < 2 ? size_t(2) : size_t(1)}, dtype, input);
+    }
+  }
+
+  void prepare_states(const MaybeTensor& hx, const MaybeTensor& cx) {
+    const bool fits = cell.states > 1 ? hx.has_value() == cx.has_value() : !cx;
+    if (!fits) fail(cell.name, cell.states > 1 ? " has hx and cx: both or neither must be given" : " has no cx");
+    for (const MaybeTensor* state : {&hx, &cx})
+      if (*state) {
+        states.push_back(**state);
+        prepare(states.back(), {states.size() > 1 ? "cx" : "hx"}, state_shape(), dtype, input);
+      }
+  }
+
+  void prepare_masks(Tensors given) {
+    require(int64_t(given.size()) == L - 1, "masks must be ", L - 1, ", one for each layer but the last, got ",
+            given.size());
+    for (Tensor& mask : given) prepare(mask, {"mask"}, {T, B, width()}, dtype, input);
+    masks = std::move(given);
+  }
+
+  void prepare_lengths(Tensor given) {
+    const std::array<int64_t, 1> shape = {B};
+    prepare(given, {"lengths"}, shape, ScalarType::Long, input);
+    if (given.is_cpu())
+      for (int64_t b = 0; b < B; ++b) {
+        const int64_t length = const_data<int64_t>(given)[b];
+        require(0 <= length && length <= T, "lengths[", b, "] must be from 0 to T = ", T, ", got ", length);
+      }
+    lengths = given;
+  }
+
+  size_t rank() const { return size_t(1 + !has(kStep) + is_batched_); }
+
+  std::array<int64_t, 3> shape_like_input(int64_t width) const {
+    std::array<int64_t, 3> shape{};
+    const Sizes sizes = input.sizes();
+    std::copy(sizes.begin(), sizes.end(), shape.begin());
+    shape[rank() - 1] = width;
+    return shape;
+  }
+
+  Tensor in_time_order(const Tensor& tensor) const {
+    // With one step or one row, both orders are the same memory.
+    return as_contiguous(batch_leads_ && T > 1 && B > 1 ? torch::stable::transpose(tensor, 0, 1) : tensor);
+  }
+
+  bool is_batched_;
+  bool batch_leads_;  // input and output are [B, T, ...]
+  std::array<int64_t, 3> state_shape_;
+};
+
+}  // namespace fused_rnn

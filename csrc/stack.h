@@ -1,0 +1,193 @@
+// Both passes of a call: layer by layer, in one direction or both. Here alone is what a stack of layers is.
+// Device::forward(context, directions) and Device::backward(context, args) run the loops of a device.
+#pragma once
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "call.h"
+
+namespace fused_rnn {
+
+// What the loops of a device need besides their arguments.
+struct Context {
+  const CellTraits& cell;
+  const Tensor& input;  // on the device
+  bool allow_tf32;
+};
+
+// The arguments of the only direction of a layer, or of both.
+template <class Args>
+struct Directions {
+  std::array<Args, 2> args{};
+  size_t count = 0;
+};
+
+inline Tensor product(const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
+  if (torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS)
+    fail_out_of_memory(a.is_cpu(), bytes_of(a.sizes(), a.element_size()),
+                       "for a product of " + numbers_text(a.sizes(), a.scalar_type()));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+template <class Device>
+class Stack {
+ public:
+  explicit Stack(Call call) : call_(std::move(call)), context_{call_.cell, call_.input, call_.has(kAllowTf32)} {}
+
+  // The output and the final states, of a step the states alone; then, for kSave, what the backward needs: for each
+  // layer and direction [T, B, kSaved, H], then the output of every layer but the last.
+  Tensors forward() const {
+    const bool save = call_.has(kSave);
+    Tensors results, finals, saved, inner;
+    for (int i = 0; i < call_.cell.states; ++i) finals.push_back(call_.allocate(call_.state_shape()));
+    if (!call_.has(kStep)) results.push_back(call_.allocate_like_input(call_.width()));
+    results.insert(results.end(), finals.begin(), finals.end());
+    for (int64_t k = 0; save && k < call_.count(); ++k) saved.push_back(allocate_saved());
+    Tensor x = call_.x;
+    for (int64_t layer = 0; layer < call_.L; ++layer) {
+      const bool is_last = layer + 1 == call_.L;
+      const Tensor y = is_last ? results[0] : allocate_between();
+      if (call_.has_steps())
+        with_storage_type(call_.dtype,
+                          [&](auto tag) { run_forward<typename decltype(tag)::type>(layer, x, y, finals, saved); });
+      if (is_last) break;
+      if (save) inner.push_back(y);
+      x = masked(y, layer);
+    }
+    if (!call_.has_steps())
+      for (size_t i = 0; i < finals.size(); ++i)
+        pass_on(finals[i], call_.states.empty() ? MaybeTensor() : call_.states[i]);
+    results.insert(results.end(), saved.begin(), saved.end());
+    results.insert(results.end(), inner.begin(), inner.end());
+    return results;
+  }
+
+  // The gradients of the input, of each weight, and of the initial states if there are any; empty if not needed.
+  // Gradients of results may be absent, which means zero. `kept`: the first result of the forward, and what it saved.
+  Tensors backward(const MaybeTensor& grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept) const {
+    for (MaybeTensor* grad : {&grad_hy, &grad_cy})
+      if (*grad)
+        prepare(**grad, {grad == &grad_hy ? "grad_hy" : "grad_cy"}, call_.state_shape(), call_.dtype, call_.input);
+    prepare_kept(kept);
+    const bool needs_input = call_.has(kNeedsInput), needs_weights = call_.has(kNeedsWeights);
+    Tensors grads;
+    grads.push_back(needs_input ? call_.allocate_like_input(call_.I) : call_.allocate({0}));
+    for (const Tensor& weight : call_.weights)
+      grads.push_back(needs_weights ? call_.allocate(weight.sizes()) : call_.allocate({0}));
+    const size_t first_state = grads.size();
+    for (size_t i = 0; i < call_.states.size(); ++i) grads.push_back(call_.allocate(call_.state_shape()));
+    if (!call_.has_steps()) {
+      for (size_t i = 0; i < first_state; ++i) fill_with_zeros(grads[i]);
+      for (size_t i = first_state; i < grads.size(); ++i) pass_on(grads[i], i == first_state ? grad_hy : grad_cy);
+      return grads;
+    }
+    MaybeTensor grad_y;
+    if (grad_output) grad_y = call_.time_major(*grad_output, "grad_output", call_.width());
+    for (int64_t layer = call_.L - 1; layer >= 0; --layer) {
+      const Tensor x = layer ? masked(output_of(layer - 1, kept), layer - 1) : call_.x;
+      MaybeTensor grad_x;
+      if (layer || needs_input) grad_x = layer ? allocate_between() : grads[0];
+      with_storage_type(call_.dtype, [&](auto tag) {
+        run_backward<typename decltype(tag)::type>(layer, x, kept, grad_y, grad_hy, grad_cy, grad_x, grads);
+      });
+      if (layer) grad_y = masked(*grad_x, layer - 1);
+    }
+    return grads;
+  }
+
+ private:
+  // ---- Tensors ----
+
+  Tensor allocate_between() const { return call_.allocate({call_.T, call_.B, call_.width()}); }
+  std::array<int64_t, 4> saved_shape() const { return {call_.T, call_.B, call_.cell.saved, call_.H}; }
+  Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), accumulate_type(call_.dtype)); }
+  // `kept` holds the last layer's output, what every layer and direction saved, and the other outputs.
+  static const Tensor& saved_of(int64_t k, const Tensors& kept) { return kept[size_t(1 + k)]; }
+  const Tensor& output_of(int64_t layer, const Tensors& kept) const {
+    return kept[layer + 1 == call_.L ? 0 : size_t(1 + call_.count() + layer)];
+  }
+
+  // What the next layer gets of a layer's output, and the same for its gradient.
+  Tensor masked(const Tensor& y, int64_t layer) const {
+    return call_.masks.empty() ? y : product(y, call_.masks[size_t(layer)]);
+  }
+
+  // Where no step takes place, a state stays as it is, and so does its gradient; zeros if there is none.
+  static void pass_on(Tensor& to, const MaybeTensor& from) {
+    if (from)
+      torch::stable::copy_(to, *from);
+    else
+      fill_with_zeros(to);
+  }
+
+  void prepare_kept(Tensors& kept) const {
+    const size_t count = size_t(call_.count()), wanted = count + size_t(call_.L);
+    require(kept.size() == wanted, "kept must be ", wanted, " tensors, got ", kept.size());
+    for (size_t i = 1; i < wanted; ++i)
+      if (i <= count)
+        prepare(kept[i], {"saved"}, saved_shape(), accumulate_type(call_.dtype), call_.input);
+      else
+        prepare(kept[i], {"saved output"}, {call_.T, call_.B, call_.width()}, call_.dtype, call_.input);
+    kept[0] = call_.time_major(kept[0], "output", call_.width());
+  }
+
+  // ---- Layers ----
+
+  template <class S>
+  void run_forward(int64_t layer, const Tensor& x, const Tensor& y, const Tensors& finals, const Tensors& saved) const {
+    const int64_t D = call_.D, H = call_.H;
+    Directions<ForwardArgs<S>> directions;
+    for (int64_t direction = 0; direction < D; ++direction) {
+      const int64_t k = layer * D + direction;
+      ForwardArgs<S>& args = directions.args[directions.count++];
+      call_.fill(args, k, x);
+      args.bias_ih = call_.has(kBias) ? const_data<S>(call_.weight(k, 2)) : nullptr;
+      args.bias_hh = call_.has(kBias) ? const_data<S>(call_.weight(k, 3)) : nullptr;
+      args.output = data<S>(y) + direction * H;
+      args.hy = data<S>(finals[0]) + k * call_.B * H;
+      args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * call_.B * H : nullptr;
+      args.saved = saved.empty() ? nullptr : data<accumulate_t<S>>(saved[size_t(k)]);
+    }
+    Device::forward(context_, directions);
+  }
+
+  template <class S>
+  void run_backward(int64_t layer, const Tensor& x, const Tensors& kept, const MaybeTensor& grad_y,
+                    const MaybeTensor& grad_hy, const MaybeTensor& grad_cy, const MaybeTensor& grad_x,
+                    const Tensors& grads) const {
+    const int64_t D = call_.D, H = call_.H;
+    for (int64_t direction = 0; direction < D; ++direction) {
+      const int64_t k = layer * D + direction, at = k * call_.B * H, each = call_.weights_each();
+      const auto grad_of_weight = [&](int64_t i) {
+        return call_.has(kNeedsWeights) && i < each ? data<S>(grads[size_t(1 + k * each + i)]) : nullptr;
+      };
+      const auto grad_of_state = [&](size_t i) {
+        return i < call_.states.size() ? data<S>(grads[grads.size() - call_.states.size() + i]) + at : nullptr;
+      };
+      BackwardArgs<S> args;
+      call_.fill(args, k, x);
+      args.grad_output = grad_y ? const_data<S>(*grad_y) + direction * H : nullptr;
+      args.grad_hy = grad_hy ? const_data<S>(*grad_hy) + at : nullptr;
+      args.grad_cy = grad_cy ? const_data<S>(*grad_cy) + at : nullptr;
+      args.output = const_data<S>(output_of(layer, kept)) + direction * H;
+      args.saved = const_data<accumulate_t<S>>(saved_of(k, kept));
+      args.grad_x = grad_x ? data<S>(*grad_x) : nullptr;
+      args.adds_grad_x = direction > 0;
+      args.grad_weight_ih = grad_of_weight(0);
+      args.grad_weight_hh = grad_of_weight(1);
+      args.grad_bias_ih = grad_of_weight(2);
+      args.grad_bias_hh = grad_of_weight(3);
+      args.grad_hx = grad_of_state(0);
+      args.grad_cx = grad_of_state(1);
+      Device::backward(context_, args);
+    }
+  }
+
+  const Call call_;
+  const Context context_;
+};
+
+}  // namespace fused_rnn

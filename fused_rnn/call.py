@@ -1,0 +1,327 @@
+"""A call of a recurrent layer or cell: its tensors, what a backend may ask of it, and its plainest form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from .cell import Cell, Weights
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # classes of tensors without rules of their own
+_SUPPORTED = PLAIN | {FakeTensor, FunctionalTensor}  # by our ops
+
+
+class Problem(NamedTuple):
+    """Everything that the choice of a backend may depend on, and nothing else. A :class:`Call` has the same fields."""
+
+    cell: Cell
+    device: torch.device
+    dtype: torch.dtype
+    T: int
+    B: int
+    I: int
+    H: int
+    projection: bool = False
+    ragged: bool = False  # lengths are given
+    packed: bool = False  # input is the data of a PackedSequence
+    training: bool = False  # a backward may come
+    transformed: bool = False  # inside torch.func or forward-mode differentiation
+    subclass: str = ""  # the class of a tensor that is a subclass of Tensor with rules of its own
+    layers: int = 1
+    directions: int = 1
+
+    def __str__(self) -> str:
+        flags = [name for name in ("projection", "ragged", "packed", "training", "transformed") if getattr(self, name)]
+        sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
+        flags += [self.subclass] if self.subclass else []
+        flags += [f"layers={self.layers}"] if self.layers > 1 else []
+        flags += ["bidirectional"] if self.directions > 1 else []
+        return " ".join([str(self.cell), str(self.dtype).removeprefix("torch."), str(self.device), sizes, *flags])
+
+
+# The bits of the ops' argument ``flags``, as in csrc/call.h, where their meaning is.
+BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, ALLOW_TF32, SAVE = (1 << k for k in range(7))
+NEEDS_INPUT, NEEDS_WEIGHTS = 128, 256  # of the backward
+
+
+class Form(NamedTuple):
+    """What a module is, whatever it is called with."""
+
+    layers: int = 1
+    directions: int = 1
+    bias: bool = True
+    projection: bool = False
+    batch_first: bool = False
+    step: bool = False  # of a cell
+    reverse: bool = False  # the first direction runs from the last step to the first; modules never ask for that
+    flags: int = 0  # these as bits
+
+
+def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:
+    """The flags of a call's form."""
+    flags = (BIAS if bias else 0) | (BIDIRECTIONAL if directions > 1 else 0) | (BATCH_FIRST if batch_first else 0)
+    return flags | (STEP if step else 0) | (REVERSE if reverse else 0)
+
+
+def form(
+    layers: int = 1,
+    directions: int = 1,
+    bias: bool = True,
+    projection: bool = False,
+    batch_first: bool = False,
+    step: bool = False,
+    reverse: bool = False,
+) -> Form:
+    """The :class:`Form` with these fields and its flags."""
+    flags = flags_of(bias, directions, batch_first, step, reverse)
+    return Form(layers, directions, bool(bias), bool(projection), bool(batch_first), step, reverse, flags)
+
+
+class Call:
+    """What a module was called with. Its properties answer a backend's questions, each computed when it is asked.
+
+    Args:
+        input: [T, B, I]; [B, T, I] with ``batch_first``; [T, I] without a batch; the data [N, I] of a packed sequence;
+            of a step [B, I] or [I].
+        states: the initial states, each [L*D, B, H] or [L*D, H], layer by layer and in each the forward direction
+            first; of a step [B, H] or [H]; () for zeros.
+        weights: of all layers and directions in the same order, each as the fields of :class:`Weights`, without those
+            that the layer does not have.
+        form: what the module is.
+        check: raises torch.nn's error if the tensors do not fit. The native ops find that out by themselves, so they
+            ask for words only when they refuse; others ask before they run.
+        subclass: :func:`subclass_among` of the tensors.
+        lengths: [B] int64 on the device of ``input``, or None: row b ends after ``lengths[b]`` steps.
+        batch_sizes: of a packed sequence, [T], or None.
+        dropout: probability of an element of a layer's output, but the last layer's, to be zeroed.
+        masks: what dropout has drawn, [T, B, D*H] for each layer but the last; () for none.
+    """
+
+    __slots__ = (
+        "batch_sizes",
+        "cell",
+        "check",
+        "dropout",
+        "form",
+        "input",
+        "lengths",
+        "masks",
+        "states",
+        "subclass",
+        "weights",
+    )
+
+    def __init__(
+        self,
+        cell: Cell,
+        input: Tensor,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        form: Form = form(),  # noqa: B008  a constant
+        check: Callable[[Call], None] = lambda call: None,
+        subclass: str = "",
+        lengths: Tensor | None = None,
+        batch_sizes: Tensor | None = None,
+        dropout: float = 0.0,
+        masks: Sequence[Tensor] = (),
+    ) -> None:
+        self.cell = cell
+        self.input = input
+        self.states = states
+        self.weights = weights
+        self.form = form
+        self.check = check
+        self.subclass = subclass
+        self.lengths = lengths
+        self.batch_sizes = batch_sizes
+        self.dropout = dropout
+        self.masks = masks
+
+    def changed(self, **changes: Any) -> Call:
+        """A copy with other values for some fields."""
+        return Call(**({name: getattr(self, name) for name in self.__slots__} | changes))
+
+    # ---- What a backend may ask: the fields of a Problem ----
+
+    @property
+    def device(self) -> torch.device:
+        return self.input.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.input.dtype
+
+    @property
+    def layers(self) -> int:
+        return self.form.layers
+
+    @property
+    def directions(self) -> int:
+        return self.form.directions
+
+    @property
+    def projection(self) -> bool:
+        return self.form.projection
+
+    @property
+    def T(self) -> int:
+        if self.batch_sizes is not None:
+            return self.batch_sizes.size(0)
+        return 1 if self.form.step else self.input.size(1 if self.form.batch_first and self.is_batched else 0)
+
+    @property
+    def B(self) -> int:
+        if self.batch_sizes is not None:
+            return int(self.batch_sizes[0])
+        batch_leads = self.form.step or self.form.batch_first
+        return self.input.size(0 if batch_leads else 1) if self.is_batched else 1
+
+    @property
+    def I(self) -> int:  # noqa: E743  the field's name
+        return self.input.size(-1)
+
+    @property
+    def H(self) -> int:
+        return self.weights[0].size(0) // self.cell.gates
+
+    @property
+    def ragged(self) -> bool:
+        return self.lengths is not None
+
+    @property
+    def packed(self) -> bool:
+        return self.batch_sizes is not None
+
+    @property
+    def training(self) -> bool:
+        if torch.is_grad_enabled():
+            for tensor in (self.input, *self.states, *self.weights):
+                if tensor.requires_grad:
+                    return True
+        return False
+
+    @property
+    def transformed(self) -> bool:
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(*(getattr(self, name) for name in Problem._fields))
+
+    # ---- Forms ----
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the input has a dimension for the rows of a batch. A packed sequence has its own form."""
+        return self.input.dim() == (2 if self.form.step else 3)
+
+    @property
+    def output_size(self) -> int:
+        """Size of h: H, or proj_size."""
+        return self.weights[1].size(1)
+
+    def layer_weights(self) -> list[Weights]:
+        """The weights of each layer and direction."""
+        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.form.bias + ["weight_hr"] * self.projection
+        flat: Iterator[Tensor] = iter(self.weights)
+        return [Weights(**{name: next(flat) for name in names}) for _ in range(self.layers * self.directions)]
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The states and weights that are there, by torch.nn's names."""
+        yield from zip(self.cell.states, self.states, strict=False)
+        for k, layer in enumerate(self.layer_weights()):
+            suffix = "_reverse" if k % self.directions else ""
+            suffix = "" if self.form.step else f"_l{k // self.directions}{suffix}"
+            yield from ((name + suffix, tensor) for name, tensor in layer._asdict().items() if tensor is not None)
+
+    def standard(self) -> Call:
+        """The same call with an input [T, B, I] (or packed) and states [L*D, B, H] that are there.
+
+        Raises:
+            RuntimeError: a state or weight has another dtype or device than the input.
+        """
+        self.check(self)
+        device, dtype = self.device, self.dtype
+        for name, tensor in self.named_tensors():
+            if tensor.device != device or tensor.dtype != dtype:
+                got = f"{tensor.dtype} on {tensor.device}"
+                raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
+        x, states = self.input, tuple(self.states)
+        if not states:
+            # not new_zeros, which writes past an mkldnn tensor
+            count = () if self.form.step else (self.layers * self.directions,)
+            batch = (self.B,) if self.packed or self.is_batched else ()
+            sizes = (self.output_size, self.H)[: len(self.cell.states)]
+            states = tuple(torch.zeros((*count, *batch, size), dtype=dtype, device=device) for size in sizes)
+        if not self.packed:
+            if not self.is_batched:
+                x = x.unsqueeze(0 if self.form.step else 1)
+                states = tuple(state.unsqueeze(-2) for state in states)
+            elif self.form.batch_first and not self.form.step:
+                x = x.transpose(0, 1)
+            if self.form.step:
+                x, states = x.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+        flags = self.form.flags & ~(BATCH_FIRST | STEP)
+        plain = self.form._replace(batch_first=False, step=False, flags=flags)
+        return self.changed(input=x, states=states, form=plain, check=lambda call: None)
+
+    def as_asked(self, output: Tensor, final: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the op gives for this call, from the output [T, B, D*H] and final states of :meth:`standard`."""
+        form, final = self.form, tuple(final)
+        if form.step:
+            for _ in range(1 if self.is_batched else 2):
+                final = tuple(reshaped(state, "squeeze", 0) for state in final)
+            return final
+        if not self.packed:
+            if not self.is_batched:
+                output, final = reshaped(output, "squeeze", 1), tuple(reshaped(state, "squeeze", 1) for state in final)
+            elif form.batch_first:
+                output = reshaped(output, "transpose", 0, 1)
+        return output, *final
+
+
+def is_plain() -> bool:
+    """Whether nothing stands between a module and the CPU kernels: no autograd, autocast, transform, graph or capture.
+
+    Then a module may ask the op directly, which refuses what it cannot run. A streaming step is so short that to make a
+    :class:`Call` and to choose a backend would take as long as the step.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def subclass_among(*tensors: object) -> str:
+    """The name of the first class that derives from Tensor and has rules of its own for PyTorch's functions, or ""."""
+    kinds = (kind for kind in map(type, tensors) if kind not in _SUPPORTED and issubclass(kind, Tensor))
+    return next((kind.__name__ for kind in kinds), "")
+
+
+def reshaped(tensor: Tensor, change: str, *dims: int) -> Tensor:
+    """``tensor.<change>(*dims)`` of a result that nothing else holds, not as a view if that can be.
+
+    PyTorch refuses ``detach_()`` and some in-place updates of views.
+
+    Args:
+        change: "transpose" or "squeeze".
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # these rewrite changes in place
+        return getattr(tensor, change)(*dims)
+    if tensor.is_inference():  # it has no version
+        return getattr(tensor, change + "_")(*dims)
+    # The backward saves the values of an output, which do not change: to autograd this is no new version of it.
+    version = tensor._version
+    getattr(tensor, change + "_")(*dims)
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    return tensor

@@ -1,0 +1,69 @@
+"""Layers on top of each other, in one direction or both, for backends that run one layer in one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as zeroed
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .call import BATCH_FIRST, Call
+from .cell import Cell, States, Weights
+
+RunLayer = Callable[[Cell, Tensor, States, Weights, "Tensor | None", bool], tuple[Tensor, States]]
+
+
+def run(call: Call, run_layer: RunLayer) -> tuple[Tensor, ...]:
+    """The results of the op for a call: the output and the final states, of a step the states alone.
+
+    Args:
+        run_layer: has the signature of :func:`fused_rnn.reference.run`.
+    """
+    if call.packed:
+        return run_padded(call.standard(), lambda padded: run(padded, run_layer))
+    plain = with_masks(call.standard())
+    x, finals = plain.input, []
+    weights, directions = plain.layer_weights(), plain.directions
+    for layer in range(plain.layers):
+        if layer and plain.masks:
+            x = x * plain.masks[layer - 1]
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            initial = tuple(state[k] for state in plain.states)
+            is_reverse = plain.form.reverse != (direction == 1)
+            output, final = run_layer(plain.cell, x, initial, weights[k], plain.lengths, is_reverse)
+            outputs.append(output)
+            finals.append(final)
+        x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    return call.as_asked(x, tuple(torch.stack(state) for state in zip(*finals, strict=True)))
+
+
+def run_padded(call: Call, run: Callable[[Call], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """The results for a packed call of ``run``, which takes padded input only."""
+    assert call.batch_sizes is not None
+    x, lengths = pad_packed_sequence(PackedSequence(call.input, call.batch_sizes))
+    masks: Sequence[Tensor] = ()
+    if call.dropout > 0:  # drawn in packed form: the random numbers that torch.nn draws
+        N, width = call.input.size(0), call.directions * call.output_size
+        drawn = [_mask(call, (N, width)) for _ in range(call.layers - 1)]
+        masks = [pad_packed_sequence(PackedSequence(mask, call.batch_sizes))[0] for mask in drawn]
+    plain = call.form._replace(batch_first=False, flags=call.form.flags & ~BATCH_FIRST)
+    options = dict(form=plain, batch_sizes=None, dropout=0.0, check=lambda call: None)
+    padded = call.changed(input=x, lengths=lengths.to(x.device), masks=masks, **options)
+    output, *final = run(padded)
+    return pack_padded_sequence(output, lengths).data, *final
+
+
+def with_masks(call: Call) -> Call:
+    """The same call with what dropout multiplies the outputs by, drawn as torch.nn draws it."""
+    if call.dropout == 0:
+        return call
+    shape = (call.T, call.B, call.directions * call.output_size)
+    return call.changed(dropout=0.0, masks=[_mask(call, shape) for _ in range(call.layers - 1)])
+
+
+def _mask(call: Call, shape: tuple[int, ...]) -> Tensor:
+    return zeroed(torch.ones(shape, dtype=call.dtype, device=call.device), call.dropout, training=True)
