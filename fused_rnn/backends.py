@@ -39,7 +39,7 @@ class Backend:
 
     def why_not(self, problem: Asked) -> str | None:
         """A sentence, or None if it can run the problem."""
-        if self.device_type and problem.device.type != self.device_type:
+        if self.device_type and native.load_error is None and problem.device.type != self.device_type:
             return f"it runs on {self.device_type}, and the input is on {problem.device}"
         return self.refusal(problem)
 
