@@ -1,5 +1,5 @@
-// What a call is: layers on top of each other, in one direction or both. Its tensors, checked, and what their shapes
-// say.
+// The tensors of a call, checked, and the sizes that follow from their shapes. A call runs layers on top of each other,
+// in one direction or both.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace fused_rnn {
 
 using Tensors = std::vector<Tensor>;
 
-// The bits of the schema's `flags`, as in fused_rnn/autograd.py.
+// The bits of the schema's `flags`, as in fused_rnn/call.py.
 enum Flag : int64_t {
   kBias = 1,           // there are bias_ih and bias_hh
   kBidirectional = 2,  // every layer has two directions

@@ -16,7 +16,7 @@ struct Ops {
 
   static Tensors inference(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                            int64_t flags) {
-    return Stack<Device>({cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags}).forward();
+    return forward(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags);
   }
 
   static Tensors step_inference(std::string cell, Tensor input, Tensor weight_ih, Tensor weight_hh, MaybeTensor bias_ih,

@@ -1,9 +1,8 @@
-// Both passes of a call: layer by layer, in one direction or both. Here alone is what a stack of layers is.
+// Both passes of a call: layer by layer, in one direction or both. No other C++ code loops over layers.
 // Device::forward(context, directions) and Device::backward(context, args) run the loops of a device.
 #pragma once
 
 #include <array>
-#include <tuple>
 #include <vector>
 
 #include "call.h"

@@ -27,7 +27,9 @@ from .call import (
     SAVE,
     STEP,
     Call,
-    form,
+    Form,
+    flags_of,
+    one_layer,
 )
 from .cell import CELLS, Cell, States, Weights
 
@@ -44,7 +46,10 @@ def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
     Returns:
         The output and the final states, of a step the states alone.
     """
-    flags = call.form.flags | ALLOW_TF32 if allow_tf32 else call.form.flags
+    form = call.form
+    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse)
+    if allow_tf32:
+        flags |= ALLOW_TF32
     states = call.states
     hx = states[0] if states else None
     cx = states[1] if len(states) > 1 else None
@@ -72,11 +77,7 @@ def run_layer(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
-    flat = [weight for weight in weights if weight is not None]
-    initial = tuple(state.unsqueeze(0) for state in states)
-    layer = form(bias=weights.bias_ih is not None, reverse=reverse)
-    output, *final = run(ops, Call(cell, x, initial, flat, layer, lengths=lengths), allow_tf32)
-    return output, tuple(state.squeeze(0) for state in final)
+    return one_layer(lambda call: run(ops, call, allow_tf32))(cell, x, states, weights, lengths, reverse)
 
 
 def _two(states: Sequence[MaybeTensor]) -> tuple[MaybeTensor, MaybeTensor]:
@@ -193,17 +194,17 @@ def register(namespace: str) -> None:
         grad_output, grad_hy, grad_cy, kept, name, x, weights, hx, cx, lengths, masks, flags = inputs
         ctx.set_materialize_grads(False)
         grads = (grad_output, grad_hy, grad_cy)
-        ctx.op = _CELLS[name], flags
+        ctx.op = name, flags
         ctx.counts = len(kept), len(masks)
         ctx.has_grad = [grad is not None for grad in grads]
         _save(ctx, _there(*grads), (x,), weights, _there(hx, cx), _there(lengths), masks)
 
     def backward_derivative(ctx: Any, grads: list[MaybeTensor]) -> tuple[Any, ...]:
-        cell, flags = ctx.op
+        name, flags = ctx.op
         given, (x,), weights, states, lengths, masks = _saved(ctx)
         found = iter(given)
         incoming = [next(found) if has_grad else None for has_grad in ctx.has_grad]
-        call = _call(cell, x, weights, states, lengths[0] if lengths else None, masks, flags)
+        call = _call(name, x, weights, *_two(states), lengths[0] if lengths else None, masks, flags)
         second, by_x, by_weights, by_states = _second_derivative(call, incoming, grads)
         # What the forward kept is a function of the other inputs, so its part is in those gradients already.
         kept, n_masks = ctx.counts
@@ -220,13 +221,15 @@ def _there(*tensors: MaybeTensor) -> tuple[Tensor, ...]:
     return tuple([tensor for tensor in tensors if tensor is not None])
 
 
-def _call(cell: Cell, x: Tensor, weights: Any, states: Any, lengths: MaybeTensor, masks: Any, flags: int) -> Call:
-    """The call that the arguments of an op are."""
-    has_bias, directions, step = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1, bool(flags & STEP)
+def _call(
+    name: str, x: Tensor, weights: Any, hx: MaybeTensor, cx: MaybeTensor, lengths: MaybeTensor, masks: Any, flags: int
+) -> Call:
+    """The call that the arguments of the forward op are."""
+    has_bias, directions = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1
     layers = len(weights) // (directions * (4 if has_bias else 2))
-    batch_first, reverse = bool(flags & BATCH_FIRST), bool(flags & REVERSE)
-    made = form(layers, directions, has_bias, False, batch_first, step, reverse)
-    return Call(cell, x, tuple(states), weights, made, lengths=lengths, masks=masks)
+    batch_first, step, reverse = bool(flags & BATCH_FIRST), bool(flags & STEP), bool(flags & REVERSE)
+    made = Form(layers, directions, has_bias, False, batch_first, step, reverse)
+    return Call(named(name), x, _there(hx, cx), weights, made, lengths=lengths, masks=masks)
 
 
 def named(name: str) -> Cell:
@@ -236,23 +239,14 @@ def named(name: str) -> Cell:
     return _CELLS[name]
 
 
-def _forward_fake(
-    name: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    hx: MaybeTensor,
-    cx: MaybeTensor,
-    lengths: MaybeTensor,
-    masks: Sequence[Tensor],
-    flags: int,
-) -> list[Tensor]:
-    _check_devices(x, hx=hx, cx=cx, lengths=lengths, weights=weights, masks=masks)
-    cell = named(name)
-    call = _call(cell, x, weights, _there(hx, cx), lengths, masks, flags)
+def _forward_fake(*args: Any) -> list[Tensor]:
+    call, flags = _call(*args), args[-1]
+    _check_devices(call)
+    x, cell, step = call.input, call.cell, call.form.step
     T, B, H, count = call.T, call.B, call.H, call.layers * call.directions
     batch = (B,) if call.is_batched else ()
-    results = [] if call.form.step else [_empty_like_input(call, call.directions * H)]
-    results += [x.new_empty((*((count,) * (not call.form.step)), *batch, H)) for _ in cell.states]
+    results = [] if step else [_empty_like_input(call, call.directions * H)]
+    results += [x.new_empty((*((count,) * (not step)), *batch, H)) for _ in cell.states]
     if flags & SAVE:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         results += [x.new_empty((T, B, cell.saved, H), dtype=dtype) for _ in range(count)]
@@ -260,31 +254,18 @@ def _forward_fake(
     return results
 
 
-def _inference_fake(
-    name: str, x: Tensor, weights: Sequence[Tensor], hx: MaybeTensor, cx: MaybeTensor, flags: int
-) -> list[Tensor]:
-    return _forward_fake(name, x, weights, hx, cx, None, (), flags)
+def _inference_fake(*args: Any) -> list[Tensor]:
+    return _forward_fake(*args[:-1], None, (), args[-1])
 
 
 def _backward_fake(
-    grad_output: MaybeTensor,
-    grad_hy: MaybeTensor,
-    grad_cy: MaybeTensor,
-    kept: Sequence[Tensor],
-    name: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    hx: MaybeTensor,
-    cx: MaybeTensor,
-    lengths: MaybeTensor,
-    masks: Sequence[Tensor],
-    flags: int,
+    grad_output: MaybeTensor, grad_hy: MaybeTensor, grad_cy: MaybeTensor, kept: Sequence[Tensor], *args: Any
 ) -> list[Tensor]:
-    grads = dict(grad_output=grad_output, grad_hy=grad_hy, grad_cy=grad_cy, kept=kept)
-    _check_devices(x, hx=hx, cx=cx, lengths=lengths, weights=weights, masks=masks, **grads)
-    call = _call(named(name), x, weights, _there(hx, cx), lengths, masks, flags)
-    results = [_empty_like_input(call, x.size(-1)) if flags & NEEDS_INPUT else x.new_empty((0,))]
-    results += [x.new_empty(weight.shape if flags & NEEDS_WEIGHTS else (0,)) for weight in weights]
+    call, flags = _call(*args), args[-1]
+    _check_devices(call, grad_output=grad_output, grad_hy=grad_hy, grad_cy=grad_cy, kept=kept)
+    x = call.input
+    results = [_empty_like_input(call, call.I) if flags & NEEDS_INPUT else x.new_empty((0,))]
+    results += [x.new_empty(weight.shape if flags & NEEDS_WEIGHTS else (0,)) for weight in call.weights]
     return results + [x.new_empty(state.shape) for state in call.states]
 
 
@@ -297,8 +278,10 @@ def _empty_like_input(call: Call, width: int) -> Tensor:
     return x.new_empty(shape)
 
 
-def _check_devices(x: Tensor, **named: MaybeTensor | Sequence[Tensor]) -> None:
+def _check_devices(call: Call, **more: MaybeTensor | Sequence[Tensor]) -> None:
     """Raise if the devices differ: PyTorch runs the fake kernel, which computes nothing, if any tensor is on meta."""
+    x, states = call.input, dict(zip(call.cell.states, call.states))
+    named: dict[str, Any] = {**states, "lengths": call.lengths, "weights": call.weights, "masks": call.masks, **more}
     for name, given in named.items():
         for tensor in (given,) if isinstance(given, Tensor) else given or ():
             if tensor.device != x.device:

@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from .cell import Cell, Weights
+from .cell import Cell, States, Weights
+
+RunLayer = Callable[..., tuple[Tensor, States]]  # with the signature of reference.run
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))  # classes of tensors without rules of their own
 _SUPPORTED = PLAIN | {FakeTensor, FunctionalTensor}  # by our ops
@@ -50,8 +52,14 @@ BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, ALLOW_TF32, SAVE = (1 << k for 
 NEEDS_INPUT, NEEDS_WEIGHTS = 128, 256  # of the backward
 
 
+def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:
+    """The flags of a :class:`Form`, without one: a streaming step has no time for it."""
+    flags = (BIAS if bias else 0) | (BIDIRECTIONAL if directions > 1 else 0) | (BATCH_FIRST if batch_first else 0)
+    return flags | (STEP if step else 0) | (REVERSE if reverse else 0)
+
+
 class Form(NamedTuple):
-    """What a module is, whatever it is called with."""
+    """A module, apart from its cell, its sizes and what it is called with."""
 
     layers: int = 1
     directions: int = 1
@@ -60,27 +68,6 @@ class Form(NamedTuple):
     batch_first: bool = False
     step: bool = False  # of a cell
     reverse: bool = False  # the first direction runs from the last step to the first; modules never ask for that
-    flags: int = 0  # these as bits
-
-
-def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:
-    """The flags of a call's form."""
-    flags = (BIAS if bias else 0) | (BIDIRECTIONAL if directions > 1 else 0) | (BATCH_FIRST if batch_first else 0)
-    return flags | (STEP if step else 0) | (REVERSE if reverse else 0)
-
-
-def form(
-    layers: int = 1,
-    directions: int = 1,
-    bias: bool = True,
-    projection: bool = False,
-    batch_first: bool = False,
-    step: bool = False,
-    reverse: bool = False,
-) -> Form:
-    """The :class:`Form` with these fields and its flags."""
-    flags = flags_of(bias, directions, batch_first, step, reverse)
-    return Form(layers, directions, bool(bias), bool(projection), bool(batch_first), step, reverse, flags)
 
 
 class Call:
@@ -93,14 +80,19 @@ class Call:
             first; of a step [B, H] or [H]; () for zeros.
         weights: of all layers and directions in the same order, each as the fields of :class:`Weights`, without those
             that the layer does not have.
-        form: what the module is.
+        form: of the module.
         check: raises torch.nn's error if the tensors do not fit. The native ops find that out by themselves, so they
             ask for words only when they refuse; others ask before they run.
-        subclass: :func:`subclass_among` of the tensors.
         lengths: [B] int64 on the device of ``input``, or None: row b ends after ``lengths[b]`` steps.
         batch_sizes: of a packed sequence, [T], or None.
         dropout: probability of an element of a layer's output, but the last layer's, to be zeroed.
-        masks: what dropout has drawn, [T, B, D*H] for each layer but the last; () for none.
+        masks: the random numbers of dropout, [T, B, D*H] for each layer but the last; () for none.
+
+    Attributes:
+        subclass: the class of the first tensor that is a subclass of Tensor with rules of its own, or "".
+
+    Raises:
+        As ``check`` does, if there is anything but plain tensors: such a thing must not meet an op unchecked.
     """
 
     __slots__ = (
@@ -123,9 +115,8 @@ class Call:
         input: Tensor,
         states: Sequence[Tensor],
         weights: Sequence[Tensor],
-        form: Form = form(),  # noqa: B008  a constant
+        form: Form = Form(),  # noqa: B008  a constant
         check: Callable[[Call], None] = lambda call: None,
-        subclass: str = "",
         lengths: Tensor | None = None,
         batch_sizes: Tensor | None = None,
         dropout: float = 0.0,
@@ -137,15 +128,19 @@ class Call:
         self.weights = weights
         self.form = form
         self.check = check
-        self.subclass = subclass
         self.lengths = lengths
         self.batch_sizes = batch_sizes
         self.dropout = dropout
         self.masks = masks
+        self.subclass = ""
+        if not PLAIN.issuperset(map(type, (input, *states, *weights))):
+            self.subclass = _subclass_among(input, *states, *weights)
+            check(self)
 
     def changed(self, **changes: Any) -> Call:
         """A copy with other values for some fields."""
-        return Call(**({name: getattr(self, name) for name in self.__slots__} | changes))
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "subclass"}
+        return Call(**(fields | changes))
 
     # ---- What a backend may ask: the fields of a Problem ----
 
@@ -232,13 +227,14 @@ class Call:
         flat: Iterator[Tensor] = iter(self.weights)
         return [Weights(**{name: next(flat) for name in names}) for _ in range(self.layers * self.directions)]
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The states and weights that are there, by torch.nn's names."""
-        yield from zip(self.cell.states, self.states, strict=False)
+    def names(self) -> list[str]:
+        """What torch.nn calls the states and the weights."""
+        names = list(self.cell.states[: len(self.states)])
         for k, layer in enumerate(self.layer_weights()):
             suffix = "_reverse" if k % self.directions else ""
             suffix = "" if self.form.step else f"_l{k // self.directions}{suffix}"
-            yield from ((name + suffix, tensor) for name, tensor in layer._asdict().items() if tensor is not None)
+            names += [name + suffix for name, weight in layer._asdict().items() if weight is not None]
+        return names
 
     def standard(self) -> Call:
         """The same call with an input [T, B, I] (or packed) and states [L*D, B, H] that are there.
@@ -248,9 +244,9 @@ class Call:
         """
         self.check(self)
         device, dtype = self.device, self.dtype
-        for name, tensor in self.named_tensors():
+        for k, tensor in enumerate((*self.states, *self.weights)):
             if tensor.device != device or tensor.dtype != dtype:
-                got = f"{tensor.dtype} on {tensor.device}"
+                name, got = self.names()[k], f"{tensor.dtype} on {tensor.device}"
                 raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
         x, states = self.input, tuple(self.states)
         if not states:
@@ -267,8 +263,7 @@ class Call:
                 x = x.transpose(0, 1)
             if self.form.step:
                 x, states = x.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
-        flags = self.form.flags & ~(BATCH_FIRST | STEP)
-        plain = self.form._replace(batch_first=False, step=False, flags=flags)
+        plain = self.form._replace(batch_first=False, step=False)
         return self.changed(input=x, states=states, form=plain, check=lambda call: None)
 
     def as_asked(self, output: Tensor, final: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -302,10 +297,29 @@ def is_plain() -> bool:
     )
 
 
-def subclass_among(*tensors: object) -> str:
-    """The name of the first class that derives from Tensor and has rules of its own for PyTorch's functions, or ""."""
+def _subclass_among(*tensors: object) -> str:
     kinds = (kind for kind in map(type, tensors) if kind not in _SUPPORTED and issubclass(kind, Tensor))
     return next((kind.__name__ for kind in kinds), "")
+
+
+def layer_call(
+    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
+) -> Call:
+    """The call of one layer in one direction; arguments as of :func:`reference.run`."""
+    flat = [weight for weight in weights if weight is not None]
+    initial = tuple(state.unsqueeze(0) for state in states)
+    layer = Form(bias=weights.bias_ih is not None, projection=weights.weight_hr is not None, reverse=reverse)
+    return Call(cell, x, initial, flat, layer, lengths=lengths)
+
+
+def one_layer(run: Callable[[Call], Sequence[Tensor]]) -> RunLayer:
+    """``run``, which takes a call, with the signature of :func:`reference.run`."""
+
+    def run_layer(*args: Any) -> tuple[Tensor, States]:
+        output, *final = run(layer_call(*args))
+        return output, tuple(state.squeeze(0) for state in final)
+
+    return run_layer
 
 
 def reshaped(tensor: Tensor, change: str, *dims: int) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here: see capture.scripted_as
 
 from . import backends, capture, cell, checks
-from .call import PLAIN, STEP, Call, form, is_plain, subclass_among
+from .call import STEP, Call, Form, is_plain
 from .cell import States
 from .modules import GruMixin
 
-_BIASED, _UNBIASED = form(step=True), form(bias=False, step=True)
+_BIASED, _UNBIASED = Form(step=True), Form(bias=False, step=True)
 
 
 class _OneStep(nn.RNNCellBase):
@@ -22,13 +22,13 @@ class _OneStep(nn.RNNCellBase):
     _cell: Any
 
     def _forward(self, input: Any, hx: Any) -> Any:
+        final: Any = None
         if is_plain():
             final = backends.infer(self._cell, input, self._own_weights(), hx, STEP)
-            if final is not None:
-                return final[0] if len(final) == 1 else (final[0], final[1])
-        if (taken := capture.taken(self, input, hx, None)) is not None:
-            return taken
-        final = backends.run(self._call(input, hx))
+        if final is None:
+            if (taken := capture.taken(self, input, hx, None)) is not None:
+                return taken
+            final = backends.run(self._call(input, hx))
         return final[0] if len(final) == 1 else (final[0], final[1])
 
     def _call(self, input: Any, hx: Any) -> Call:
@@ -39,14 +39,7 @@ class _OneStep(nn.RNNCellBase):
         """
         states = () if hx is None else self._from_hx(hx)
         weights = self._weights()
-        made = _BIASED if len(weights) > 2 else _UNBIASED
-        subclass, are_plain = "", PLAIN.issuperset(map(type, (input, *states, *weights)))
-        if not are_plain:
-            subclass = subclass_among(input, *states, *weights)
-        call = Call(self._cell, input, states, weights, made, self._check, subclass)
-        if not are_plain:
-            self._check(call)
-        return call
+        return Call(self._cell, input, states, weights, _BIASED if len(weights) > 2 else _UNBIASED, self._check)
 
     def _check(self, call: Call) -> None:
         """Raise torch.nn's error if the input or the states have the wrong shape."""

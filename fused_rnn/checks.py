@@ -33,8 +33,8 @@ def checked_gru_hx(hx: Any) -> Tensor:
     return hx
 
 
-def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> tuple[Tensor, int]:
-    """batch_sizes, contiguous as PyTorch reads them, and the batch size of a PackedSequence.
+def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> Tensor:
+    """batch_sizes of a PackedSequence, contiguous as PyTorch reads them.
 
     Raises:
         RuntimeError, IndexError: its parts do not fit together. PyTorch would write past the end of its memory.
@@ -56,7 +56,7 @@ def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | No
         if indices is not None and indices.shape != (B,):
             shape = list(indices.shape)
             raise RuntimeError(f"indices of a PackedSequence must be [{B}], one for each row, got {shape}")
-    return batch_sizes, B
+    return batch_sizes
 
 
 def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: torch.device) -> Tensor:

@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as zeroed
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .call import BATCH_FIRST, Call
-from .cell import Cell, States, Weights
-
-RunLayer = Callable[[Cell, Tensor, States, Weights, "Tensor | None", bool], tuple[Tensor, States]]
+from .call import Call, RunLayer
 
 
 def run(call: Call, run_layer: RunLayer) -> tuple[Tensor, ...]:
@@ -50,8 +47,7 @@ def run_padded(call: Call, run: Callable[[Call], Sequence[Tensor]]) -> tuple[Ten
         N, width = call.input.size(0), call.directions * call.output_size
         drawn = [_mask(call, (N, width)) for _ in range(call.layers - 1)]
         masks = [pad_packed_sequence(PackedSequence(mask, call.batch_sizes))[0] for mask in drawn]
-    plain = call.form._replace(batch_first=False, flags=call.form.flags & ~BATCH_FIRST)
-    options = dict(form=plain, batch_sizes=None, dropout=0.0, check=lambda call: None)
+    options = dict(form=call.form._replace(batch_first=False), batch_sizes=None, dropout=0.0, check=lambda call: None)
     padded = call.changed(input=x, lengths=lengths.to(x.device), masks=masks, **options)
     output, *final = run(padded)
     return pack_padded_sequence(output, lengths).data, *final

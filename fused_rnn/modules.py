@@ -16,7 +16,7 @@ from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here:
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, capture, cell, checks
-from .call import PLAIN, Call, flags_of, form, is_plain, subclass_among
+from .call import Call, Form, flags_of, is_plain
 from .cell import Cell, States
 from .stock_class import StockClass
 
@@ -32,20 +32,20 @@ class _Layers(StockClass, nn.RNNBase):
         raise NotImplementedError
 
     def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
+        results: Any = None
         if lengths is None and is_plain() and not (self.proj_size or (self.training and self.dropout)):
             flags = flags_of(self.bias, 2 if self.bidirectional else 1, self.batch_first)
             results = backends.infer(self._cell, input, self._weights(), hx, flags)
-            if results is not None:
-                return results[0], results[1] if len(results) == 2 else (results[1], results[2])
-        if (taken := capture.taken(self, input, hx, lengths)) is not None:
-            return taken
-        call = self._call(input, hx, lengths)
-        if call.subclass and lengths is None and self._cell.stock and backends.forced() is None:
-            return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
-        results = backends.run(call)
-        if call.batch_sizes is not None:
-            output: Any = PackedSequence(results[0], call.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            results = output, *_permuted(results[1:], input.unsorted_indices)
+        if results is None:
+            if (taken := capture.taken(self, input, hx, lengths)) is not None:
+                return taken
+            call = self._call(input, hx, lengths)
+            if call.subclass and lengths is None and self._cell.stock and backends.forced() is None:
+                return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
+            results = backends.run(call)
+            if call.batch_sizes is not None:
+                output = PackedSequence(results[0], call.batch_sizes, input.sorted_indices, input.unsorted_indices)
+                results = output, *_permuted(results[1:], input.unsorted_indices)
         return results[0], results[1] if len(results) == 2 else (results[1], results[2])
 
     def _call(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Call:
@@ -56,29 +56,22 @@ class _Layers(StockClass, nn.RNNBase):
         """
         weights = self._weights()
         states = () if hx is None else self._from_hx(hx)
-        is_packed = isinstance(input, PackedSequence)
         batch_sizes = None
-        if is_packed:
-            batch_sizes, _ = checks.checked_packed(*input)
+        if isinstance(input, PackedSequence):
+            batch_sizes = checks.checked_packed(*input)
             states = _permuted(states, input.sorted_indices)
             input = input.data
-        made = form(self.num_layers, 2 if self.bidirectional else 1, self.bias, self.proj_size > 0, self.batch_first)
-        subclass, are_plain = "", PLAIN.issuperset(map(type, (input, *states, *weights)))
-        if not are_plain:
-            subclass = subclass_among(input, *states, *weights)
-        call = Call(self._cell, input, states, weights, made, self._check, subclass)
-        if self.training and self.dropout:
-            call.dropout = self.dropout
-        if is_packed:
-            call.batch_sizes = batch_sizes
-            if lengths is not None:
+        form = Form(self.num_layers, 2 if self.bidirectional else 1, self.bias, self.proj_size > 0, self.batch_first)
+        dropout = self.dropout if self.training else 0.0
+        call = Call(self._cell, input, states, weights, form, self._check, batch_sizes=batch_sizes, dropout=dropout)
+        if lengths is not None:
+            if call.packed:
                 raise ValueError("lengths are for padded input: a PackedSequence has its own")
-        elif lengths is not None:
             self._check(call)
             if not call.is_batched:
                 raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
             call.lengths = checks.checked_lengths(lengths, call.T, call.B, call.device)
-        elif not (are_plain and input.numel()):
+        elif not input.numel():
             self._check(call)
         return call
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import autograd, layered
 from .call import Call
-from .cell import Cell, States, Weights
+from .cell import Cell
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -120,32 +120,14 @@ def _name(dtype: torch.dtype) -> str:
 
 def run(call: Call) -> Sequence[Tensor]:
     """The results of the native ops for a call."""
-    if call.batch_sizes is not None or call.lengths is not None or call.dropout:
-        return _run_unusual(call)
-    return autograd.run(torch.ops.fused_rnn, call, call.input.is_cuda and _may_use_tf32(call.dtype))
-
-
-def _run_unusual(call: Call) -> Sequence[Tensor]:
-    """As :func:`run`, packed, with dropout or with lengths."""
-    if call.packed:
+    if call.batch_sizes is not None:
         return layered.run_padded(call, run)
-    call = layered.with_masks(call)
-    if call.lengths is not None and call.input.is_cpu and (order := _longest_first(call.lengths)) is not None:
+    if call.dropout:
+        call = layered.with_masks(call)
+    x = call.input
+    if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
         return _run_in_order(call, order)
-    return autograd.run(torch.ops.fused_rnn, call, call.input.is_cuda and _may_use_tf32(call.dtype))
-
-
-def run_layer(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
-) -> tuple[Tensor, States]:
-    """One layer in one direction through the native ops; as :func:`reference.run`."""
-    return autograd.run_layer(
-        torch.ops.fused_rnn, cell, x, states, weights, lengths, reverse, x.is_cuda and _may_use_tf32(x.dtype)
-    )
-
-
-def _may_use_tf32(dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 and allow_tf32()
+    return autograd.run(torch.ops.fused_rnn, call, x.is_cuda and x.dtype == torch.float32 and allow_tf32())
 
 
 def _longest_first(lengths: Tensor) -> Tensor | None:

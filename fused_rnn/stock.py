@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import layered, reference, twice
-from .call import Call, form, reshaped
-from .cell import Cell, States, Weights
+from .call import Call, reshaped
+from .cell import States
 
 
 def run(call: Call) -> tuple[Tensor, ...]:
@@ -28,17 +28,6 @@ def run(call: Call) -> tuple[Tensor, ...]:
     if not torch.compiler.is_compiling() and twice.is_needed(output):
         _let_differentiate_again(plain, output)
     return call.as_asked(output, final)
-
-
-def run_layer(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
-) -> tuple[Tensor, States]:
-    """One layer in one direction; as :func:`reference.run`, without lengths."""
-    flat = [weight for weight in weights if weight is not None]
-    initial = tuple(state.unsqueeze(0) for state in states)
-    layer = form(bias=weights.bias_ih is not None, projection=weights.weight_hr is not None)
-    output, *final = run(Call(cell, x.flip(0) if reverse else x, initial, flat, layer))
-    return output.flip(0) if reverse else output, tuple(state.squeeze(0) for state in final)
 
 
 def _run_stack(call: Call) -> tuple[Tensor, States]:
@@ -82,12 +71,12 @@ def _let_differentiate_again(call: Call, output: Tensor) -> None:
 def _check_shapes(call: Call) -> None:
     output_size, H = call.output_size, call.H
     rows = call.cell.gates * H
-    shapes = dict(weight_hh=(rows, output_size), bias_ih=(rows,), bias_hh=(rows,), weight_hr=(output_size, H))
-    for name, tensor in call.named_tensors():
-        if name in call.cell.states:
-            continue
-        inputs = call.I if call.form.step or "_l0" in name else call.directions * output_size
-        kind = name.split("_l")[0]
-        shape = shapes.get(kind, (rows, inputs))
-        if tensor.shape != shape:
-            raise RuntimeError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+    shapes: list[tuple[int, ...]] = []
+    for k in range(call.layers * call.directions):
+        inputs = call.I if k < call.directions else call.directions * output_size
+        shapes += [(rows, inputs), (rows, output_size), *[(rows,)] * (2 * call.form.bias)]
+        shapes += [(output_size, H)] * call.projection
+    for k, (weight, shape) in enumerate(zip(call.weights, shapes, strict=True)):
+        if weight.shape != shape:
+            name = call.names()[len(call.states) + k]
+            raise RuntimeError(f"{name} must be {list(shape)}, got {list(weight.shape)}")

@@ -457,7 +457,7 @@ def asked(a: dict[str, Any]) -> fused_rnn.call.Call:
         a["input"],
         tuple(a[name] for name in ("hx", "cx") if a[name] is not None),
         a["weights"],
-        fused_rnn.call.form(layers, directions, bias, False, bool(bits & BATCH_FIRST), step, bool(bits & REVERSE)),
+        fused_rnn.call.Form(layers, directions, bias, False, bool(bits & BATCH_FIRST), step, bool(bits & REVERSE)),
         lengths=a["lengths"],
         masks=a["masks"],
     )

@@ -1,10 +1,12 @@
 """The sizes worth testing, each with its reason, and random layers of those sizes."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from fused_rnn.call import Call, Form, form
+from fused_rnn import autograd, stock
+from fused_rnn.call import Call, Form, layer_call, one_layer
 from fused_rnn.cell import CELLS as CELLS
 from fused_rnn.cell import Cell, Weights
 
@@ -49,6 +51,15 @@ SIZES = (
 NOTHING = (Size(3, 0, 2, 5), Size(0, 3, 2, 5), Size(3, 2, 0, 5), Size(3, 2, 4, 0), Size(0, 3, 0, 5), Size(0, 0, 0, 0))
 
 
+# The native ops and PyTorch's layers, each with the signature of reference.run.
+native_layer = partial(autograd.run_layer, torch.ops.fused_rnn)
+
+
+def stock_layer(cell, x, states, weights, lengths=None, reverse=False):
+    output, final = one_layer(stock.run)(cell, x.flip(0) if reverse else x, states, weights)
+    return output.flip(0) if reverse else output, final
+
+
 @dataclass(frozen=True)
 class Layer:
     """A random layer: its tensors and the gradients that come into it."""
@@ -86,10 +97,7 @@ class Layer:
 
     def call(self):
         """The call of one layer that this is."""
-        weights = [weight for weight in self.weights if weight is not None]
-        states = tuple(state.unsqueeze(0) for state in self.states)
-        made = form(bias=self.weights.bias_ih is not None)
-        return Call(self.cell, self.x, states, weights, made, lengths=self.lengths)
+        return layer_call(self.cell, self.x, self.states, self.weights, self.lengths)
 
     def leaves(self):
         """Every tensor that has a gradient, by name."""
@@ -150,7 +158,7 @@ CALLS = {
 def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     """A function from tensors to a call of that kind, and random tensors: input, states, weights."""
     asked = CALLS[kind]
-    made = form(**{name: asked[name] for name in Form._fields if name in asked})
+    made = Form(**{name: asked[name] for name in Form._fields if name in asked})
     count = made.layers * made.directions
     rows = [B] if asked.get("batched", True) else []
     steps = rows if made.step else [*rows, T] if made.batch_first else [T, *rows]

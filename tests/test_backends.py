@@ -11,7 +11,7 @@ import torch
 from problems import Layer, Size
 
 from fused_rnn import backends, native
-from fused_rnn.call import Call, Problem, form
+from fused_rnn.call import Call, Form, Problem
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
 
 TESTS = Path(__file__).parent
@@ -88,7 +88,7 @@ def test_torch_backend_projects():
     module = torch.nn.LSTM(4, 6, proj_size=3)
     x = torch.randn(5, 2, 4)
     with backends.use_backend("torch"):
-        results = backends.run(Call(LSTM, x, (), module._flat_weights, form(projection=True)))
+        results = backends.run(Call(LSTM, x, (), module._flat_weights, Form(projection=True)))
     output, (h, c) = module(x)
     assert all(torch.equal(got, want) for got, want in zip(results, (output, h, c), strict=True))
 

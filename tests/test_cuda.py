@@ -11,6 +11,7 @@ from problems import CALLS, CELLS, SIZES, Layer, Size, whole_call
 
 import fused_rnn
 from fused_rnn import backends, layered, native, reference
+from fused_rnn.call import one_layer
 from fused_rnn.cell import LSTM
 
 POSED = backends.Problem(LSTM, torch.device("cuda:0"), torch.float32, T=4, B=2, I=3, H=5)
@@ -54,7 +55,7 @@ def test_against_float64(cell, math, size, ragged, monkeypatch):
     count = draws_of(size, math)
     draws = [Layer.random(cell, dtype, size, ragged=ragged, seed=seed) for seed in range(count)]
     on_gpu = [draw.to("cuda") for draw in draws]
-    got = [on_cpu(d.results(native.run_layer, ragged)) for d in on_gpu]
+    got = [on_cpu(d.results(one_layer(native.run), ragged)) for d in on_gpu]
     truth = [d.double().results(reference.run, ragged) for d in draws]
     # What PyTorch loses, with the functions of the processor and with those of the GPU.
     plain = tf32.run if math == "tf32" else reference.run
@@ -128,7 +129,7 @@ def test_graph_capture_and_replay(H):
 
 def test_bits_repeat():
     drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 64)).to("cuda")
-    first, second = drawn.results(native.run_layer), drawn.results(native.run_layer)
+    first, second = drawn.results(one_layer(native.run)), drawn.results(one_layer(native.run))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 

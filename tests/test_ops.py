@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from problems import CALLS, CELLS, DTYPES, Layer, Size, whole_call
+from problems import CALLS, CELLS, DTYPES, Layer, Size, native_layer, whole_call
 
 import fused_rnn
-from fused_rnn import autograd, layered, native, reference
-from fused_rnn.call import BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
+from fused_rnn import autograd, layered, reference
+from fused_rnn.call import BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP, flags_of
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 ops = torch.ops.fused_rnn
@@ -27,7 +27,7 @@ def arguments(layer, flags=BIAS | REVERSE | SAVE, **changes):
 def run_native(cell, tensors, lengths, reverse):
     x, *rest = tensors
     states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
-    output, final = native.run_layer(cell, x, tuple(states), Weights(*weights), lengths, reverse)
+    output, final = native_layer(cell, x, tuple(states), Weights(*weights), lengths, reverse)
     return output, *final
 
 
@@ -85,7 +85,8 @@ def test_a_whole_call_in_one_graph(cell, kind):
 def test_opcheck(cell, kind):
     call, tensors = whole_call(cell, kind, torch.float32, T=2)
     call = call(*tensors)
-    flags = call.form.flags | SAVE
+    form = call.form
+    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse) | SAVE
     hx, cx, *_ = *call.states, None, None
     args = (cell.name, call.input, call.weights, hx, cx, call.lengths, call.masks, flags)
     torch.library.opcheck(ops.forward.default, args)
@@ -176,9 +177,9 @@ def test_a_sequence_in_two_parts(cell, dtype):
     if cell is LSTM and dtype in (torch.bfloat16, torch.float16):
         pytest.skip("c is float32 within a call and of the storage type between two, so their bits differ")
     layer = Layer.random(cell, dtype, Size(20, 5, 7, 33))
-    whole, final = native.run_layer(cell, layer.x, layer.states, layer.weights, None, False)
-    first, states = native.run_layer(cell, layer.x[:10], layer.states, layer.weights, None, False)
-    second, states = native.run_layer(cell, layer.x[10:], states, layer.weights, None, False)
+    whole, final = native_layer(cell, layer.x, layer.states, layer.weights, None, False)
+    first, states = native_layer(cell, layer.x[:10], layer.states, layer.weights, None, False)
+    second, states = native_layer(cell, layer.x[10:], states, layer.weights, None, False)
     assert torch.equal(torch.cat([first, second]), whole)
     assert all(torch.equal(a, b) for a, b in zip(states, final, strict=True))
 
@@ -198,7 +199,7 @@ def test_unused_outputs_have_no_gradient(cell):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_frozen_inputs(cell, frozen):
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
-    everything = layer.results(native.run_layer)
+    everything = layer.results(native_layer)
     leaves = layer.leaves()
     kinds = {
         "x": ["x"],
@@ -248,11 +249,11 @@ def test_padding_may_hold_anything(cell):
     padding = torch.arange(6)[:, None] >= layer.lengths
     assert padding.any()
     for reverse in (False, True):
-        clean = layer.results(native.run_layer, reverse)
+        clean = layer.results(native_layer, reverse)
         with torch.no_grad():
             layer.x[padding] = float("nan")
             layer.grads[0][padding] = float("nan")
-        dirty = layer.results(native.run_layer, reverse)
+        dirty = layer.results(native_layer, reverse)
         with torch.no_grad():
             layer.x[padding] = 1.0
             layer.grads[0][padding] = 1.0
@@ -265,14 +266,14 @@ def test_nan_is_not_hidden(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 2, 2, 20))
     with torch.no_grad():
         layer.x[1, 0, 0] = float("nan")
-    output = native.run_layer(cell, layer.x, layer.states, layer.weights, None, False)[0]
+    output = native_layer(cell, layer.x, layer.states, layer.weights, None, False)[0]
     assert output[1:, 0].isnan().all() and output[0].isfinite().all() and output[:, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_empty_batch(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 0, 2, 5))
-    results = layer.results(native.run_layer)
+    results = layer.results(native_layer)
     assert results["output"].shape == (3, 0, 5)
     assert all((grad == 0).all() for name, grad in results.items() if "weight" in name or "bias" in name)
 

@@ -6,10 +6,10 @@ The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py; trito
 import pytest
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size
+from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size, stock_layer
 
-from fused_rnn import backends, native, reference, stock
-from fused_rnn.call import Call, form
+from fused_rnn import backends, native, reference
+from fused_rnn.call import one_layer
 
 TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
 LONG = Size(70, 4, 3, 2)
@@ -23,20 +23,11 @@ def marked(size):
     return pytest.param(size, marks=pytest.mark.slow) if size in SLOW else size
 
 
-def run_layer(backend, cell, x, states, weights, lengths, reverse):
-    """A backend's results for one layer in one direction."""
-    flat = [weight for weight in weights if weight is not None]
-    initial = tuple(state.unsqueeze(0) for state in states)
-    made = form(bias=weights.bias_ih is not None, reverse=reverse)
-    output, *final = backend.run(Call(cell, x, initial, flat, made, lengths=lengths))
-    return output, tuple(state.squeeze(0) for state in final)
-
-
 def plain(cell, x, states, weights, lengths, reverse):
     """PyTorch's own layer where it can, and otherwise the reference in the same dtype."""
     T, H = x.size(0), states[-1].size(-1)
     if lengths is None and cell.stock and T > 0 and H > 0:
-        return stock.run_layer(cell, x, states, weights, lengths, reverse)
+        return stock_layer(cell, x, states, weights, lengths, reverse)
     return reference.run(cell, x, states, weights, lengths, reverse)
 
 
@@ -46,7 +37,7 @@ def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True)
     draws = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(count)]
     if reason := backend.why_not(draws[0].call()):
         pytest.skip(reason)
-    got = [d.results(lambda *args: run_layer(backend, *args), reverse) for d in draws]
+    got = [d.results(one_layer(backend.run), reverse) for d in draws]
     truth = [d.double().results(reference.run, reverse) for d in draws]
     same = [d.results(plain, reverse) for d in draws]
     known_miss = ""

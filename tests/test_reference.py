@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from problems import CELLS, Layer, Size
+from problems import CELLS, Layer, Size, stock_layer
 
-from fused_rnn import reference, stock
+from fused_rnn import reference
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 
@@ -12,7 +12,7 @@ from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 @pytest.mark.parametrize("cell", [LSTM, GRU], ids=str)
 def test_equals_torch_nn(cell, reverse):
     layer = Layer.random(cell, torch.float64, Size(5, 3, 4, 7))
-    ours, theirs = layer.results(reference.run, reverse), layer.results(stock.run_layer, reverse)
+    ours, theirs = layer.results(reference.run, reverse), layer.results(stock_layer, reverse)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 

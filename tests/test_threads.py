@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import CELLS, Layer, Size
+from problems import CELLS, Layer, Size, native_layer
 
 import fused_rnn
-from fused_rnn import native
 from fused_rnn.cell import GRU, LSTM
 
 
@@ -38,7 +37,7 @@ def test_threads_change_nothing(cell, ragged, dtype, size, threads):
     results = []
     for n in (1, 2, 3, 5):
         threads(n)
-        results.append(layer.results(native.run_layer))
+        results.append(layer.results(native_layer))
     for other in results[1:]:
         for name, value in other.items():
             assert torch.equal(value, results[0][name]), name
@@ -65,7 +64,7 @@ def test_callers_in_several_threads(threads):
     threads(2)
     layer = Layer.random(GRU, torch.float32, Size(T=9, B=70, I=40, H=70))
     with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(lambda _: layer.results(native.run_layer), range(8))
+        first, *others = pool.map(lambda _: layer.results(native_layer), range(8))
     for other in others:
         assert all(torch.equal(other[name], value) for name, value in first.items())
 
@@ -73,9 +72,9 @@ def test_callers_in_several_threads(threads):
 def test_many_short_threads():
     """Each has scratch memory of its own, which goes with it."""
     layer = Layer.random(LSTM, torch.float32, Size(T=2, B=3, I=4, H=20))
-    expected, results = layer.results(native.run_layer), []
+    expected, results = layer.results(native_layer), []
     for _ in range(50):
-        thread = threading.Thread(target=lambda: results.append(layer.results(native.run_layer)))
+        thread = threading.Thread(target=lambda: results.append(layer.results(native_layer)))
         thread.start()
         thread.join()
     assert len(results) == 50
@@ -85,20 +84,19 @@ def test_many_short_threads():
 # Small enough for PyTorch to compare its tensors in one thread, as it would hang, too.
 FORK = """
 import os, signal, sys, torch
-from problems import Layer, Size
-from fused_rnn import native
+from problems import Layer, Size, native_layer
 from fused_rnn.cell import LSTM
 
 torch.set_num_threads(3)
 layer = Layer.random(LSTM, torch.float32, Size(T=5, B=70, I=40, H=70))
-expected = layer.results(native.run_layer) if sys.argv[1] == "used" else None
+expected = layer.results(native_layer) if sys.argv[1] == "used" else None
 
 def check(generations):
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # ends a process that waits for ever
         try:
-            got = layer.results(native.run_layer)
+            got = layer.results(native_layer)
             assert expected is None or all(torch.equal(value, expected[name]) for name, value in got.items())
             if generations > 1:
                 check(generations - 1)

@@ -18,12 +18,11 @@ import triton
 import triton.language as tl
 import triton_interpreter  # noqa: F401
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, NOTHING, Layer, Size, whole_call
+from problems import CALLS, CELLS, NOTHING, Layer, Size, stock_layer, whole_call
 
-from fused_rnn import autograd, backends, layered, reference, stock
+from fused_rnn import autograd, backends, layered, reference
 from fused_rnn.autograd import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
-from fused_rnn.call import Call
-from fused_rnn.call import form as made
+from fused_rnn.call import Call, Form
 from fused_rnn.cell import GRU, LSTM, Cell
 from fused_rnn.triton import ops as implementation  # noqa: F401
 from fused_rnn.triton import passes, plan
@@ -109,7 +108,7 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return tf32.run
-    return stock.run_layer if case.cell.stock and not case.ragged else reference.run
+    return stock_layer if case.cell.stock and not case.ragged else reference.run
 
 
 @pytest.mark.parametrize(("case", "form"), [(c, c.form) for c in cases()], ids=str, indirect=["form"])
@@ -317,7 +316,7 @@ def test_compiles_in_one_graph(cell, dynamic):
         x, *rest = tensors
         states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
         states = tuple(state.unsqueeze(0) for state in states)
-        output, *final = backends.run(Call(cell, x, states, weights, made(reverse=True), lengths=lengths))
+        output, *final = backends.run(Call(cell, x, states, weights, Form(reverse=True), lengths=lengths))
         return output, *(state.squeeze(0) for state in final)
 
     compiled = torch.compile(forced, fullgraph=True, dynamic=dynamic, backend="aot_eager")

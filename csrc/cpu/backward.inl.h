@@ -13,8 +13,9 @@ namespace {
 constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
-constexpr int64_t kUnpackedRows = 64;  // up to so many rows (step, batch), weight_hh is used where it is at each step
-constexpr int64_t kFewRows = 64;       // of which the weights' gradients take longer to write than to compute
+constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
+constexpr int64_t kFewRows =
+    64;  // at most this many rows: to write the weights' gradients takes longer than to compute them
 
 // Words in a part of a sum of n: near the square root of n, where the rounding errors of parts and total are least.
 FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
@@ -246,7 +247,8 @@ class Backward {
         [&](int64_t b) { return grad_h(b, 0); }, true);
   }
 
-  // row_of(b) for rows [part.b0, active) = those of `left` times the part's panels of weight_hh, or onto what is there
+  // Multiplies `left` by the part's panels of weight_hh. Rows [part.b0, active) of the product go to row_of(b), or are
+  // added to the numbers there if `onto`.
   template <class SourceOf, class RowOf>
   void multiply_hidden(const Worker& worker, const Part& part, const Panels<F>& weight, const F* packed,
                        const SourceOf& source_of, int64_t active, const Left<F>& left, const RowOf& row_of,

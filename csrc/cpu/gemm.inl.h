@@ -124,8 +124,8 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row)
   }
 }
 
-// Whether the sums of so many chains, rows and vectors stay in registers. That of the most rows decides for all that
-// are multiplied with as many chains.
+// Whether the sums of a tile with M rows, NV vectors and kChains chains stay in registers. The tile with the most rows
+// decides for all tiles with the same number of chains.
 template <int kChains, int M, int NV>
 constexpr bool kFit = kChains * M * NV + (M < NV ? M : NV) + 1 <= FUSED_RNN_REGISTERS;
 
@@ -161,7 +161,7 @@ constexpr int64_t kWordsAtOnce = kCutsK<NV> ? 128 : INT64_MAX / 2;
 template <int NV>
 constexpr int kTilesAtOnce = kCutsK<NV> ? 8 : 1;
 
-// Prefetches part i of n parts of so many elements.
+// Prefetches part i of an array of `elements` numbers that is divided into n parts.
 template <class T>
 FUSED_RNN_INLINE void fetch_part(const T* from, int64_t elements, int64_t i, int64_t n) {
   const int64_t bytes = elements * int64_t(sizeof(T));
@@ -290,8 +290,7 @@ FUSED_RNN_INLINE void dot_rows(int rows, int n, const Dots<F, S> (&dots)[kProduc
   for (int m = 0; m < rows; ++m) store(to + m * stride, sums_of_rows(parts[m]));
 }
 
-// A matrix that is multiplied by few rows and only once is packed in blocks of so many rows: a block stays in the
-// second-level cache.
+// Rows of one block of a matrix that few rows are multiplied by, once: a packed block stays in the second-level cache.
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kNearColumns = 128;  // rows so short are used in place: the block stays in the first-level cache
 
@@ -342,8 +341,8 @@ struct Panels {
     }
   }
 
-  // to[m, :] = row m < M of `left` times the matrix, or added onto what is there. Tiles go along the rows of `to`: for
-  // few K, where writing takes the time.
+  // Multiplies M rows of `left` by the matrix. Row m of the product goes to to[m, :], or is added to it if `onto`.
+  // Tiles go along the rows of `to`, which is faster where K is small and most of the time goes into writing.
   template <class T>
   void multiply_along(const F* packed, int64_t M, Left<F> left, T* to, bool onto) const {
     const bool direct = std::is_same<T, A>::value && N % kLanes == 0;
@@ -416,7 +415,8 @@ struct Panels {
       });
   }
 
-  // row_of(m)[:columns] = row m < M of `left` times the matrix, or added onto what is there; the columns of panel p.
+  // Multiplies M rows of `left` by panel p. The columns of that panel in row m of the product go to row_of(m), or are
+  // added to the numbers there if `onto`; `columns` is the length of a row.
   template <class RowOf>
   void multiply(int64_t p, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of, int64_t columns,
                 bool onto) const {

@@ -13,9 +13,9 @@ import pytest
 import tf32
 import torch
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, NOTHING, Layer, Size, whole_call
+from problems import CALLS, CELLS, NOTHING, Layer, Size, stock_layer, whole_call
 
-from fused_rnn import autograd, layered, reference, stock
+from fused_rnn import autograd, layered, reference
 from fused_rnn.autograd import BIAS, SAVE
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
 
@@ -139,7 +139,7 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return tf32.run
-    return stock.run_layer if case.cell.stock and not case.ragged else reference.run
+    return stock_layer if case.cell.stock and not case.ragged else reference.run
 
 
 def check(case):
