@@ -91,7 +91,9 @@ def _cpu_peak(threads: int) -> float | None:
     source = ROOT / "bench" / "peak.cpp"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILT.mkdir(parents=True, exist_ok=True)
-        command = [compiler, "-std=c++17", "-O3", "-march=native", "-pthread", str(source), "-o", str(program)]
+        unfinished = program.with_suffix(f".{os.getpid()}")  # others may look for it while ld writes
+        command = [compiler, "-std=c++17", "-O3", "-march=native", "-pthread", str(source), "-o", str(unfinished)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             return None
+        unfinished.replace(program)
     return float(subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout)
