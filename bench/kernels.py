@@ -14,7 +14,7 @@ import torch
 
 import fused_rnn
 from fused_rnn import backends, native
-from fused_rnn.autograd import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, SAVE
+from fused_rnn.call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, SAVE
 
 from . import machine
 from .rows import Row

@@ -48,7 +48,7 @@ class Call {
   int64_t input_size(int64_t layer) const { return layer ? width() : I; }
   bool has_steps() const { return T > 0 && B > 0 && H > 0; }
 
-  Sizes state_shape() const { return {state_shape_.data(), size_t(1 + !has(kStep) + is_batched_)}; }
+  Sizes state_shape() const { return {state_shape_.data(), rank()}; }
 
   Tensor allocate(Sizes shape) const { return fused_rnn::allocate(input, shape, dtype); }
 
@@ -61,7 +61,7 @@ class Call {
     return fused_rnn::allocate(input, {shape.data(), rank()}, dtype, batch_leads_ ? strides.data() : nullptr);
   }
 
-  // The memory of such a tensor as the loops want it: [T, B, width].
+  // Such a tensor in the memory order of the loops: [T, B, width].
   Tensor time_major(const Tensor& tensor, const char* name, int64_t width) const {
     const auto shape = shape_like_input(width);
     check(tensor, {name}, {shape.data(), rank()}, dtype, input);
@@ -172,7 +172,7 @@ class Call {
     lengths = given;
   }
 
-  size_t rank() const { return size_t(1 + !has(kStep) + is_batched_); }
+  size_t rank() const { return size_t(1 + !has(kStep) + is_batched_); }  // of the input and of the states
 
   std::array<int64_t, 3> shape_like_input(int64_t width) const {
     std::array<int64_t, 3> shape{};

@@ -25,7 +25,7 @@ struct StepGrads {
 
 // In all cells: x is weight_ih x_t + bias_ih, h is weight_hh h_{t-1} + bias_hh, `prev` the state before the step,
 // `grad` the gradient of the state after it. What a loop must know of a cell it reads here:
-//   kName                  what Python calls it
+//   kName                  its name in Python
 //   kGates                 gates
 //   kSaved                 numbers that the backward needs per unit; kSavedCell is the place of c among them, or -1 if
 //                          the state is h alone

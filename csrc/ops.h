@@ -16,7 +16,8 @@ struct Ops {
 
   static Tensors inference(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                            int64_t flags) {
-    return forward(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags);
+    return forward(std::move(cell), std::move(input), std::move(weights), std::move(hx), std::move(cx), std::nullopt,
+                   {}, flags);
   }
 
   static Tensors step_inference(std::string cell, Tensor input, Tensor weight_ih, Tensor weight_hh, MaybeTensor bias_ih,
@@ -24,7 +25,8 @@ struct Ops {
     Tensors weights{weight_ih, weight_hh};
     require(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must both be given, or neither");
     if (bias_ih) weights.insert(weights.end(), {*bias_ih, *bias_hh});
-    return inference(cell, input, std::move(weights), hx, cx, bias_ih ? kStep | kBias : kStep);
+    return inference(std::move(cell), std::move(input), std::move(weights), std::move(hx), std::move(cx),
+                     bias_ih ? kStep | kBias : kStep);
   }
 
   static Tensors backward(MaybeTensor grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept,

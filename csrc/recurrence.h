@@ -1,5 +1,5 @@
-// What a loop gets: sizes and pointers, nothing of torch. All arrays are contiguous; S is the storage type and A the
-// type that is computed in.
+// Arguments of the loops: sizes and pointers, nothing of torch. All arrays are contiguous, but for the rows of output
+// and grad_output; S is the storage type and A the type that is computed in.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,7 @@ struct BackwardArgs : LayerArgs<S> {
   const S* output;       // [T, B, H], from the forward
   const A* saved;        // [T, B, kSaved, H], from the forward
   S* grad_x;             // [T, B, I] or null if not needed
-  bool adds_grad_x;      // onto what stands in grad_x: the other direction's
+  bool adds_grad_x;      // add to grad_x, which holds the other direction's gradient
   S* grad_weight_ih;     // [G*H, I]; null with grad_weight_hh, or if I = 0
   S* grad_weight_hh;     // [G*H, H] or null if no weight's gradient is needed
   S* grad_bias_ih;       // [G*H], or null if there is none or it is not needed

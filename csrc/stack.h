@@ -9,7 +9,7 @@
 
 namespace fused_rnn {
 
-// What the loops of a device need besides their arguments.
+// The properties of a call that the loops of a device need besides their arguments.
 struct Context {
   const CellTraits& cell;
   const Tensor& input;  // on the device
@@ -36,8 +36,8 @@ class Stack {
  public:
   explicit Stack(Call call) : call_(std::move(call)), context_{call_.cell, call_.input, call_.has(kAllowTf32)} {}
 
-  // The output and the final states, of a step the states alone; then, for kSave, what the backward needs: for each
-  // layer and direction [T, B, kSaved, H], then the output of every layer but the last.
+  // The output and the final states, of a step the states alone. With kSave the tensors for the backward follow: one
+  // [T, B, kSaved, H] for each layer and direction, then the output of every layer but the last.
   Tensors forward() const {
     const bool save = call_.has(kSave);
     Tensors results, finals, saved, inner;
@@ -65,7 +65,8 @@ class Stack {
   }
 
   // The gradients of the input, of each weight, and of the initial states if there are any; empty if not needed.
-  // Gradients of results may be absent, which means zero. `kept`: the first result of the forward, and what it saved.
+  // Gradients of results may be absent, which means zero. `kept`: the first result of the forward and its saved
+  // tensors.
   Tensors backward(const MaybeTensor& grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept) const {
     for (MaybeTensor* grad : {&grad_hy, &grad_cy})
       if (*grad)
@@ -103,13 +104,13 @@ class Stack {
   Tensor allocate_between() const { return call_.allocate({call_.T, call_.B, call_.width()}); }
   std::array<int64_t, 4> saved_shape() const { return {call_.T, call_.B, call_.cell.saved, call_.H}; }
   Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), accumulate_type(call_.dtype)); }
-  // `kept` holds the last layer's output, what every layer and direction saved, and the other outputs.
+  // `kept` holds the last layer's output, the saved tensor of each layer and direction, and the other outputs.
   static const Tensor& saved_of(int64_t k, const Tensors& kept) { return kept[size_t(1 + k)]; }
   const Tensor& output_of(int64_t layer, const Tensors& kept) const {
     return kept[layer + 1 == call_.L ? 0 : size_t(1 + call_.count() + layer)];
   }
 
-  // What the next layer gets of a layer's output, and the same for its gradient.
+  // The output of a layer, or its gradient, times the layer's mask, if there are masks.
   Tensor masked(const Tensor& y, int64_t layer) const {
     return call_.masks.empty() ? y : product(y, call_.masks[size_t(layer)]);
   }

@@ -27,7 +27,7 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// ---- Checks: wanted and got, in words ----
+// ---- Checks, whose messages give wanted and got ----
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -108,7 +108,7 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   }
 }
 
-// What a message calls a tensor. The words are put together only when they are needed.
+// The name of a tensor in error messages. Its text is built only when an error is raised.
 struct Name {
   const char* base;
   int64_t layer = -1, direction = 0;  // of a weight: torch.nn's suffixes
@@ -141,7 +141,7 @@ struct TypeTag {
   using type = S;
 };
 
-// Every dtype that has a kernel stands in this list and nowhere else in C++.
+// The only list in C++ of the dtypes that have kernels.
 template <class F>
 auto with_storage_type(ScalarType dtype, F&& f) {
   switch (dtype) {

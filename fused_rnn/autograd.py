@@ -112,7 +112,7 @@ def _typed(error: RuntimeError) -> RuntimeError:
 
 
 class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedRnnBackward
-    """The forward op as eager autograd records it: what register_autograd does, without its detour of some 50 us."""
+    """The forward op for eager autograd. By register_autograd alone, it would take some 50 us longer."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ def _save_forward(
 
 
 def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[bool]) -> list[MaybeTensor]:
-    """The gradients of input, weights and states from those of the results; ``needs`` says which are asked for."""
+    """The gradients of input, weights and states from those of the results; ``needs`` says which are needed."""
     ops, name, flags = ctx.op
     if not flags & SAVE:
         raise RuntimeError("the forward ran without the flag SAVE, so it has no backward")
@@ -167,7 +167,7 @@ def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[
     return [grad if need else None for grad, need in zip(results, needs, strict=True)]
 
 
-# ---- What PyTorch must know of the ops ----
+# ---- Registration: fake kernels and derivatives ----
 
 
 def register(namespace: str) -> None:
@@ -206,7 +206,7 @@ def register(namespace: str) -> None:
         incoming = [next(found) if has_grad else None for has_grad in ctx.has_grad]
         call = _call(name, x, weights, *_two(states), lengths[0] if lengths else None, masks, flags)
         second, by_x, by_weights, by_states = _second_derivative(call, incoming, grads)
-        # What the forward kept is a function of the other inputs, so its part is in those gradients already.
+        # The kept tensors are functions of the other inputs, whose gradients include them already.
         kept, n_masks = ctx.counts
         return *second, [None] * kept, None, by_x, by_weights, *_two(by_states), None, [None] * n_masks, None
 

@@ -246,7 +246,7 @@ def infer(cell: Cell, input: Any, weights: Sequence[Any], hx: Any, flags: int) -
             return torch.ops.fused_rnn.step_inference.default(cell.name, input, *weights, hx, cx)
         return torch.ops.fused_rnn.inference.default(cell.name, input, weights, hx, cx, flags)
     except (RuntimeError, TypeError, ValueError):
-        return None  # run finds the words
+        return None  # run raises torch.nn's error
 
 
 def autocast(call: Call) -> Call:

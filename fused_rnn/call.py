@@ -1,4 +1,4 @@
-"""A call of a recurrent layer or cell: its tensors, what a backend may ask of it, and its plainest form."""
+"""A call of a recurrent layer or cell: its tensors, the properties that choose a backend, and its standard form."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False,
 
 
 class Form(NamedTuple):
-    """A module, apart from its cell, its sizes and what it is called with."""
+    """The options of a module that its call depends on, apart from its cell and its sizes."""
 
     layers: int = 1
     directions: int = 1
@@ -67,11 +67,11 @@ class Form(NamedTuple):
     projection: bool = False
     batch_first: bool = False
     step: bool = False  # of a cell
-    reverse: bool = False  # the first direction runs from the last step to the first; modules never ask for that
+    reverse: bool = False  # the first direction runs from the last step to the first; no module has that
 
 
 class Call:
-    """What a module was called with. Its properties answer a backend's questions, each computed when it is asked.
+    """The tensors and options of one call of a module. Its properties are computed when they are read.
 
     Args:
         input: [T, B, I]; [B, T, I] with ``batch_first``; [T, I] without a batch; the data [N, I] of a packed sequence;
@@ -81,8 +81,8 @@ class Call:
         weights: of all layers and directions in the same order, each as the fields of :class:`Weights`, without those
             that the layer does not have.
         form: of the module.
-        check: raises torch.nn's error if the tensors do not fit. The native ops find that out by themselves, so they
-            ask for words only when they refuse; others ask before they run.
+        check: raises torch.nn's error if the tensors do not fit. The native ops check tensors themselves, so it
+            is called only for its message after they have refused; for other backends it is called before they run.
         lengths: [B] int64 on the device of ``input``, or None: row b ends after ``lengths[b]`` steps.
         batch_sizes: of a packed sequence, [T], or None.
         dropout: probability of an element of a layer's output, but the last layer's, to be zeroed.
@@ -142,7 +142,7 @@ class Call:
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "subclass"}
         return Call(**(fields | changes))
 
-    # ---- What a backend may ask: the fields of a Problem ----
+    # ---- The properties that choose a backend: the fields of a Problem ----
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +228,7 @@ class Call:
         return [Weights(**{name: next(flat) for name in names}) for _ in range(self.layers * self.directions)]
 
     def names(self) -> list[str]:
-        """What torch.nn calls the states and the weights."""
+        """The names of the states and the weights in torch.nn."""
         names = list(self.cell.states[: len(self.states)])
         for k, layer in enumerate(self.layer_weights()):
             suffix = "_reverse" if k % self.directions else ""
@@ -267,7 +267,7 @@ class Call:
         return self.changed(input=x, states=states, form=plain, check=lambda call: None)
 
     def as_asked(self, output: Tensor, final: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the op gives for this call, from the output [T, B, D*H] and final states of :meth:`standard`."""
+        """The results of the op for this call, from the output [T, B, D*H] and final states of :meth:`standard`."""
         form, final = self.form, tuple(final)
         if form.step:
             for _ in range(1 if self.is_batched else 2):

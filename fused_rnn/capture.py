@@ -39,7 +39,7 @@ def scripted_as(forward: Callable[..., Any]) -> Callable[[F], F]:
 
 
 def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
-    """What a module gives while a model is being captured as a graph; None if it shall run as ever.
+    """The result of a module while a model is being captured as a graph; None if the module shall run as usual.
 
     Args:
         module: has ``_cell`` and ``_stock``.

@@ -1,4 +1,4 @@
-"""What tells one recurrent cell from another, as far as Python must know it: one row for each."""
+"""The properties of the recurrent cells that Python code depends on: one row for each cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Cell:
     gates: int  # G
     states: tuple[str, ...]  # the names of its initial states
     saved: int  # how many numbers a forward keeps per step, row and unit
-    stock: str = ""  # what torch calls it: torch._VF.lstm and torch._VF.lstm_cell; "" if torch.nn does not have it
+    stock: str = ""  # PyTorch's name: torch._VF.lstm and torch._VF.lstm_cell; "" if torch.nn does not have it
     resets_before: bool = False  # the last gate multiplies r * h instead of h
 
     def __str__(self) -> str:

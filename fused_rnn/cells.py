@@ -16,9 +16,9 @@ _BIASED, _UNBIASED = Form(step=True), Form(bias=False, step=True)
 
 
 class _OneStep(nn.RNNCellBase):
-    """What the cells share."""
+    """The base of the cells: from the arguments of a module to a call, and back."""
 
-    _stock: type[nn.RNNCellBase]  # the class of torch.nn that this one stands for
+    _stock: type[nn.RNNCellBase]  # the class of torch.nn that this one replaces
     _cell: Any
 
     def _forward(self, input: Any, hx: Any) -> Any:

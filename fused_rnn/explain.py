@@ -17,7 +17,7 @@ from .modules import GRU, LSTM
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; print it."""
+    """The result of :func:`explain`; print it."""
 
     module: str
     problem: Problem
@@ -80,7 +80,7 @@ def _explain(module: str, problem: Problem) -> Explanation:
 
 
 def _explain_on(gpu: str, module: str, problem: Problem) -> Explanation:
-    """For a GPU that need not be here: nothing is asked of this machine."""
+    """For a GPU that need not be here: the answer does not depend on this machine."""
     problem = problem._replace(device=torch.device("cuda"))
     plan, reason = backends.plan_on(problem, gpu)
     torch_runs = backends.by_name("torch").why_not(problem) is None

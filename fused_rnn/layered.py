@@ -54,7 +54,7 @@ def run_padded(call: Call, run: Callable[[Call], Sequence[Tensor]]) -> tuple[Ten
 
 
 def with_masks(call: Call) -> Call:
-    """The same call with what dropout multiplies the outputs by, drawn as torch.nn draws it."""
+    """The same call with masks for dropout, drawn as torch.nn draws them."""
     if call.dropout == 0:
         return call
     shape = (call.T, call.B, call.directions * call.output_size)

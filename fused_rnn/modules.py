@@ -22,9 +22,9 @@ from .stock_class import StockClass
 
 
 class _Layers(StockClass, nn.RNNBase):
-    """What LSTM and GRU share: from every form of input to a call, and back."""
+    """The base of LSTM and GRU: from every form of input to a call, and back."""
 
-    _stock: type[nn.RNNBase]  # the class of torch.nn that this one stands for
+    _stock: type[nn.RNNBase]  # the class of torch.nn that this one replaces
     __jit_unused_properties__ = capture.UNUSED_PROPERTIES
 
     @property

@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
-from fused_rnn.autograd import BATCH_FIRST, BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
+from fused_rnn.call import BATCH_FIRST, BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----

@@ -21,8 +21,7 @@ from closeness import assert_within_budget
 from problems import CALLS, CELLS, NOTHING, Layer, Size, stock_layer, whole_call
 
 from fused_rnn import autograd, backends, layered, reference
-from fused_rnn.autograd import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
-from fused_rnn.call import Call, Form
+from fused_rnn.call import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, Call, Form
 from fused_rnn.cell import GRU, LSTM, Cell
 from fused_rnn.triton import ops as implementation  # noqa: F401
 from fused_rnn.triton import passes, plan

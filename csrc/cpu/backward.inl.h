@@ -14,8 +14,7 @@ constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
-constexpr int64_t kFewRows =
-    64;  // at most this many rows: to write the weights' gradients takes longer than to compute them
+constexpr int64_t kFewRows = 64;       // at most this many rows: writing the weights' gradients is most of the time
 
 // Words in a part of a sum of n: near the square root of n, where the rounding errors of parts and total are least.
 FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
@@ -375,8 +374,8 @@ class Backward {
     }
   }
 
-  // The sums over those rows to grad_weight and grad_bias, or onto what earlier chunks left there. In blocks of gate
-  // rows; none crosses from the gates that multiply h to the one that multiplies r * h.
+  // Writes the sums over those rows to grad_weight and grad_bias, or adds them to the sums of earlier chunks. In blocks
+  // of gate rows; no block crosses from the gates that multiply h to the one that multiplies r * h.
   void add_weight_grads(const Worker& worker, const Chunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};

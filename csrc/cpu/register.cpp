@@ -11,7 +11,8 @@ namespace fused_rnn {
 
 namespace {
 
-// Two or three threads take a direction each and never meet. More of them divide each direction, if it is worth that.
+// Two or three threads run one direction each, without synchronisation. More threads divide each direction, where that
+// pays.
 template <class S>
 bool run_together(const Context& context, const ForwardArgs<S>& args) {
   const double flops = 2.0 * double(args.T * args.B) * double(context.cell.gates * args.H) * double(args.I + args.H);

@@ -30,7 +30,7 @@ _KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_INPUT | NEEDS_WEIGHTS | REVERSE | SAVE
 
 
 def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
-    """The pass that the arguments of a call ask for."""
+    """The pass for the arguments of an op."""
     name, x, weights, hx, cx, lengths, masks, flags = args
     cell, states = autograd.named(name), [state for state in (hx, cx) if state is not None]
     wanted = 4 if flags & BIAS else 2

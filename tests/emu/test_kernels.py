@@ -16,7 +16,7 @@ from closeness import assert_within_budget
 from problems import CALLS, CELLS, NOTHING, Layer, Size, stock_layer, whole_call
 
 from fused_rnn import autograd, layered, reference
-from fused_rnn.autograd import BIAS, SAVE
+from fused_rnn.call import BIAS, SAVE
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
 
 ops = torch.ops.fused_rnn_emu
