@@ -31,10 +31,9 @@ from .call import (
     flags_of,
     one_layer,
 )
-from .cell import CELLS, Cell, States, Weights
+from .cell import Cell, States, Weights, named
 
 MaybeTensor = Tensor | None
-_CELLS = {cell.name: cell for cell in CELLS}
 
 
 def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
@@ -120,7 +119,7 @@ class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedR
     ) -> tuple[Tensor, ...]:
         x, weights, states = tensors[0], tensors[1 : 1 + n_weights], tensors[1 + n_weights :]
         results = _below_autograd(ops.forward.default, name, x, weights, *_two(states), lengths, masks, flags)
-        count = _count_results(_CELLS[name], flags)
+        count = _count_results(named(name), flags)
         _save_forward(ctx, ops, name, flags, (x, weights, states, lengths, masks), results[0], results[count:])
         return tuple(results[:count])
 
@@ -177,7 +176,7 @@ def register(namespace: str) -> None:
 
     def forward_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         name, x, weights, hx, cx, lengths, masks, flags = inputs
-        count = _count_results(_CELLS[name], flags)
+        count = _count_results(named(name), flags)
         ctx.count, ctx.mask_count = count, len(masks)
         ctx.mark_non_differentiable(*output[count:])
         given = (x, weights, _there(hx, cx), lengths, masks)
@@ -232,13 +231,6 @@ def _call(
     return Call(named(name), x, _there(hx, cx), weights, made, lengths=lengths, masks=masks)
 
 
-def named(name: str) -> Cell:
-    """The cell of that name. Raises RuntimeError if there is none."""
-    if name not in _CELLS:
-        raise RuntimeError(f"cell {name!r} is not one of {', '.join(_CELLS)}")
-    return _CELLS[name]
-
-
 def _forward_fake(*args: Any) -> list[Tensor]:
     call, flags = _call(*args), args[-1]
     _check_devices(call)
@@ -281,8 +273,8 @@ def _empty_like_input(call: Call, width: int) -> Tensor:
 def _check_devices(call: Call, **more: MaybeTensor | Sequence[Tensor]) -> None:
     """Raise if the devices differ: PyTorch runs the fake kernel, which computes nothing, if any tensor is on meta."""
     x, states = call.input, dict(zip(call.cell.states, call.states))
-    named: dict[str, Any] = {**states, "lengths": call.lengths, "weights": call.weights, "masks": call.masks, **more}
-    for name, given in named.items():
+    tensors: dict[str, Any] = {**states, "lengths": call.lengths, "weights": call.weights, "masks": call.masks, **more}
+    for name, given in tensors.items():
         for tensor in (given,) if isinstance(given, Tensor) else given or ():
             if tensor.device != x.device:
                 got = f"{tensor.dtype} on {tensor.device}"

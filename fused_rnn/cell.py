@@ -15,18 +15,28 @@ class Cell:
     name: str  # of the ops' argument
     gates: int  # G
     states: tuple[str, ...]  # the names of its initial states
-    saved: int  # how many numbers a forward keeps per step, row and unit
+    saved: int  # how many numbers a forward keeps per step, row and unit; c, if there is one, is the last
     stock: str = ""  # PyTorch's name: torch._VF.lstm and torch._VF.lstm_cell; "" if torch.nn does not have it
     resets_before: bool = False  # the last gate multiplies r * h instead of h
+    grads_differ: bool = False  # the backward gives gates_x and gates_h different gradients
 
     def __str__(self) -> str:
         return self.name
 
 
 LSTM = Cell("lstm", gates=4, states=("hx", "cx"), saved=5, stock="lstm")  # saved: i, f, g, o, c
-GRU = Cell("gru", gates=3, states=("hx",), saved=4, stock="gru")  # r, z, n, n_h
+GRU = Cell("gru", gates=3, states=("hx",), saved=4, stock="gru", grads_differ=True)  # r, z, n, n_h
 GRU_RESET_BEFORE = Cell("gru(reset_after=False)", gates=3, states=("hx",), saved=3, resets_before=True)  # r, z, n
 CELLS = (LSTM, GRU, GRU_RESET_BEFORE)
+
+_BY_NAME = {cell.name: cell for cell in CELLS}
+
+
+def named(name: str) -> Cell:
+    """The cell of that name. Raises RuntimeError if there is none."""
+    if name not in _BY_NAME:
+        raise RuntimeError(f"cell {name!r} is not one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
 
 
 class Weights(NamedTuple):
@@ -39,4 +49,4 @@ class Weights(NamedTuple):
     weight_hr: Tensor | None = None  # [P, H], the projection of an LSTM with proj_size
 
 
-States = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of a GRU
+States = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of every other cell

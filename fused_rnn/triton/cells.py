@@ -1,12 +1,11 @@
 """The equations of every cell, forward and backward, once for all loops: what ``csrc/cells.h`` is to the C++ kernels.
 
-A cell is named by a constexpr string: "lstm" (gates i, f, g, o), "gru" (r, z, n; torch.nn's) or "gru_reset_before" (Cho
-et al. 2014). All arguments are tiles of float32 numbers, one for every row of the batch and unit, or tuples of them: of
-the gates, or of what the backward needs (``saved``: i, f, g, o, c; r, z, n, n_h; r, z, n).
+CELL is the name of a :class:`fused_rnn.cell.Cell`, which says in which order its gates, states and saved numbers are.
+Arguments are tiles of float32 numbers, one for every row of the batch and unit, or tuples of them.
 
-In all cells: x is ``weight_ih x_t + bias_ih``, h is ``weight_hh h_{t-1} + bias_hh``, h_prev and c_prev are the state
-before the step, dh and dc the gradients of the state after it. A GRU has no c and hands back what it was given. 1 - n^2
-is written (1 - n) (1 + n): where n is near 1, the rounding of n^2 would be a large part of what is left.
+In all cells: x is ``weight_ih x_t + bias_ih``, h is ``weight_hh h_{t-1} + bias_hh``, prev the state before the step,
+grads the gradients of the state after it. 1 - n^2 is written (1 - n) (1 + n): where n is near 1, the rounding of n^2
+would be a large part of what is left.
 """
 
 import triton
@@ -24,25 +23,26 @@ def tanh(x):
 
 
 @triton.jit
-def forward(CELL: tl.constexpr, x, h, h_prev, c_prev):
-    """One step: the new h, the new c, and what the backward needs."""
+def forward(CELL: tl.constexpr, x, h, prev):
+    """One step: the new state, and what the backward needs."""
     if CELL == "lstm":
         i = tl.sigmoid(x[0] + h[0])
         f = tl.sigmoid(x[1] + h[1])
         g = tanh(x[2] + h[2])
         o = tl.sigmoid(x[3] + h[3])
-        c = f * c_prev + i * g
-        return o * tanh(c), c, (i, f, g, o, c)
+        c = f * prev[1] + i * g
+        return (o * tanh(c), c), (i, f, g, o, c)
     elif CELL == "gru":
         r = tl.sigmoid(x[0] + h[0])
         z = tl.sigmoid(x[1] + h[1])
         n = tanh(x[2] + r * h[2])
-        return n + z * (h_prev - n), c_prev, (r, z, n, h[2])
+        return (n + z * (prev[0] - n),), (r, z, n, h[2])
     else:
+        tl.static_assert(CELL == "gru(reset_after=False)")
         r = tl.sigmoid(x[0] + h[0])
         z = tl.sigmoid(x[1] + h[1])
         n = tanh(x[2] + h[2])
-        return n + z * (h_prev - n), c_prev, (r, z, n)
+        return (n + z * (prev[0] - n),), (r, z, n)
 
 
 @triton.jit
@@ -58,31 +58,33 @@ def candidate_grad(dh, saved):
 
 
 @triton.jit
-def backward(CELL: tl.constexpr, dh, dc, saved, h_prev, c_prev, d_reset):
-    """One step back: the gradients of x and of h, and of h_prev (but for its way by weight_hh) and c_prev.
+def backward(CELL: tl.constexpr, grads, saved, prev, d_reset):
+    """One step back: the gradients of x and of h, and of the state before, but for the way of h by weight_hh.
 
     d_reset: the gradient of r * h_prev, used with the reset before the matmul only.
     """
+    dh = grads[0]
     if CELL == "lstm":
         i, f, g, o, c = saved
         tanh_c = tanh(c)
-        dc = dc + dh * o * (1.0 - tanh_c) * (1.0 + tanh_c)
+        dc = grads[1] + dh * o * (1.0 - tanh_c) * (1.0 + tanh_c)
         d = (
             dc * g * i * (1.0 - i),
-            dc * c_prev * f * (1.0 - f),
+            dc * prev[1] * f * (1.0 - f),
             dc * i * (1.0 - g) * (1.0 + g),
             dh * tanh_c * o * (1.0 - o),
         )
-        return d, d, tl.zeros_like(dh), dc * f
+        return d, d, (tl.zeros_like(dh), dc * f)
     elif CELL == "gru":
         r, z, n, n_h = saved
         dn = candidate_grad(dh, saved)
         dr = dn * n_h * r * (1.0 - r)
-        dz = dh * (h_prev - n) * z * (1.0 - z)
-        return (dr, dz, dn), (dr, dz, dn * r), dh * z, dc
+        dz = dh * (prev[0] - n) * z * (1.0 - z)
+        return (dr, dz, dn), (dr, dz, dn * r), (dh * z,)
     else:
+        tl.static_assert(CELL == "gru(reset_after=False)")
         r, z, n = saved
         dn = candidate_grad(dh, saved)
-        dr = d_reset * h_prev * r * (1.0 - r)
-        dz = dh * (h_prev - n) * z * (1.0 - z)
-        return (dr, dz, dn), (dr, dz, dn), dh * z + d_reset * r, dc
+        dr = d_reset * prev[0] * r * (1.0 - r)
+        dz = dh * (prev[0] - n) * z * (1.0 - z)
+        return (dr, dz, dn), (dr, dz, dn), (dh * z + d_reset * r,)

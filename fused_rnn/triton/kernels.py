@@ -10,8 +10,8 @@ T, B and t do not belong to what a kernel is compiled for, which is: cell, types
 (None or not), and whether H is a multiple of 16. Offsets within a step are 32 bits wide, those of steps 64. Sums over T
 are not here: ``ops`` takes them by library matmuls, in a fixed order.
 
-In the shapes, G is the number of gates, K of the numbers that a backward needs, S the type of storage. Row b is active
-at time t iff t < lengths[b].
+In the shapes, G is the number of gates, K of the numbers that a backward needs, S the type of storage. The first HIDDEN
+gates multiply h; if there are more, those multiply r * h. Row b is active at time t iff t < lengths[b].
 """
 
 import triton
@@ -85,6 +85,40 @@ def add_each(tiles, others):
 
 
 @triton.jit
+def choose_each(active, tiles, others):
+    """The tiles where a row is active, and elsewhere the others, in the types of these."""
+    chosen = ()
+    for k in tl.static_range(len(tiles)):
+        chosen = chosen + (tl.where(active, tiles[k].to(others[k].dtype), others[k]),)
+    return chosen
+
+
+@triton.jit
+def with_first(tiles, first):
+    """The tiles with another first one."""
+    changed = (first,)
+    for k in tl.static_range(1, len(tiles)):
+        changed = changed + (tiles[k],)
+    return changed
+
+
+@triton.jit
+def load_state(h, c, places, inside):
+    """A state of a tile, or its gradients: h in the type of its array, and c in float32 if there is one."""
+    state = (tl.load(h + places, mask=inside, other=0.0),)
+    if c is not None:
+        state = state + (tl.load(c + places, mask=inside, other=0.0),)
+    return state
+
+
+@triton.jit
+def store_state(h, c, places, inside, state):
+    tl.store(h + places, state[0], mask=inside)
+    if c is not None:
+        tl.store(c + places, state[1], mask=inside)
+
+
+@triton.jit
 def products(
     left,  # [BLOCK_B, 1] pointers to the rows of the left factor, whose numbers stand side by side
     right,  # [1, BLOCK_N] pointers to the columns of the first right factor
@@ -118,24 +152,24 @@ def products(
 
 @triton.jit
 def finish_forward(
-    CELL: tl.constexpr, x, gates_h, h, c, active, inside, output, saved, step, rows, units, H, K: tl.constexpr
+    CELL: tl.constexpr, x, gates_h, state, active, inside, output, saved, step, rows, units, H, K: tl.constexpr
 ):
     """Applies the cell and stores what the step leaves, which begins at `step` in output; the state after it."""
-    h_new, c_new, kept = cells.forward(CELL, x, gates_h, h.to(tl.float32), c)
-    h_new = h_new.to(h.dtype)
-    store_each(output + step, places(rows, units, H), 0, (h_new,), active, inside, 1)
+    after, kept = cells.forward(CELL, x, gates_h, with_first(state, state[0].to(tl.float32)))
+    after = with_first(after, after[0].to(state[0].dtype))
+    store_each(output + step, places(rows, units, H), 0, after, active, inside, 1)
     if saved is not None:
         store_each(saved + step * K, places(rows, units, K * H), H, kept, active, inside, K)
-    return tl.where(active, h_new, h), tl.where(active, c_new, c)
+    return choose_each(active, after, state)
 
 
 @triton.jit
-def hidden_gates(CELL: tl.constexpr, x, h, weights, bias_h, PRECISION: tl.constexpr):
-    """weight_hh h + bias_hh of all gates; with the reset before the matmul the last one's factor is r * h."""
+def hidden_gates(x, h, weights, bias_h, HIDDEN: tl.constexpr, PRECISION: tl.constexpr):
+    """weight_hh h + bias_hh of all gates; from gate HIDDEN on the factor is r * h."""
     gates_h = ()
     left = h
     for k in tl.static_range(len(weights)):
-        if CELL == "gru_reset_before" and k == 2:
+        if k == HIDDEN:
             left = cells.reset(x[0], gates_h[0], h.to(tl.float32)).to(h.dtype)
         gates_h = gates_h + (tl.dot(left, weights[k], input_precision=PRECISION) + bias_h[k],)
     return gates_h
@@ -148,7 +182,7 @@ def block_forward(
     bias_ih,  # [G*H] S or None
     bias_hh,  # [G*H] S or None
     h,  # [B, H] S; in place, like c
-    c,  # [B, H] float32, or None for a GRU
+    c,  # [B, H] float32, or None if the state is h alone
     lengths,  # [B] int64 or None
     output,  # [T, B, H] S, zero where a row is not active
     saved,  # [T, B, K, H] float32, or None when no backward will come
@@ -158,6 +192,7 @@ def block_forward(
     CELL: tl.constexpr,
     G: tl.constexpr,
     K: tl.constexpr,
+    HIDDEN: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -169,18 +204,15 @@ def block_forward(
     square = (units < H)[:, None] & (units < H)[None, :]
     weights = load_each(weight_hh, units[None, :] * H + units[:, None], H * H, square, G)  # [unit of h, of the gate]
     bias_x, bias_h = load_bias(bias_ih, units, H, G), load_bias(bias_hh, units, H, G)
-    h_t = tl.load(h + places(rows, units, H), mask=inside, other=0.0)
-    c_t = load(c, places(rows, units, H), inside)
+    state = load_state(h, c, places(rows, units, H), inside)
     for i in tl.range(0, T, num_stages=STAGES):
         t = T - 1 - i if REVERSE else i
         step = t * (B.to(tl.int64) * H)
         active = inside & (t < length)[:, None]
         x = add_each(load_each(gates_x + step * G, places(rows, units, G * H), H, active, G), bias_x)
-        gates_h = hidden_gates(CELL, x, h_t, weights, bias_h, PRECISION)
-        h_t, c_t = finish_forward(CELL, x, gates_h, h_t, c_t, active, inside, output, saved, step, rows, units, H, K)
-    tl.store(h + places(rows, units, H), h_t, mask=inside)
-    if c is not None:
-        tl.store(c + places(rows, units, H), c_t, mask=inside)
+        gates_h = hidden_gates(x, state[0], weights, bias_h, HIDDEN, PRECISION)
+        state = finish_forward(CELL, x, gates_h, state, active, inside, output, saved, step, rows, units, H, K)
+    store_state(h, c, places(rows, units, H), inside, state)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
@@ -191,19 +223,21 @@ def stepwise_reset(
     bias_hh,
     h,  # [B, H] S
     lengths,
-    gates_h,  # [B, 2, H] float32: the hidden part of r and z, with bias_hh
+    gates_h,  # [B, HIDDEN, H] float32: the hidden part of the gates that come before the candidate, with bias_hh
     reset_h,  # [B, H] S: r * h
     t,
     T,
     B,
     H,
+    G: tl.constexpr,
+    HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The first launch of a step with the reset before the matmul: r and z."""
+    """The first launch of a step with the reset before the matmul: the gates that come before the candidate."""
     rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
     gates = products(
         h + rows[:, None] * H,
@@ -213,17 +247,17 @@ def stepwise_reset(
         H,
         (rows < B)[:, None],
         (units < H)[None, :],
-        2,
+        HIDDEN,
         PRECISION,
         BLOCK_K,
         STAGES,
     )
-    gates = add_each(gates, load_bias(bias_hh, units, H, 2))
+    gates = add_each(gates, load_bias(bias_hh, units, H, HIDDEN))
     active = inside & (t < length)[:, None]
-    r_x = load(gates_x + t * (B.to(tl.int64) * H) * 3, places(rows, units, 3 * H), active)
+    r_x = load(gates_x + t * (B.to(tl.int64) * H) * G, places(rows, units, G * H), active)
     r_x += load_bias(bias_ih, units, H, 1)[0]
     h_t = load(h, places(rows, units, H), inside)
-    store_each(gates_h, places(rows, units, 2 * H), H, gates, inside, inside, 2)
+    store_each(gates_h, places(rows, units, HIDDEN * H), H, gates, inside, inside, HIDDEN)
     store_each(reset_h, places(rows, units, H), 0, (cells.reset(r_x, gates[0], h_t),), inside, inside, 1)
 
 
@@ -235,7 +269,7 @@ def stepwise_forward(
     bias_hh,
     h,  # [B, H] S
     h_next,  # [B, H] S
-    c,  # [B, H] float32, or None for a GRU; in place
+    c,  # [B, H] float32, or None if the state is h alone; in place
     gates_h,  # of stepwise_reset, or None
     reset_h,  # of stepwise_reset, or None
     lengths,
@@ -248,6 +282,7 @@ def stepwise_forward(
     CELL: tl.constexpr,
     G: tl.constexpr,
     K: tl.constexpr,
+    HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -256,8 +291,8 @@ def stepwise_forward(
 ):
     """One step of a tile: its product and the cell."""
     rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
-    FIRST: tl.constexpr = 2 if CELL == "gru_reset_before" else 0  # the gates before it have come from stepwise_reset
-    left = reset_h if CELL == "gru_reset_before" else h
+    FIRST: tl.constexpr = 0 if reset_h is None else HIDDEN  # the gates before it have come from stepwise_reset
+    left = h if reset_h is None else reset_h
     gates = products(
         left + rows[:, None] * H,
         weight_hh + FIRST * H * H + units[None, :] * H,
@@ -272,29 +307,25 @@ def stepwise_forward(
         STAGES,
     )
     bias_h = load_bias(bias_hh, units, H, G)
-    if CELL == "gru_reset_before":
-        r, z = load_each(gates_h, places(rows, units, 2 * H), H, inside, 2)
-        gates = (r, z, gates[0] + bias_h[2])
-    else:
+    if reset_h is None:
         gates = add_each(gates, bias_h)
+    else:
+        gates = load_each(gates_h, places(rows, units, HIDDEN * H), H, inside, HIDDEN) + (gates[0] + bias_h[HIDDEN],)
     step = t * (B.to(tl.int64) * H)
     active = inside & (t < length)[:, None]
     x = load_each(gates_x + step * G, places(rows, units, G * H), H, active, G)
     x = add_each(x, load_bias(bias_ih, units, H, G))
-    h_t = tl.load(h + places(rows, units, H), mask=inside, other=0.0)
-    c_t = load(c, places(rows, units, H), inside)
-    h_t, c_t = finish_forward(CELL, x, gates, h_t, c_t, active, inside, output, saved, step, rows, units, H, K)
-    tl.store(h_next + places(rows, units, H), h_t, mask=inside)
-    if c is not None:
-        tl.store(c + places(rows, units, H), c_t, mask=inside)
+    state = load_state(h, c, places(rows, units, H), inside)
+    state = finish_forward(CELL, x, gates, state, active, inside, output, saved, step, rows, units, H, K)
+    store_state(h_next, c, places(rows, units, H), inside, state)
 
 
 # ---- Backward ----
 
 
 @triton.jit
-def load_prev(initial, array, width, t, step, rows, units, length, active, B, H, REVERSE: tl.constexpr):
-    """A state before time t, float32: of the initial one [B, H] in a row's first step, and else of the array's.
+def load_before(initial, array, width, t, step, rows, units, length, active, B, H, REVERSE: tl.constexpr):
+    """h or c before time t, float32: in a row's first step of the initial ones [B, H], else of the array.
 
     width: the length of the array's rows; step: where time t begins in an array [T, B, H].
     """
@@ -306,14 +337,24 @@ def load_prev(initial, array, width, t, step, rows, units, length, active, B, H,
 
 
 @triton.jit
+def load_prev(
+    hx, cx, output, saved, t, step, rows, units, length, active, B, H, K: tl.constexpr, REVERSE: tl.constexpr
+):
+    """The state before time t, float32. What was saved of a step ends with its c."""
+    prev = (load_before(hx, output, 1, t, step, rows, units, length, active, B, H, REVERSE),)
+    if cx is not None:
+        c = saved + (K - 1) * H
+        prev = prev + (load_before(cx, c, K, t, step, rows, units, length, active, B, H, REVERSE),)
+    return prev
+
+
+@triton.jit
 def finish_backward(
     CELL: tl.constexpr,
-    dh,  # [BLOCK_B, BLOCK_N] gradient of h after the step, with that of output
-    dc,
+    grads,  # of the state after the step, with that of output
     kept,  # what was saved of this step
     d_reset,
-    h_prev,
-    c_prev,
+    prev,  # the state before it
     active,
     inside,
     grads_x,
@@ -331,14 +372,14 @@ def finish_backward(
 
     Returns the gradients of the state before the step, but for their way by weight_hh, and those of the hidden gates.
     """
-    d_x, d_h, dh_prev, dc_prev = cells.backward(CELL, dh, dc, kept, h_prev, c_prev, d_reset)
+    d_x, d_h, d_prev = cells.backward(CELL, grads, kept, prev, d_reset)
     store_each(grads_x + step * G, places(rows, units, G * H), H, d_x, active, inside, STORED)
     if grads_h is not None:
         store_each(grads_h + step * G, places(rows, units, G * H), H, d_h, active, inside, STORED)
-    store_each(h_before + step, places(rows, units, H), 0, (h_prev,), active, inside, 1)
+    store_each(h_before + step, places(rows, units, H), 0, prev, active, inside, 1)
     if reset_h is not None:
-        store_each(reset_h + step, places(rows, units, H), 0, (kept[0] * h_prev,), active, inside, 1)
-    return tl.where(active, dh_prev, dh), tl.where(active, dc_prev, dc), d_h
+        store_each(reset_h + step, places(rows, units, H), 0, (kept[0] * prev[0],), active, inside, 1)
+    return choose_each(active, d_prev, grads), d_h
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -346,7 +387,7 @@ def block_backward(
     grad_output,  # [T, B, H] S or None
     weight_hh,  # [G*H, H] S
     hx,  # [B, H] S
-    cx,  # [B, H] S, or None for a GRU
+    cx,  # [B, H] S, or None if the state is h alone
     lengths,  # [B] int64 or None
     output,  # [T, B, H] S
     saved,  # [T, B, K, H] float32
@@ -355,13 +396,14 @@ def block_backward(
     h_before,  # [T, B, H] S: the h that weight_hh multiplied
     reset_h,  # [T, B, H] S: what weight_hn multiplied, or None where that is the same
     dh,  # [B, H] float32: the gradient of the state; in place, like dc
-    dc,  # [B, H] float32, or None for a GRU
+    dc,  # [B, H] float32, or None if the state is h alone
     T,
     B,
     H,
     CELL: tl.constexpr,
     G: tl.constexpr,
     K: tl.constexpr,
+    HIDDEN: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -372,31 +414,25 @@ def block_backward(
     rows, units, length, inside = tile(tl.program_id(0), 0, lengths, T, B, H, BLOCK_B, BLOCK_N)
     square = (units < H)[:, None] & (units < H)[None, :]
     weights = load_each(weight_hh, places(units, units, H), H * H, square, G)  # [unit of the gate, of h]
-    dh_t = load(dh, places(rows, units, H), inside)
-    dc_t = load(dc, places(rows, units, H), inside)
+    grads = load_state(dh, dc, places(rows, units, H), inside)
     for i in tl.range(0, T, num_stages=STAGES):
         t = i if REVERSE else T - 1 - i
         step = t * (B.to(tl.int64) * H)
         active = inside & (t < length)[:, None]
         kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
-        h_prev = load_prev(hx, output, 1, t, step, rows, units, length, active, B, H, REVERSE)
-        c_prev = dc_t
-        if CELL == "lstm":
-            c_prev = load_prev(cx, saved + 4 * H, K, t, step, rows, units, length, active, B, H, REVERSE)
+        prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
         if grad_output is not None:
-            dh_t += load(grad_output + step, places(rows, units, H), active)
-        d_reset = dh_t
-        if CELL == "gru_reset_before":
-            dn = tl.where(active, cells.candidate_grad(dh_t, kept), 0.0).to(weight_hh.dtype.element_ty)
-            d_reset = tl.dot(dn, weights[2], input_precision=PRECISION)
-        dh_t, dc_t, grads = finish_backward(
+            grads = with_first(grads, grads[0] + load(grad_output + step, places(rows, units, H), active))
+        d_reset = grads[0]
+        if reset_h is not None:
+            dn = tl.where(active, cells.candidate_grad(grads[0], kept), 0.0).to(weight_hh.dtype.element_ty)
+            d_reset = tl.dot(dn, weights[HIDDEN], input_precision=PRECISION)
+        grads, d_h = finish_backward(
             CELL,
-            dh_t,
-            dc_t,
+            grads,
             kept,
             d_reset,
-            h_prev,
-            c_prev,
+            prev,
             active,
             inside,
             grads_x,
@@ -410,12 +446,12 @@ def block_backward(
             G,
             G,
         )
-        for k in tl.static_range(2 if CELL == "gru_reset_before" else G):
-            grad = tl.where(active, grads[k], 0.0).to(weight_hh.dtype.element_ty)
-            dh_t = tl.dot(grad, weights[k], dh_t, input_precision=PRECISION)
-    tl.store(dh + places(rows, units, H), dh_t, mask=inside)
-    if dc is not None:
-        tl.store(dc + places(rows, units, H), dc_t, mask=inside)
+        dh_t = grads[0]
+        for k in tl.static_range(HIDDEN):
+            d = tl.where(active, d_h[k], 0.0).to(weight_hh.dtype.element_ty)
+            dh_t = tl.dot(d, weights[k], dh_t, input_precision=PRECISION)
+        grads = with_first(grads, dh_t)
+    store_state(dh, dc, places(rows, units, H), inside, grads)
 
 
 @triton.jit
@@ -471,10 +507,13 @@ def stepwise_candidate(
     dh,  # [B, H] float32; in place
     t,
     later,  # the time of the step after this one
-    depth,  # of the product with its gates' gradients: 2*H, or 0 where there is none
+    depth,  # of the product with its gates' gradients: HIDDEN*H, or 0 where there is none
     T,
     B,
     H,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -499,15 +538,15 @@ def stepwise_candidate(
         inside,
         B,
         H,
-        3,
+        G,
         PRECISION,
         BLOCK_K,
         STAGES,
     )
     tl.store(dh + places(rows, units, H), total, mask=inside)
-    kept = load_each(saved + step * 3, places(rows, units, 3 * H), H, active, 3)
+    kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
     dn = cells.candidate_grad(total, kept)
-    store_each(grads_x + step * 3 + 2 * H, places(rows, units, 3 * H), 0, (dn,), active, inside, 1)
+    store_each(grads_x + step * G + HIDDEN * H, places(rows, units, G * H), 0, (dn,), active, inside, 1)
 
 
 @triton.jit(do_not_specialize=["t", "later", "depth", "T", "B"])
@@ -524,16 +563,17 @@ def stepwise_backward(
     h_before,
     reset_h,
     dh,  # [B, H] float32; in place, like dc
-    dc,  # None for a GRU
+    dc,  # None if the state is h alone
     t,
     later,  # the time of the step after this one
-    depth,  # of the product with its gates' gradients: G*H, or 0 where there is none
+    depth,  # of the product with its gates' gradients: HIDDEN*H, or 0 where there is none
     T,
     B,
     H,
     CELL: tl.constexpr,
     G: tl.constexpr,
     K: tl.constexpr,
+    HIDDEN: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -545,11 +585,11 @@ def stepwise_backward(
     rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
     step = t * (B.to(tl.int64) * H)
     active = inside & (t < length)[:, None]
-    if CELL == "gru_reset_before":  # dh has been made by stepwise_candidate
+    if reset_h is not None:  # dh has been made by stepwise_candidate
         total = load(dh, places(rows, units, H), inside)
         d_reset = products(
-            grads_x + step * G + rows[:, None] * (G * H) + 2 * H,
-            weight_hh + 2 * H * H + units[None, :],
+            grads_x + step * G + rows[:, None] * (G * H) + HIDDEN * H,
+            weight_hh + HIDDEN * H * H + units[None, :],
             H,
             0,
             H,
@@ -582,19 +622,13 @@ def stepwise_backward(
         )
         d_reset = total
     kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
-    h_prev = load_prev(hx, output, 1, t, step, rows, units, length, active, B, H, REVERSE)
-    grad_c = load(dc, places(rows, units, H), inside)
-    c_prev = grad_c
-    if CELL == "lstm":
-        c_prev = load_prev(cx, saved + 4 * H, K, t, step, rows, units, length, active, B, H, REVERSE)
-    total, grad_c, _ = finish_backward(
+    prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
+    grads, _ = finish_backward(
         CELL,
-        total,
-        grad_c,
+        with_first(load_state(dh, dc, places(rows, units, H), inside), total),
         kept,
         d_reset,
-        h_prev,
-        c_prev,
+        prev,
         active,
         inside,
         grads_x,
@@ -606,8 +640,6 @@ def stepwise_backward(
         units,
         H,
         G,
-        2 if CELL == "gru_reset_before" else G,
+        HIDDEN,
     )
-    tl.store(dh + places(rows, units, H), total, mask=inside)
-    if dc is not None:
-        tl.store(dc + places(rows, units, H), grad_c, mask=inside)
+    store_state(dh, dc, places(rows, units, H), inside, grads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import autograd, native
 from ..call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
-from ..cell import Cell, States, Weights
+from ..cell import Cell, States, Weights, named
 from .passes import Pass, backward, forward
 
 NAMESPACE = "fused_rnn_triton"
@@ -32,7 +32,7 @@ _KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_INPUT | NEEDS_WEIGHTS | REVERSE | SAVE
 def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
     """The pass for the arguments of an op."""
     name, x, weights, hx, cx, lengths, masks, flags = args
-    cell, states = autograd.named(name), [state for state in (hx, cx) if state is not None]
+    cell, states = named(name), [state for state in (hx, cx) if state is not None]
     wanted = 4 if flags & BIAS else 2
     if flags & ~_KNOWN_FLAGS or len(masks) or len(weights) != wanted or len(states) != len(cell.states):
         raise RuntimeError("these ops run one layer in one direction, with the time first and all states given")

@@ -15,11 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..cell import GRU, GRU_RESET_BEFORE, LSTM, Cell
+from ..cell import Cell
 from . import kernels
 from .plan import device_of, make_plan
-
-NAMES = {LSTM: "lstm", GRU: "gru", GRU_RESET_BEFORE: "gru_reset_before"}  # in cells.py
 
 MaybeTensor = Tensor | None
 
@@ -53,7 +51,7 @@ class Pass:
         (self.T, self.B, I), self.H = x.shape, weight_hh.size(1)
         self.G, self.K = cell.gates, cell.saved
         self.resets_before = cell.resets_before
-        self.first = (self.G - self.resets_before) * self.H  # rows of weight_hh that multiply h, others r * h
+        self.HIDDEN = self.G - self.resets_before  # gates that multiply h, others r * h
         rows = self.G * self.H
         if max(self.T, self.B * self.K * self.H, rows * self.H) >= 2**31:
             sizes = f"T = {self.T}, B = {self.B}, H = {self.H}"
@@ -120,8 +118,8 @@ class Pass:
         tiles = self.plan.tiles
         own = {
             **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx", "lengths")},
-            **{name: getattr(self, name) for name in ("T", "B", "H", "G", "K")},
-            **{"CELL": NAMES[self.cell], "REVERSE": self.reverse, "PRECISION": self.plan.precision},
+            **{name: getattr(self, name) for name in ("T", "B", "H", "G", "K", "HIDDEN")},
+            **{"CELL": self.cell.name, "REVERSE": self.reverse, "PRECISION": self.plan.precision},
             **{"BLOCK_B": tiles.rows, "BLOCK_N": tiles.units, "BLOCK_K": tiles.depth, "STAGES": tiles.stages},
         }
         known = {name: value for name, value in (own | arguments).items() if name in kernel.arg_names}
@@ -163,12 +161,13 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
 def _forward_steps(layer: Pass, arrays: dict[str, MaybeTensor], h: Tensor) -> Tensor:
     """The stepwise form; the last h."""
     h_next = torch.empty_like(h)
-    arrays["gates_h"] = layer.empty(layer.B, 2, layer.H, dtype=torch.float32) if layer.resets_before else None
-    arrays["reset_h"] = torch.empty_like(h) if layer.resets_before else None
+    resets = layer.resets_before
+    arrays["gates_h"] = layer.empty(layer.B, layer.HIDDEN, layer.H, dtype=torch.float32) if resets else None
+    arrays["reset_h"] = torch.empty_like(h) if resets else None
     reset = layer.launcher(kernels.stepwise_reset, **arrays)
     step = layer.launcher(kernels.stepwise_forward, **arrays)
     for t in layer.times():
-        if layer.resets_before:
+        if resets:
             reset(h=h, t=t)
         step(h=h, h_next=h_next, t=t)
         h, h_next = h_next, h
@@ -190,7 +189,7 @@ def backward(
         "output": layer.checked("output", output, (T, B, H)),
         "saved": layer.checked("saved", saved, (T, B, layer.K, H), torch.float32),
         "grads_x": layer.empty(T, B, G * H),
-        "grads_h": layer.empty(T, B, G * H) if layer.cell is GRU else None,
+        "grads_h": layer.empty(T, B, G * H) if layer.cell.grads_differ else None,
         "h_before": layer.empty(T, B, H),
         "reset_h": layer.empty(T, B, H) if layer.resets_before else None,
         "dh": _start(layer, "grad_hy", grads[1]),
@@ -224,7 +223,7 @@ def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
         if layer.resets_before:
             candidate(t=t, later=later, depth=depth)
         step(t=t, later=later, depth=depth)
-        later, depth = t, layer.first
+        later, depth = t, layer.HIDDEN * layer.H
     if depth:
         grads = arrays["grads_x" if arrays["grads_h"] is None else "grads_h"][later, :, :depth]
         arrays["dh"] += product(grads, layer.weight_hh[:depth])
@@ -232,7 +231,7 @@ def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
 
 def _sums(layer: Pass, arrays: dict[str, Any], needs_x: bool, needs_weights: bool) -> tuple[Tensor, ...]:
     """The gradients of x, the weights and the biases."""
-    nothing, dtype, first = layer.empty(0), layer.x.dtype, layer.first
+    nothing, dtype, first = layer.empty(0), layer.x.dtype, layer.HIDDEN * layer.H
     grads_x = arrays["grads_x"].flatten(0, 1)
     grads_h = grads_x if arrays["grads_h"] is None else arrays["grads_h"].flatten(0, 1)
     grad_x = (grads_x @ layer.weight_ih).view_as(layer.x) if needs_x else nothing
