@@ -9,17 +9,17 @@ from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here:
 
 from . import backends, capture, cell, checks
 from .call import STEP, Call, Form, is_plain
-from .cell import States
 from .modules import GruMixin
 
 _BIASED, _UNBIASED = Form(step=True), Form(bias=False, step=True)
 
 
-class _OneStep(nn.RNNCellBase):
+class OneStep(nn.RNNCellBase):
     """The base of the cells: from the arguments of a module to a call, and back."""
 
     _stock: type[nn.RNNCellBase]  # the class of torch.nn that this one replaces
     _cell: Any
+    __jit_unused_properties__ = capture.UNUSED_PROPERTIES
 
     def _forward(self, input: Any, hx: Any) -> Any:
         final: Any = None
@@ -37,7 +37,7 @@ class _OneStep(nn.RNNCellBase):
         Raises:
             RuntimeError, ValueError, TypeError, AttributeError: as torch.nn, where :meth:`_check` would not find it.
         """
-        states = () if hx is None else self._from_hx(hx)
+        states = () if hx is None else checks.checked_hx(type(self).__name__, self._cell, hx)
         weights = self._weights()
         return Call(self._cell, input, states, weights, _BIASED if len(weights) > 2 else _UNBIASED, self._check)
 
@@ -62,11 +62,8 @@ class _OneStep(nn.RNNCellBase):
             return list(weights[:2])
         return [torch.zeros_like(weights[5 - k]) if w is None else w for k, w in enumerate(weights)]
 
-    def _from_hx(self, hx: Any) -> States:
-        raise NotImplementedError
 
-
-class LSTMCell(_OneStep, nn.LSTMCell):
+class LSTMCell(OneStep, nn.LSTMCell):
     """A drop-in for ``torch.nn.LSTMCell``: one step of :class:`LSTM`, input [B, input_size] or [input_size].
 
     Args and errors: as of ``torch.nn.LSTMCell``.
@@ -80,11 +77,8 @@ class LSTMCell(_OneStep, nn.LSTMCell):
         """The new (h, c), each [B, hidden_size] or [hidden_size]; hx: the old ones, zeros if None."""
         return self._forward(input, hx)
 
-    def _from_hx(self, hx: Any) -> States:
-        return checks.checked_lstm_hx("LSTMCell", hx)
 
-
-class GRUCell(GruMixin, _OneStep, nn.GRUCell):
+class GRUCell(GruMixin, OneStep, nn.GRUCell):
     """A drop-in for ``torch.nn.GRUCell``: one step of :class:`GRU`, input [B, input_size] or [input_size].
 
     Args and errors: as of ``torch.nn.GRUCell``; ``reset_after`` as of :class:`GRU`.
@@ -109,6 +103,3 @@ class GRUCell(GruMixin, _OneStep, nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
         return self._forward(input, hx)
-
-    def _from_hx(self, hx: Any) -> States:
-        return (checks.checked_gru_hx(hx),)

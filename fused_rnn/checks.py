@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cell import States
+from .cell import Cell, States
 
 
 def checked_flag(name: str, value: bool) -> bool:
@@ -18,19 +18,21 @@ def checked_flag(name: str, value: bool) -> bool:
     return value
 
 
-def checked_lstm_hx(kind: str, hx: Any) -> States:
-    """hx of an LSTM or LSTMCell as (h, c). Raises TypeError unless it is a pair."""
+def checked_hx(kind: str, cell: Cell, hx: Any) -> States:
+    """hx of a module as the states of its cell.
+
+    Raises:
+        AttributeError: it is not the tensor of a cell with one state. Torch.nn raises the same type.
+        TypeError: it is not the pair of a cell with two.
+    """
+    if len(cell.states) == 1:
+        if not isinstance(hx, Tensor):
+            raise AttributeError(f"hx of {kind} must be one tensor, got a {type(hx).__name__}")
+        return (hx,)
     if isinstance(hx, Tensor) or len(hx) != 2:
         got = "a Tensor" if isinstance(hx, Tensor) else f"{len(hx)} of them"
-        raise TypeError(f"hx of an {kind} must be two tensors (h_0, c_0), got {got}")
+        raise TypeError(f"hx of {kind} must be two tensors (h_0, c_0), got {got}")
     return tuple(hx)
-
-
-def checked_gru_hx(hx: Any) -> Tensor:
-    """hx of a GRU or GRUCell. Raises AttributeError, as torch.nn.GRU, unless it is a tensor."""
-    if not isinstance(hx, Tensor):
-        raise AttributeError(f"hx of a GRU must be one tensor, got a {type(hx).__name__}")
-    return hx
 
 
 def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | None) -> Tensor:
@@ -74,6 +76,12 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: tor
         if shortest < 0 or longest > T:
             raise RuntimeError(f"lengths must be from 0 to {T}, got {shortest if shortest < 0 else longest}")
     return lengths.to(torch.int64)
+
+
+def check_no_projection(proj_size: Any) -> None:
+    """Raise torch.nn's error unless proj_size, which stands in the constructors of all layers, is 0."""
+    if isinstance(proj_size, int) and proj_size != 0:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
 def check_cell_input(kind: str, input: Tensor, states: Sequence[Tensor], input_size: int, hidden_size: int) -> None:

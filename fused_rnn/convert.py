@@ -11,19 +11,15 @@ from .cells import GRUCell, LSTMCell
 from .modules import GRU, LSTM
 from .stock_class import with_bases
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: LSTM,
-    nn.GRU: GRU,
-    nn.LSTMCell: LSTMCell,
-    nn.GRUCell: GRUCell,
-}
-_STOCK = {ours: stock for stock, ours in _OURS.items()}
+_KINDS = (LSTM, GRU, LSTMCell, GRUCell)
+_STOCK: dict[type[nn.Module], type[nn.Module]] = {kind: kind._stock for kind in _KINDS}
+_OURS = {stock: ours for ours, stock in _STOCK.items()}
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def convert(module: M) -> M:
-    """Make every nn.LSTM, nn.GRU, nn.LSTMCell and nn.GRUCell in ``module`` one of ours, in place.
+    """Make every nn.LSTM, nn.GRU and cell of torch.nn in ``module`` one of ours, in place.
 
     The modules stay the objects that they are and only change their class, so that parameters, hooks, optimisers,
     parametrisations, train or eval mode and every reference to them stay, and a module that is used twice still is one.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import backends, evidence
 from .call import Problem
-from .cells import GRUCell, LSTMCell
-from .modules import GRU, LSTM
+from .cells import OneStep
+from .modules import Layers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Explanation:
 
 
 def explain(
-    rnn: LSTM | GRU | LSTMCell | GRUCell,
+    rnn: Layers | OneStep,
     x: Any,
     hx: Any = None,
     *,
@@ -47,7 +47,8 @@ def explain(
     the first layer.
 
     Args:
-        rnn, x, hx, lengths: as they would be called.
+        rnn: a module of this package.
+        x, hx, lengths: what it would be called with.
         gpu: ask for a GPU that need not be here instead of x's device: "T4", "A100", "L4", "H100", "H200", "B200" or
             "RTX 5090".
 
@@ -57,9 +58,9 @@ def explain(
         RuntimeError: ``gpu`` is not one of those.
         As the module does, where the arguments do not fit.
     """
-    if not isinstance(rnn, (LSTM, GRU, LSTMCell, GRUCell)):
+    if not isinstance(rnn, (Layers, OneStep)):
         raise TypeError(f"expected a module of fused_rnn, got {type(rnn).__name__}; fused_rnn.convert makes one")
-    call = rnn._call(x, hx) if isinstance(rnn, (LSTMCell, GRUCell)) else rnn._call(x, hx, lengths)
+    call = rnn._call(x, hx) if isinstance(rnn, OneStep) else rnn._call(x, hx, lengths)
     call.check(call)
     problem = backends.autocast(call).problem
     return _explain(repr(rnn), problem) if gpu is None else _explain_on(gpu, repr(rnn), problem)

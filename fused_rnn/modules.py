@@ -1,6 +1,6 @@
 """LSTM and GRU: torch.nn's constructors, parameters, results and errors, on our kernels.
 
-``LSTM`` and ``GRU`` derive from ``nn.RNNBase`` and only answer ``isinstance`` as ``nn.LSTM`` and ``nn.GRU``
+They derive from ``nn.RNNBase`` and only answer ``isinstance`` as ``nn.LSTM`` and ``nn.GRU``
 (:mod:`fused_rnn.stock_class`), because torch.compile refuses every instance of those.
 """
 
@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, capture, cell, checks
 from .call import Call, Form, flags_of, is_plain
-from .cell import Cell, States
+from .cell import Cell
 from .stock_class import StockClass
 
 
-class _Layers(StockClass, nn.RNNBase):
+class Layers(StockClass, nn.RNNBase):
     """The base of LSTM and GRU: from every form of input to a call, and back."""
 
     _stock: type[nn.RNNBase]  # the class of torch.nn that this one replaces
@@ -55,7 +55,7 @@ class _Layers(StockClass, nn.RNNBase):
             RuntimeError, ValueError, TypeError, AttributeError: as torch.nn, where :meth:`_check` would not find it.
         """
         weights = self._weights()
-        states = () if hx is None else self._from_hx(hx)
+        states = () if hx is None else checks.checked_hx(type(self).__name__, self._cell, hx)
         batch_sizes = None
         if isinstance(input, PackedSequence):
             batch_sizes = checks.checked_packed(*input)
@@ -91,7 +91,7 @@ class _Layers(StockClass, nn.RNNBase):
         input, states = call.input, tuple(call.states)
         is_batched = call.packed or call.is_batched
         if not call.packed and input.dim() not in (2, 3):
-            raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            raise ValueError(f"{self._stock.__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         wanted = 3 if is_batched else 2
         if any(state.dim() != wanted for state in states):
             names = " and ".join(self._cell.states)
@@ -139,16 +139,13 @@ class _Layers(StockClass, nn.RNNBase):
             parameters = (self._parameters.get(name) for name in self._flat_weights_names)
             self._flat_weight_refs = [None if p is None else weakref.ref(p) for p in parameters]
 
-    def _from_hx(self, hx: Any) -> States:
-        raise NotImplementedError
-
 
 def _permuted(states: Sequence[Tensor], order: Tensor | None) -> tuple[Tensor, ...]:
     """The rows of states, each [L*D, B, H], in another order."""
     return tuple(states) if order is None else tuple(state.index_select(1, order) for state in states)
 
 
-class LSTM(_Layers):
+class LSTM(Layers):
     """A drop-in for ``torch.nn.LSTM``: same arguments, parameters, ``state_dict``, results and errors.
 
     At each step, with PyTorch's gate order (its documentation of ``torch.nn.LSTM`` is the definition)::
@@ -216,15 +213,11 @@ class LSTM(_Layers):
         """
         return self._forward(input, hx, lengths)
 
-    def _from_hx(self, hx: Any) -> States:
-        return checks.checked_lstm_hx("LSTM", hx)
-
 
 class GruMixin(nn.Module):
     """What GRU and GRUCell share: on which side of the matmul the reset gate acts."""
 
     reset_after = True  # of modules that were converted, or pickled by torch.nn
-    __jit_unused_properties__ = capture.UNUSED_PROPERTIES
 
     @property
     def _cell(self) -> Cell:
@@ -241,7 +234,7 @@ class GruMixin(nn.Module):
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
-class GRU(GruMixin, _Layers):
+class GRU(GruMixin, Layers):
     """A drop-in for ``torch.nn.GRU``: same arguments, parameters, ``state_dict``, results and errors.
 
     At each step, with PyTorch's gate order (its documentation of ``torch.nn.GRU`` is the definition)::
@@ -279,8 +272,7 @@ class GRU(GruMixin, _Layers):
         *,
         reset_after: bool = True,
     ) -> None:
-        if isinstance(proj_size, int) and proj_size != 0:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        checks.check_no_projection(proj_size)
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
         self.reset_after = checks.checked_flag("reset_after", reset_after)
@@ -289,6 +281,3 @@ class GRU(GruMixin, _Layers):
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
         return self._forward(input, hx, lengths)
-
-    def _from_hx(self, hx: Any) -> States:
-        return (checks.checked_gru_hx(hx),)
