@@ -14,6 +14,18 @@ FUSED_RNN_INLINE A sigmoid(A x) {
   return A(1) / (A(1) + exp(-x));
 }
 
+// `value`, and 0 where `by` is not above 0: the ReLU of x is rectified(x, x). NaN in either comes through.
+template <class A>
+FUSED_RNN_INLINE A rectified(A value, A by) {
+  return by <= A(0) ? A(0) : value;
+}
+
+// The state of a cell without c.
+template <class A>
+struct HiddenState {
+  A h;
+};
+
 // What one step hands back. `prev` is the direct path to the previous state only; the path through weight_hh is the
 // caller's matmul over `h`.
 template <class A, class State, int kGates>
@@ -74,11 +86,6 @@ struct LstmCell {
   }
 };
 
-template <class A>
-struct GruState {
-  A h;
-};
-
 // torch.nn.GRU: gates r, z, n; the reset gate acts after the matmul: n = tanh(n_x + r * n_h).
 template <class A>
 struct GruCell {
@@ -90,7 +97,7 @@ struct GruCell {
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = true;
   static constexpr int kApart = 1;
-  using State = GruState<A>;
+  using State = HiddenState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation, and n_h
 
   FUSED_RNN_INLINE static State forward(const A (&x)[kGates], const A (&h)[kGates], State prev, Saved& s) {
@@ -128,7 +135,7 @@ struct GruResetBeforeCell {
   static constexpr bool kResetBefore = true;
   static constexpr bool kGradsDiffer = false;
   static constexpr int kApart = 0;
-  using State = GruState<A>;
+  using State = HiddenState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation
 
   FUSED_RNN_INLINE static A reset(A r_x, A r_h, State prev) { return sigmoid(r_x + r_h) * prev.h; }
@@ -157,9 +164,63 @@ struct GruResetBeforeCell {
   }
 };
 
+// torch.nn.RNN: one gate, and the new state is its activation.
+template <class A, class Activation>
+struct RnnCell {
+  static constexpr const char* kName = Activation::kCellName;
+  static constexpr int kGates = 1;
+  static constexpr int kSaved = 1;
+  static constexpr int kSavedCell = -1;
+  static constexpr bool kResetBefore = false;
+  static constexpr bool kGradsDiffer = false;
+  static constexpr int kApart = 0;
+  using State = HiddenState<A>;
+  using Saved = A[kSaved];  // h_t
+
+  FUSED_RNN_INLINE static State forward(const A (&x)[kGates], const A (&h)[kGates], State, Saved& s) {
+    s[0] = Activation::of(x[0] + h[0]);
+    return {s[0]};
+  }
+
+  FUSED_RNN_INLINE static StepGrads<A, State, kGates> backward(State grad, State, const Saved& s) {
+    const A d = Activation::backward(grad.h, s[0]);
+    return {{d}, {d}, {A(0)}};
+  }
+};
+
+struct Tanh {
+  static constexpr const char* kCellName = "rnn_tanh";
+  template <class A>
+  FUSED_RNN_INLINE static A of(A x) {
+    using std::tanh;
+    return tanh(x);
+  }
+  template <class A>
+  FUSED_RNN_INLINE static A backward(A grad, A y) {
+    return grad * (A(1) - y * y);
+  }
+};
+
+struct Relu {
+  static constexpr const char* kCellName = "rnn_relu";
+  template <class A>
+  FUSED_RNN_INLINE static A of(A x) {
+    return rectified(x, x);
+  }
+  template <class A>
+  FUSED_RNN_INLINE static A backward(A grad, A y) {
+    return rectified(grad, y);
+  }
+};
+
+template <class A>
+struct RnnTanhCell : RnnCell<A, Tanh> {};
+template <class A>
+struct RnnReluCell : RnnCell<A, Relu> {};
+
 // Every cell. Loops, kernels and ops are made for each cell of this list.
 template <template <class> class... Cells>
 struct CellList {};
-using AllCells = CellList<LstmCell, GruCell, GruResetBeforeCell>;
+using AllCells = CellList<LstmCell, GruCell, GruResetBeforeCell, RnnTanhCell, RnnReluCell>;
 
 }  // namespace fused_rnn

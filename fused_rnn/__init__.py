@@ -1,12 +1,12 @@
-"""Drop-in LSTM and GRU layers for PyTorch on fused kernels: same constructor, ``state_dict`` and results, faster."""
+"""Drop-in LSTM, GRU and RNN for PyTorch on fused kernels: same constructor, ``state_dict`` and results, faster."""
 
 from importlib import metadata
 
 from .backends import use_backend
-from .cells import GRUCell, LSTMCell
+from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, restore
 from .explain import Explanation, explain
-from .modules import GRU, LSTM
+from .modules import GRU, LSTM, RNN
 
 try:
     __version__ = metadata.version("fused-rnn")
@@ -16,9 +16,11 @@ except metadata.PackageNotFoundError:  # run from a checkout that was never inst
 __all__ = [
     "GRU",
     "LSTM",
+    "RNN",
     "Explanation",
     "GRUCell",
     "LSTMCell",
+    "RNNCell",
     "convert",
     "explain",
     "restore",

@@ -27,7 +27,9 @@ class Cell:
 LSTM = Cell("lstm", gates=4, states=("hx", "cx"), saved=5, stock="lstm")  # saved: i, f, g, o, c
 GRU = Cell("gru", gates=3, states=("hx",), saved=4, stock="gru", grads_differ=True)  # r, z, n, n_h
 GRU_RESET_BEFORE = Cell("gru(reset_after=False)", gates=3, states=("hx",), saved=3, resets_before=True)  # r, z, n
-CELLS = (LSTM, GRU, GRU_RESET_BEFORE)
+RNN_TANH = Cell("rnn_tanh", gates=1, states=("hx",), saved=1, stock="rnn_tanh")  # h
+RNN_RELU = Cell("rnn_relu", gates=1, states=("hx",), saved=1, stock="rnn_relu")  # h
+CELLS = (LSTM, GRU, GRU_RESET_BEFORE, RNN_TANH, RNN_RELU)
 
 _BY_NAME = {cell.name: cell for cell in CELLS}
 

@@ -1,4 +1,4 @@
-"""LSTMCell and GRUCell: torch.nn's constructors, parameters, results and errors, on our kernels."""
+"""LSTMCell, GRUCell and RNNCell: torch.nn's constructors, parameters, results and errors, on our kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here:
 
 from . import backends, capture, cell, checks
 from .call import STEP, Call, Form, is_plain
+from .cell import Cell
 from .modules import GruMixin
 
 _BIASED, _UNBIASED = Form(step=True), Form(bias=False, step=True)
@@ -100,6 +101,26 @@ class GRUCell(GruMixin, OneStep, nn.GRUCell):
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     @capture.scripted_as(nn.GRUCell.forward)
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
+        return self._forward(input, hx)
+
+
+class RNNCell(OneStep, nn.RNNCell):
+    """A drop-in for ``torch.nn.RNNCell``: one step of :class:`RNN`, input [B, input_size] or [input_size].
+
+    Args and errors: as of ``torch.nn.RNNCell``.
+    """
+
+    _stock = nn.RNNCell
+
+    @property
+    def _cell(self) -> Cell:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'.")
+        return cell.named(f"rnn_{self.nonlinearity}")
+
+    @capture.scripted_as(nn.RNNCell.forward)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The new h, [B, hidden_size] or [hidden_size]; hx: the old one, zeros if None."""
         return self._forward(input, hx)

@@ -7,11 +7,11 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .cells import GRUCell, LSTMCell
-from .modules import GRU, LSTM
+from .cells import GRUCell, LSTMCell, RNNCell
+from .modules import GRU, LSTM, RNN
 from .stock_class import with_bases
 
-_KINDS = (LSTM, GRU, LSTMCell, GRUCell)
+_KINDS = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
 _STOCK: dict[type[nn.Module], type[nn.Module]] = {kind: kind._stock for kind in _KINDS}
 _OURS = {stock: ours for ours, stock in _STOCK.items()}
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def convert(module: M) -> M:
-    """Make every nn.LSTM, nn.GRU and cell of torch.nn in ``module`` one of ours, in place.
+    """Make every nn.LSTM, nn.GRU, nn.RNN and cell of torch.nn in ``module`` one of ours, in place.
 
     The modules stay the objects that they are and only change their class, so that parameters, hooks, optimisers,
     parametrisations, train or eval mode and every reference to them stay, and a module that is used twice still is one.

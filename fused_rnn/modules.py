@@ -1,6 +1,6 @@
-"""LSTM and GRU: torch.nn's constructors, parameters, results and errors, on our kernels.
+"""LSTM, GRU and RNN: torch.nn's constructors, parameters, results and errors, on our kernels.
 
-They derive from ``nn.RNNBase`` and only answer ``isinstance`` as ``nn.LSTM`` and ``nn.GRU``
+They derive from ``nn.RNNBase`` and only answer ``isinstance`` as ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``
 (:mod:`fused_rnn.stock_class`), because torch.compile refuses every instance of those.
 """
 
@@ -22,7 +22,7 @@ from .stock_class import StockClass
 
 
 class Layers(StockClass, nn.RNNBase):
-    """The base of LSTM and GRU: from every form of input to a call, and back."""
+    """The base of LSTM, GRU and RNN: from every form of input to a call, and back."""
 
     _stock: type[nn.RNNBase]  # the class of torch.nn that this one replaces
     __jit_unused_properties__ = capture.UNUSED_PROPERTIES
@@ -278,6 +278,55 @@ class GRU(GruMixin, Layers):
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     @capture.scripted_as(nn.GRU.forward)
+    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
+        """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
+        return self._forward(input, hx, lengths)
+
+
+class RNN(Layers):
+    """A drop-in for ``torch.nn.RNN``: same arguments, parameters, ``state_dict``, results and errors.
+
+    At each step (PyTorch's documentation of ``torch.nn.RNN`` is the definition)::
+
+        h' = tanh(W x + b + U h + d)        or relu
+
+    Args:
+        nonlinearity: "tanh" or "relu".
+        proj_size: must be 0; it stands here because torch.nn.RNN has it in this place.
+        others: as of :class:`LSTM`.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong type or range, as torch.nn.
+    """
+
+    _stock = nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        checks.check_no_projection(proj_size)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def _cell(self) -> Cell:
+        return cell.named(self.mode.lower())  # what nn.RNN runs, whatever nonlinearity has become
+
+    @capture.scripted_as(nn.RNN.forward)
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
         return self._forward(input, hx, lengths)

@@ -1,8 +1,8 @@
-"""The specification: LSTM and GRU in plain PyTorch, any dtype, differentiable any number of times.
+"""The specification: every cell in plain PyTorch, any dtype, differentiable any number of times.
 
 Gates are in PyTorch's order, LSTM ``i, f, g, o`` and GRU ``r, z, n``; the equations are those of the documentation
-of ``torch.nn.LSTM`` and ``torch.nn.GRU``, and for ``reset_after=False`` those of Cho et al. 2014 (arXiv:1406.1078)
-with PyTorch's meaning of z. Every kernel of this package is checked against this file.
+of ``torch.nn.LSTM``, ``torch.nn.GRU`` and ``torch.nn.RNN``, and for ``reset_after=False`` those of Cho et al. 2014
+(arXiv:1406.1078) with PyTorch's meaning of z. Every kernel of this package is checked against this file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, States, Weights
+from .cell import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH, Cell, States, Weights
 
 
 def lstm_step(gates_x: Tensor, states: States, weights: Weights) -> States:
@@ -49,10 +49,22 @@ def gru_step_reset_before(gates_x: Tensor, states: States, weights: Weights) -> 
     return ((1 - z) * n + z * h,)
 
 
+def rnn_tanh_step(gates_x: Tensor, states: States, weights: Weights) -> States:
+    """One step of nn.RNN with tanh. gates_x [B, H]; returns (h,)."""
+    return (torch.tanh(gates_x + linear(states[0], weights.weight_hh, weights.bias_hh)),)
+
+
+def rnn_relu_step(gates_x: Tensor, states: States, weights: Weights) -> States:
+    """One step of nn.RNN with ReLU. gates_x [B, H]; returns (h,)."""
+    return (torch.relu(gates_x + linear(states[0], weights.weight_hh, weights.bias_hh)),)
+
+
 STEPS: dict[Cell, Callable[[Tensor, States, Weights], States]] = {
     LSTM: lstm_step,
     GRU: gru_step,
     GRU_RESET_BEFORE: gru_step_reset_before,
+    RNN_TANH: rnn_tanh_step,
+    RNN_RELU: rnn_relu_step,
 }
 
 

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from unittest import mock
 
 import torch
+from torch.nn.functional import linear
 
-from fused_rnn import autograd, stock
+from fused_rnn import autograd, reference, stock
 from fused_rnn.call import Call, Form, layer_call, one_layer
 from fused_rnn.cell import CELLS as CELLS
-from fused_rnn.cell import Cell, Weights
+from fused_rnn.cell import RNN_RELU, Cell, Weights
+
+# Cells that differ in more than the activation of an RNN, for tests of what no activation changes.
+LOOPS = tuple(cell for cell in CELLS if cell is not RNN_RELU)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -136,6 +141,42 @@ class Layer:
         grads = torch.autograd.grad((output, *states), list(leaves.values()), self.grads, materialize_grads=True)
         named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {"output": output.detach(), **{name: state.detach() for name, state in final.items()}, **named}
+
+    def truth(self, results, reverse=False):
+        """The float64 results with which to compare `results`, by name.
+
+        The derivative of ReLU jumps at zero, so a unit that rounding moves across zero rightly has another gradient.
+        The true gradients of rnn_relu are therefore those for the units that are above zero in `results`.
+        """
+        double = self.double()
+        truth = double.results(reference.run, reverse)
+        if self.cell is RNN_RELU:
+            given = double.results(partial(run_with_units, results["output"] > 0), reverse)
+            truth.update((name, value) for name, value in given.items() if name.startswith("grad_"))
+        return truth
+
+
+def run_with_units(units, cell, x, states, weights, lengths, reverse):
+    """reference.run of an RNN whose activation keeps the units [T, B, H] and sets all others to zero."""
+    steps = iter(units.flip(0) if reverse else units)
+
+    def step(gates_x, states, weights):
+        return (next(steps) * (gates_x + linear(states[0], weights.weight_hh, weights.bias_hh)),)
+
+    with mock.patch.dict(reference.STEPS, {cell: step}):
+        return reference.run(cell, x, states, weights, lengths, reverse)
+
+
+def comparisons(layers, got, plain, reverse=False):
+    """By the name of a result, what assert_within_budget compares.
+
+    got, plain: for each layer, its results under test and those of plain PyTorch in the same dtype.
+    """
+    truth = [layer.truth(results, reverse) for layer, results in zip(layers, got, strict=True)]
+    plain_truth = truth
+    if layers[0].cell is RNN_RELU:
+        plain_truth = [layer.truth(results, reverse) for layer, results in zip(layers, plain, strict=True)]
+    return {name: [[r[name] for r in results] for results in (got, truth, plain, plain_truth)] for name in truth[0]}
 
 
 # Of everything that a call may have, each at least once.

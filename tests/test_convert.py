@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import fused_rnn
-from fused_rnn import GRU, LSTM, GRUCell, LSTMCell
+from fused_rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 
 class Net(nn.Module):
@@ -19,15 +19,16 @@ class Net(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(4, 6, num_layers=2, bidirectional=True, dropout=0.2)
         self.gru = nn.GRU(12, 6)
+        self.rnn = nn.RNN(6, 6, nonlinearity="relu")
         self.same_gru = self.gru
-        self.cells = nn.ModuleList([nn.LSTMCell(6, 5), nn.GRUCell(5, 5)])
+        self.cells = nn.ModuleList([nn.LSTMCell(6, 5), nn.GRUCell(5, 5), nn.RNNCell(5, 5)])
         self.second_cell = nn.GRUCell(5, 5)
         self.second_cell.weight_ih = self.cells[1].weight_ih
 
     def forward(self, x):
-        x, _ = self.gru(self.lstm(x)[0])
+        x, _ = self.rnn(self.gru(self.lstm(x)[0])[0])
         h, _ = self.cells[0](x[-1])
-        return self.second_cell(self.cells[1](h))
+        return self.cells[2](self.second_cell(self.cells[1](h)))
 
 
 def kinds(module):
@@ -39,7 +40,7 @@ def test_every_layer_changes_and_nothing_else():
     x = torch.randn(3, 2, 4)
     before, parameters, objects = net(x), list(net.named_parameters()), list(net.modules())
     assert fused_rnn.convert(net) is net
-    assert kinds(net) == [LSTM, GRU, LSTMCell, GRUCell, GRUCell]
+    assert kinds(net) == [LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, GRUCell]
     assert all(a is b for a, b in zip(net.modules(), objects, strict=True))
     for (name, ours), (old_name, old) in zip(net.named_parameters(), parameters, strict=True):
         assert name == old_name and ours is old
@@ -60,7 +61,7 @@ def test_there_and_back():
     assert fused_rnn.restore(net) is net
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_the_root_may_be_a_layer(kind):
     layer = kind(3, 4)
     assert fused_rnn.convert(layer) is layer

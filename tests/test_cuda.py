@@ -7,7 +7,7 @@ import pytest
 import tf32
 import torch
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, SIZES, Layer, Size, whole_call
+from problems import CALLS, CELLS, SIZES, Layer, Size, comparisons, whole_call
 
 import fused_rnn
 from fused_rnn import backends, layered, native, reference
@@ -56,15 +56,13 @@ def test_against_float64(cell, math, size, ragged, monkeypatch):
     draws = [Layer.random(cell, dtype, size, ragged=ragged, seed=seed) for seed in range(count)]
     on_gpu = [draw.to("cuda") for draw in draws]
     got = [on_cpu(d.results(one_layer(native.run), ragged)) for d in on_gpu]
-    truth = [d.double().results(reference.run, ragged) for d in draws]
     # What PyTorch loses, with the functions of the processor and with those of the GPU.
     plain = tf32.run if math == "tf32" else reference.run
     same = [d.results(plain, ragged) for d in draws]
     same_on_gpu = [on_cpu(d.results(plain, ragged)) for d in on_gpu]
-    for name in truth[0]:
+    for name, compared in comparisons(draws * 2, got * 2, same + same_on_gpu, ragged).items():
         assert all(g[name].dtype == dtype for g in got)
-        found = ([r[name] for r in results] for results in (got * 2, truth * 2, same + same_on_gpu))
-        assert_within_budget(name, *found)
+        assert_within_budget(name, *compared)
 
 
 def on_cpu(results):

@@ -61,7 +61,7 @@ WORSE_IN_TORCH = {
         "LSTM",
         (zeros(5, 2, 3), zeros(1, 2, 4)),
         TypeError,
-        r"hx of an LSTM must be two tensors \(h_0, c_0\), got a Tensor",
+        r"hx of LSTM must be two tensors \(h_0, c_0\), got a Tensor",
     ),
     "hx of three": ("LSTM", (zeros(5, 2, 3), (zeros(1, 2, 4),) * 3), TypeError, "two tensors .*, got 3 of them"),
     "dtype of hx": (
@@ -180,6 +180,17 @@ def test_bad_arguments(case):
     with pytest.raises(type(theirs)) as ours:
         fused_rnn.LSTM(**arguments)
     assert str(ours.value) == str(theirs)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(nonlinearity="sigmoid"), dict(nonlinearity=False), dict(proj_size=2)], ids=str
+)
+def test_bad_arguments_of_an_rnn(options):
+    with pytest.raises(ValueError) as theirs:
+        nn.RNN(I, H, **options)
+    with pytest.raises(ValueError) as ours:
+        fused_rnn.RNN(I, H, **options)
+    assert str(ours.value) == str(theirs.value)
 
 
 def test_arguments_of_our_own():

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fused_rnn
 from fused_rnn import GRU, LSTM, GRUCell, LSTMCell
 
-KINDS = ["LSTM", "GRU"]
-CELLS = ["LSTMCell", "GRUCell"]
+KINDS = ["LSTM", "GRU", "RNN"]
+CELLS = ["LSTMCell", "GRUCell", "RNNCell"]
 
 
 def pair(kind, *arguments, **options):
@@ -70,11 +70,12 @@ def test_state_dict_both_ways(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_positional_arguments(kind):
     proj_size = 2 if kind == "LSTM" else 0
-    module = getattr(fused_rnn, kind)(3, 4, 2, False, True, 0.1, True, proj_size, "cpu", torch.float64)
+    more = ["relu"] if kind == "RNN" else []
+    module, theirs = pair(kind, 3, 4, 2, *more, False, True, 0.1, True, proj_size, "cpu", torch.float64)
     got = (module.input_size, module.hidden_size, module.num_layers, module.bias, module.batch_first)
     assert got == (3, 4, 2, False, True)
     assert (module.dropout, module.bidirectional, module.proj_size) == (0.1, True, proj_size)
-    assert module.weight_hh_l0.dtype == torch.float64 and module.mode == kind
+    assert module.weight_hh_l0.dtype == torch.float64 and module.mode == theirs.mode
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,6 +130,35 @@ def test_cells(kind, bias):
         results.append([*outputs, *torch.autograd.grad(loss, (x, state, *module.parameters()))])
     assert_same(*results, rtol=0, atol=1e-12)
     assert_same(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("options", [{}, dict(num_layers=2, bidirectional=True, bias=False, batch_first=True)], ids=len)
+def test_nonlinearity(nonlinearity, options):
+    options = options | dict(nonlinearity=nonlinearity, dtype=torch.float64)
+    ours, theirs = pair("RNN", 3, 4, **options)
+    assert repr(ours) == repr(theirs) and ours.nonlinearity == theirs.nonlinearity and ours.mode == theirs.mode
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for module in (ours, theirs):
+        output, h = module(x)
+        loss = output.pow(2).sum() + h.sum()
+        results.append([output, h, *torch.autograd.grad(loss, (x, *module.parameters()))])
+    assert_same(*results, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_nonlinearity_of_a_cell(nonlinearity):
+    ours, theirs = pair("RNNCell", 3, 4, nonlinearity=nonlinearity)
+    assert repr(ours) == repr(theirs)
+    x = torch.randn(2, 3)
+    assert_same(ours(x), theirs(x))
+    ours.nonlinearity = theirs.nonlinearity = "relu"  # it counts at each call
+    assert_same(ours(x), theirs(x))
+    ours.nonlinearity = theirs.nonlinearity = "sigmoid"
+    for module in (ours, theirs):
+        with pytest.raises(RuntimeError, match="Unknown nonlinearity: sigmoid"):
+            module(x)
 
 
 def test_types_of_results():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from problems import CALLS, CELLS, DTYPES, Layer, Size, native_layer, whole_call
+from problems import CALLS, CELLS, DTYPES, LOOPS, Layer, Size, native_layer, whole_call
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
@@ -122,7 +122,7 @@ def native_module():
 
 @pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True], ids=["padded", "ragged"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_first_and_second_derivatives(cell, ragged, reverse):
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3), ragged=ragged)
 
@@ -146,7 +146,7 @@ def test_second_derivative_of_shared_tensors():
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_third_derivative(cell):
     """The derivative of the backward op is made of PyTorch's own ops, so it goes on for ever."""
     layer = Layer.random(cell, torch.float64, Size(2, 1, 1, 2))
@@ -159,7 +159,7 @@ def test_third_derivative(cell):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_second_backward_is_bit_identical(cell, dtype):
     layer = Layer.random(cell, dtype, Size(20, 5, 7, 33))
     outputs = run_native(cell, tensors_of(layer), None, False)
@@ -171,7 +171,7 @@ def test_second_backward_is_bit_identical(cell, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_a_sequence_in_two_parts(cell, dtype):
     """h is what the storage type holds of it after every step, so a run that is cut anywhere gives the same bits."""
     if cell is LSTM and dtype in (torch.bfloat16, torch.float16):
@@ -184,7 +184,7 @@ def test_a_sequence_in_two_parts(cell, dtype):
     assert all(torch.equal(a, b) for a, b in zip(states, final, strict=True))
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_unused_outputs_have_no_gradient(cell):
     """Each output alone: the others' gradients are absent, which must mean zero."""
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
@@ -196,7 +196,7 @@ def test_unused_outputs_have_no_gradient(cell):
 
 
 @pytest.mark.parametrize("frozen", ["x", "weights", "states"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_frozen_inputs(cell, frozen):
     layer = Layer.random(cell, torch.float64, Size(3, 2, 2, 3))
     everything = layer.results(native_layer)
@@ -214,7 +214,7 @@ def test_frozen_inputs(cell, frozen):
         assert torch.equal(grad, everything[f"grad_{name}"])
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_nothing_is_saved_without_a_backward(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 2, 2, 3))
     results = ops.forward(*arguments(layer, flags=BIAS))
@@ -223,7 +223,7 @@ def test_nothing_is_saved_without_a_backward(cell):
         results[0].sum().backward()
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_inputs_of_any_strides(cell):
     layer = Layer.random(cell, torch.float64, Size(4, 3, 2, 5))
 
@@ -242,7 +242,7 @@ def test_inputs_of_any_strides(cell):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_padding_may_hold_anything(cell):
     """What stands in x and in the incoming gradient past a row's end reaches no result."""
     layer = Layer.random(cell, torch.float64, Size(6, 4, 3, 5), ragged=True)
@@ -270,7 +270,7 @@ def test_nan_is_not_hidden(cell):
     assert output[1:, 0].isnan().all() and output[0].isfinite().all() and output[:, 1].isfinite().all()
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_empty_batch(cell):
     layer = Layer.random(cell, torch.float32, Size(3, 0, 2, 5))
     results = layer.results(native_layer)
@@ -279,7 +279,7 @@ def test_empty_batch(cell):
 
 
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_compiles_in_one_graph(cell, dynamic):
     torch._dynamo.reset()
 
@@ -298,7 +298,7 @@ def test_compiles_in_one_graph(cell, dynamic):
 
 
 @pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_meta_tensors(cell, kind):
     call, tensors = whole_call(cell, kind)
     on_meta = call(*(tensor.detach().to("meta").requires_grad_() for tensor in tensors))

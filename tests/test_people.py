@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import fused_rnn
 from fused_rnn import autograd
 
-KINDS = ("LSTM", "GRU")
-CELL_KINDS = ("LSTMCell", "GRUCell")
+KINDS = ("LSTM", "GRU", "RNN")
+CELL_KINDS = ("LSTMCell", "GRUCell", "RNNCell")
 
 
 def states(kind, *shape):

@@ -7,7 +7,7 @@ import torch
 from problems import CELLS
 
 from fused_rnn import native
-from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM
+from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, RNN_TANH
 
 pytestmark = pytest.mark.skipif(native.load_error is not None, reason=f"needs the extension: {native.load_error}")
 
@@ -26,7 +26,7 @@ def tier(*arguments, **options):
     return plan(*arguments, **options).split(":")[0]
 
 
-# The largest H of the block tier, forward and backward: from 4 or 3 gates of H x H numbers (H in whole tiles of 16,
+# The largest H of the block tier, forward and backward: from the gates of H x H numbers (H in whole tiles of 16,
 # rows 16 bytes longer) and what a step needs beside them, against the device's shared memory.
 LARGEST = {
     # cell, what is multiplied: T4, A100, L4, H100, H200, B200, RTX 5090
@@ -38,6 +38,8 @@ LARGEST = {
     (GRU, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
     (GRU_RESET_BEFORE, "float32"): ((64, 96, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
     (GRU_RESET_BEFORE, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
+    (RNN_TANH, "float32"): ((112, 128, 128, 128, 128, 128, 128),) * 2,
+    (RNN_TANH, "float16"): ((160, 192, 192, 192, 192, 192, 192),) * 2,
 }
 
 

@@ -6,10 +6,11 @@ The cuda backend has the same in tests/emu and, on a GPU, in test_cuda.py; trito
 import pytest
 import torch
 from closeness import assert_within_budget
-from problems import CELLS, DTYPES, NOTHING, SIZES, Layer, Size, stock_layer
+from problems import CELLS, DTYPES, LOOPS, NOTHING, SIZES, Layer, Size, comparisons, stock_layer
 
 from fused_rnn import backends, native, reference
 from fused_rnn.call import one_layer
+from fused_rnn.cell import RNN_RELU
 
 TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
 LONG = Size(70, 4, 3, 2)
@@ -17,6 +18,9 @@ LONG = Size(70, 4, 3, 2)
 SLOW = (LONG, Size(3, 300, 2, 3), Size(2, 30, 600, 300), Size(40, 2, 4, 260))
 # Its grad_weight_hh alone misses the float32 budget by up to a quarter: 4.4e-6 where 3.6e-6 are allowed.
 KNOWN_MISS = ("gru(reset_after=False)", torch.float32, LONG, "avx2")
+
+
+QUICK_CELLS = [*LOOPS, pytest.param(RNN_RELU, marks=pytest.mark.slow)]
 
 
 def marked(size):
@@ -34,17 +38,18 @@ def plain(cell, x, states, weights, lengths, reverse):
 def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True):
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 30 if size.H < 4 else 2
+    if size == LONG and cell is RNN_RELU and dtype == torch.float32:  # its gradients do not fade: luck counts for more
+        count = 60
     draws = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(count)]
     if reason := backend.why_not(draws[0].call()):
         pytest.skip(reason)
     got = [d.results(one_layer(backend.run), reverse) for d in draws]
-    truth = [d.double().results(reference.run, reverse) for d in draws]
     same = [d.results(plain, reverse) for d in draws]
     known_miss = ""
-    for name in truth[0]:
+    for name, compared in comparisons(draws, got, same, reverse).items():
         assert all(g[name].dtype == dtype for g in got)
         try:
-            assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+            assert_within_budget(name, *compared)
         except AssertionError as miss:
             posed = (str(cell), dtype, size, native.cpu_instruction_set())
             if name != "grad_weight_hh" or posed != KNOWN_MISS:
@@ -64,7 +69,7 @@ def test_forward_and_backward(backend, cell, dtype, size):
 
 @pytest.mark.parametrize("size", NOTHING, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", QUICK_CELLS, ids=str)
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
 def test_sizes_of_zero(backend, cell, dtype, size):
     check(backend, cell, dtype, size)
@@ -75,7 +80,7 @@ def test_sizes_of_zero(backend, cell, dtype, size):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("bias", [False, True], ids=["nobias", "bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", QUICK_CELLS, ids=str)
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
 def test_options(backend, cell, dtype, bias, reverse, ragged, size):
     check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, bias=bias)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
 
-KINDS = ("LSTM", "GRU", "LSTMCell", "GRUCell")
+KINDS = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 GRUS = ("GRU", "GRUCell")
 
 

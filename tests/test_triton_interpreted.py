@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("tests/test_triton.py runs it in a process of its own", allow_module_level=True)
 
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import tf32
 import torch
@@ -18,11 +19,11 @@ import triton
 import triton.language as tl
 import triton_interpreter  # noqa: F401
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, NOTHING, Layer, Size, stock_layer, whole_call
+from problems import CALLS, CELLS, LOOPS, NOTHING, Layer, Size, comparisons, stock_layer, whole_call
 
 from fused_rnn import autograd, backends, layered, reference
 from fused_rnn.call import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, Call, Form
-from fused_rnn.cell import GRU, LSTM, Cell
+from fused_rnn.cell import GRU, LSTM, RNN_RELU, Cell
 from fused_rnn.triton import ops as implementation  # noqa: F401
 from fused_rnn.triton import passes, plan
 
@@ -66,10 +67,12 @@ def cases():
                 yield Case(cell, math, form, Size(T=2, B=16, I=5, H=16))  # exactly one tile of either form
                 # A second program with one row; stepwise: a second tile with one unit.
                 yield Case(cell, math, form, Size(T=3, B=17, I=3, H=17), ragged=True, reverse=not exact)
-                if exact:
+                if exact and cell in LOOPS:
                     for reverse in (False, True):
                         yield Case(cell, math, form, Size(5, 3, 2, 9), reverse, ragged=reverse, bias=False)
                         yield Case(cell, math, form, Size(5, 3, 2, 9), reverse, ragged=not reverse)
+            if cell not in LOOPS:
+                continue
             yield Case(cell, math, "stepwise", Size(2, 65, 3, 33), reverse=exact)  # large tiles, one element past each
             yield Case(cell, math, "block", Size(3, 2, 3, LARGEST[math]))
             yield Case(cell, math, "past block", Size(2, 2, 3, LARGEST[math] + 1))
@@ -107,7 +110,23 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return tf32.run
+    if case.cell is RNN_RELU and case.math == "float32":
+        return in_one_chain
     return stock_layer if case.cell.stock and not case.ragged else reference.run
+
+
+def in_one_chain(*arguments):
+    """reference.run with products summed in order, as the interpreter and GPUs do.
+
+    The CPU's library sums in lanes, which loses less; ReLU passes all of it on, where tanh makes it smaller.
+    """
+
+    def linear(x, weight, bias=None):
+        terms = [x[..., k, None] * weight[:, k] for k in range(weight.size(1))]
+        return sum(terms[1:], terms[0]) + (0 if bias is None else bias)
+
+    with mock.patch.object(reference, "linear", linear):
+        return reference.run(*arguments)
 
 
 @pytest.mark.parametrize(("case", "form"), [(c, c.form) for c in cases()], ids=str, indirect=["form"])
@@ -124,11 +143,10 @@ def test_forward_and_backward(case, form, monkeypatch):
         Layer.random(case.cell, dtype, case.size, ragged=case.ragged, bias=case.bias, seed=s) for s in range(count)
     ]
     got = [d.results(runner(case.math), case.reverse) for d in draws]
-    truth = [d.double().results(reference.run, case.reverse) for d in draws]
     same = [d.results(plain(case), case.reverse) for d in draws]
-    for name in truth[0]:
+    for name, compared in comparisons(draws, got, same, case.reverse).items():
         assert all(g[name].dtype == dtype for g in got)
-        assert_within_budget(name, *([r[name] for r in results] for results in (got, truth, same)))
+        assert_within_budget(name, *compared)
 
 
 def tensors_of(drawn):
@@ -150,7 +168,7 @@ def run(cell, tensors):
 
 
 @each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_second_backward_is_bit_identical(cell, form):
     drawn = Layer.random(cell, torch.bfloat16, Size(3, 5, 2, 18))
     tensors = tensors_of(drawn)
@@ -173,7 +191,7 @@ def test_a_sequence_in_two_parts(form):
 
 
 @each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_padding_may_hold_anything(cell, form):
     """What stands in x and in the incoming gradient past a row's end reaches no result."""
     drawn = Layer.random(cell, torch.float32, Size(4, 3, 3, 5), ragged=True)
@@ -191,7 +209,7 @@ def test_padding_may_hold_anything(cell, form):
 
 
 @each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_lengths_out_of_range_are_clamped(cell, form):
     drawn = Layer.random(cell, torch.float32, Size(4, 3, 3, 5), ragged=True)
     for reverse in (False, True):
@@ -212,7 +230,7 @@ def test_nan_is_not_hidden(cell, form):
 
 @each_form
 @pytest.mark.parametrize("size", NOTHING, ids=str)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_nothing_to_do(cell, size, form):
     drawn = Layer.random(cell, torch.float32, size)
     got = drawn.results(runner())
@@ -221,7 +239,7 @@ def test_nothing_to_do(cell, size, form):
 
 
 @each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_inputs_of_any_strides_and_places(cell, form):
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 2, 5))
 
@@ -240,7 +258,7 @@ def test_inputs_of_any_strides_and_places(cell, form):
 
 
 @each_form
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_absent_gradients_and_frozen_inputs(cell, form):
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 2, 5))
     outputs, tensors = run(cell, tensors_of(drawn)), tensors_of(drawn)
@@ -259,7 +277,7 @@ def test_absent_gradients_and_frozen_inputs(cell, form):
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_second_derivative(cell, ragged):
     """It is the reference's, at the same inputs."""
     drawn = Layer.random(cell, torch.float32, Size(3, 2, 2, 3), ragged=ragged)
@@ -273,7 +291,7 @@ def test_second_derivative(cell, ragged):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_opcheck(cell):
     drawn = Layer.random(cell, torch.float32, Size(2, 3, 2, 5), ragged=True)
     arguments = arguments_of(cell, tensors_of(drawn), drawn.lengths, SAVE | REVERSE)
@@ -291,7 +309,7 @@ def test_opcheck(cell):
 
 @each_form
 @pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_a_whole_call(cell, kind, form, monkeypatch):
     """Layer by layer, as the backend runs it."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -306,7 +324,7 @@ def test_a_whole_call(cell, kind, form, monkeypatch):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_compiles_in_one_graph(cell, dynamic):
     """From the choice of the backend on, in which the import of Triton's half is."""
     torch._dynamo.reset()

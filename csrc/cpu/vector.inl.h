@@ -230,6 +230,13 @@ FUSED_RNN_INLINE Vec<A> at_most(Vec<A> x, Vec<A> high) {
   return Vec<A>(high.v < x.v ? high.v : x.v);
 }
 
+// As in cells.h.
+template <class A>
+FUSED_RNN_INLINE Vec<A> rectified(Vec<A> value, Vec<A> by) {
+  const typename Vec<A>::Lanes zero{};
+  return Vec<A>(by.v <= zero ? zero : value.v);
+}
+
 #ifdef __AVX512F__
 // GCC makes two instructions of a comparison and a choice.
 FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>(_mm512_max_ps(low.v, x.v)); }

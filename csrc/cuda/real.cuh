@@ -30,6 +30,7 @@ struct RealOf {
     if constexpr (kFast) return fmaf(2.0f, reciprocal(1.0f + exp2_approximate(-2 * kLog2E * a.v)), -1.0f);
     return ::tanhf(a.v);
   }
+  friend FUSED_RNN_DEVICE RealOf rectified(RealOf value, RealOf by) { return by.v <= 0.0f ? 0.0f : value.v; }
 
  private:
   static constexpr float kLog2E = 1.44269504f;

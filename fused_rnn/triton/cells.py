@@ -37,12 +37,24 @@ def forward(CELL: tl.constexpr, x, h, prev):
         z = tl.sigmoid(x[1] + h[1])
         n = tanh(x[2] + r * h[2])
         return (n + z * (prev[0] - n),), (r, z, n, h[2])
-    else:
-        tl.static_assert(CELL == "gru(reset_after=False)")
+    elif CELL == "gru(reset_after=False)":
         r = tl.sigmoid(x[0] + h[0])
         z = tl.sigmoid(x[1] + h[1])
         n = tanh(x[2] + h[2])
         return (n + z * (prev[0] - n),), (r, z, n)
+    elif CELL == "rnn_tanh":
+        y = tanh(x[0] + h[0])
+        return (y,), (y,)
+    else:
+        tl.static_assert(CELL == "rnn_relu")
+        y = rectified(x[0] + h[0], x[0] + h[0])
+        return (y,), (y,)
+
+
+@triton.jit
+def rectified(value, by):
+    """value, and 0 where ``by`` is not above 0: the ReLU of x is rectified(x, x). NaN in either comes through."""
+    return tl.where(by <= 0.0, 0.0, value)
 
 
 @triton.jit
@@ -81,10 +93,16 @@ def backward(CELL: tl.constexpr, grads, saved, prev, d_reset):
         dr = dn * n_h * r * (1.0 - r)
         dz = dh * (prev[0] - n) * z * (1.0 - z)
         return (dr, dz, dn), (dr, dz, dn * r), (dh * z,)
-    else:
-        tl.static_assert(CELL == "gru(reset_after=False)")
+    elif CELL == "gru(reset_after=False)":
         r, z, n = saved
         dn = candidate_grad(dh, saved)
         dr = d_reset * prev[0] * r * (1.0 - r)
         dz = dh * (prev[0] - n) * z * (1.0 - z)
         return (dr, dz, dn), (dr, dz, dn), (dh * z + d_reset * r,)
+    elif CELL == "rnn_tanh":
+        d = (dh * (1.0 - saved[0]) * (1.0 + saved[0]),)
+        return d, d, (tl.zeros_like(dh),)
+    else:
+        tl.static_assert(CELL == "rnn_relu")
+        d = (rectified(dh, saved[0]),)
+        return d, d, (tl.zeros_like(dh),)

@@ -23,7 +23,7 @@ FLAVOURS = {"plain": "values", "thread": "race detector"}
 def cases():
     import test_kernels
 
-    for cell in test_kernels.CELLS:
+    for cell in test_kernels.LOOPS:
         for math in ("float32", "bfloat16"):  # weight_hh in shared memory, in registers
             yield test_kernels.Case(cell, math, "block", test_kernels.Size(6, 9, 3, 17), ragged=True)
 
