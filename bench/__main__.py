@@ -36,7 +36,7 @@ except ImportError as error:
 from fused_rnn import evidence, native
 
 from . import app, condensed, kernels, layers, machine, recorded, report, systems
-from .cases import cases_for, check_tasks, quick_cases, select, tasks
+from .cases import CELL_OF, CELLS, cases_for, check_tasks, quick_cases, select, tasks
 from .rows import FIELDS, KEY, Results, Row
 
 RESULTS, QUICK_RESULTS = machine.ROOT / "bench" / "results", machine.BUILT / "quick"
@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the cases and the peers, and end")
     parser.add_argument("--quick", action="store_true", help="a few cases, short, no compilers: under two minutes")
     parser.add_argument("--case", nargs="+", metavar="NAME", help="these cases only; 'typ*' for all that match")
+    parser.add_argument("--cell", nargs="+", choices=CELL_OF, default=CELLS, help="cpu, gpu: LSTM and GRU unless told")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help="these peers; without names none but torch.nn")
     parser.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="on a CPU: 1 and all, unless told")
     parser.add_argument("--plan", nargs=1, metavar="NAME", help="kernel: avx512, avx2, generic; block, stepwise")
@@ -115,7 +116,7 @@ def layers_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo
     for threads in every_threads:
         with_memory = not args.quick and args.what != "check" and threads == every_threads[-1]
         setting = layers.Setting(device, threads, peers, args.seconds, with_memory)
-        for task in check_tasks(device.type) if args.what == "check" else tasks(cases, device.type):
+        for task in check_tasks(device.type) if args.what == "check" else tasks(cases, device.type, args.cell):
             if args.quick and device.type == "cpu" and task.dtype != "float32":
                 continue
             keys = [layers.key(task, system, setting) for system in layers.systems_for(task, setting)]

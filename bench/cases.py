@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-GATES = {"LSTM": 4, "GRU": 3}
-CELLS = tuple(GATES)
+from fused_rnn.cell import GRU, LSTM, RNN_TANH
+
+CELL_OF = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN_TANH}  # of torch.nn's class
+CELLS = ("LSTM", "GRU")  # measured unless told
 # inference: forward. training: forward and all gradients. streaming: single steps, the state fed on; cell: the same by
 # LSTMCell or GRUCell.
 BATCHED, SINGLE = ("inference", "training"), ("streaming", "cell")
@@ -46,7 +48,7 @@ class Task:
     """A case, and what is done with it."""
 
     case: Case
-    cell: str  # LSTM or GRU
+    cell: str  # a key of CELL_OF
     work: str  # of BATCHED or SINGLE
     dtype: str = "float32"
     tf32: bool = False  # float32 products may round their factors to TF32, on a GPU
@@ -57,7 +59,7 @@ class Task:
 
     def flops(self) -> float:
         """Of the products of one time step, all layers and directions; training is a forward and twice as much more."""
-        case, gates, directions = self.case, GATES[self.cell], 1 + self.case.bidirectional
+        case, gates, directions = self.case, CELL_OF[self.cell].gates, 1 + self.case.bidirectional
         inputs = [case.I, *[directions * case.H] * (case.layers - 1)]
         forward = sum(2 * gates * case.H * (size + case.H) * case.B * directions for size in inputs)
         return forward * (3 if self.work == "training" else 1)
@@ -166,11 +168,11 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
     return tuple(case for case in cases if any(fnmatchcase(case.name, pattern) for pattern in patterns))
 
 
-def tasks(cases: Sequence[Case], device_type: str) -> Iterator[Task]:
+def tasks(cases: Sequence[Case], device_type: str, cells: Sequence[str] = CELLS) -> Iterator[Task]:
     """All that is done with those cases: the grid in each precision, the uses in the one that is usual there."""
     precisions = [("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)]
     if device_type != "cuda":
         precisions = [("float32", False), ("bfloat16", False)]
     for case in cases:
-        for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, CELLS, case.works()):
+        for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, cells, case.works()):
             yield Task(case, cell, work, dtype, tf32, device_type)

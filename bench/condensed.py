@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fused_rnn.evidence import COLUMNS
 
+from .cases import CELL_OF
 from .recorded import Recorded
 from .rows import Row, precision, task
 
@@ -26,7 +27,7 @@ def measurements(machine: Recorded) -> Iterator[Row]:
             yield {
                 "gpu": row["device"],
                 "backend": BACKENDS[row["system"]],
-                "cell": row["cell"].lower(),
+                "cell": CELL_OF[row["cell"]].name,
                 "math": precision(row["dtype"], row["tf32"]),
                 "training": str(int(row["work"] == "training")),
                 "layers": row["layers"],

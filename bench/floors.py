@@ -14,7 +14,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from .cases import GATES, Task
+from .cases import CELL_OF, Task
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def traffic(task: Task) -> float:
 
     The projected input and the output; in training also the gates and c that are kept, or their gradients.
     """
-    G = GATES[task.cell]
+    G = CELL_OF[task.cell].gates
     return (2 * G + 3 if task.work == "training" else G + 1) * task.case.H * task.case.B * BYTES[task.dtype]
 
 
 def _layer(task: Task, inputs: int, gpu: Gpu) -> float:
-    G, B, H = GATES[task.cell], task.case.B, task.case.H
+    G, B, H = CELL_OF[task.cell].gates, task.case.B, task.case.H
     projection = 2 * G * H * inputs * B / gpu.matmul
     step = _step(G, B, H, traffic(task), BYTES[task.dtype], gpu)
     if task.work != "training":

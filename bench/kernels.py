@@ -12,21 +12,18 @@ from itertools import product
 
 import torch
 
-import fused_rnn
 from fused_rnn import backends, native
 from fused_rnn.call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, SAVE
+from fused_rnn.cell import GRU_RESET_BEFORE
 
 from . import machine
+from .cases import CELL_OF
 from .rows import Row
 from .timing import in_turns, spread
 
 FORCES = {"cpu": "FUSED_RNN_ISA", "cuda": "FUSED_RNN_TIER"}
 OPS = ("forward", "forward, saving", "backward")
-CELLS = {
-    "LSTM": fused_rnn.cell.LSTM,
-    "GRU": fused_rnn.cell.GRU,
-    "GRU(reset_after=False)": fused_rnn.cell.GRU_RESET_BEFORE,
-}
+CELLS = CELL_OF | {"GRU(reset_after=False)": GRU_RESET_BEFORE}
 STEPS = (1, 4, 16, 64, 256)
 KEY = ("cell", "op", "dtype", "tf32", "plan", "launch", "threads", "T", "B", "H")
 FIELDS = (*KEY, "us", "p10", "p90", "rounds", "path", "note", "torch", "device", "date", "commit")

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from . import memory, systems
-from .cases import WARM_UP, Task, known_cases, tasks
+from .cases import CELL_OF, WARM_UP, Task, known_cases, tasks
 from .layers import inputs, work_of
 
 if __name__ == "__main__":
     name, system_name, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    task = next(task for task in tasks(known_cases("cpu"), "cpu") if str(task) == name)
+    task = next(task for task in tasks(known_cases("cpu"), "cpu", tuple(CELL_OF)) if str(task) == name)
     (system,) = (system for system in (systems.OURS, systems.TORCH) if system.name == system_name)
 
     def step_of(task: Task) -> Callable[[], object]:

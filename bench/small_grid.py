@@ -25,6 +25,8 @@ CELLS: dict[str, Callable[..., torch.nn.Module]] = {
     "LSTM": fused_rnn.LSTM,
     "GRU": fused_rnn.GRU,
     "GRU(reset_after=False)": partial(fused_rnn.GRU, reset_after=False),
+    "RNN": fused_rnn.RNN,
+    "RNN(nonlinearity='relu')": partial(fused_rnn.RNN, nonlinearity="relu"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (

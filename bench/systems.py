@@ -57,12 +57,14 @@ def _gpu_peer_why_not(task: Task) -> str | None:
         return "it needs an NVIDIA GPU"
     if task.case.layers > 1 or task.case.bidirectional or task.case.ragged:
         return "it has one layer, one direction and no lengths"
+    if task.cell == "RNN":
+        return "it is called for LSTM and GRU only"
     return "it has no initial states" if task.work in SINGLE else None
 
 
 def _flashrnn_why_not(task: Task) -> str | None:
-    if task.cell == "GRU":
-        return "its fused kernel has no GRU"
+    if task.cell != "LSTM":
+        return f"its fused kernel has no {task.cell}"
     if task.dtype == "float32" and not task.tf32:
         return "its float32 is TF32"
     return _gpu_peer_why_not(task)

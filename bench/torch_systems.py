@@ -35,7 +35,8 @@ def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) 
 def _cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:
     """torch.nn's cell with the weights of the layer."""
     weight = next(rnn.parameters())
-    cell = getattr(nn, f"{rnn.mode}Cell")(rnn.input_size, rnn.hidden_size, device=weight.device, dtype=weight.dtype)
+    kind = getattr(nn, f"{type(rnn).__name__}Cell")
+    cell = kind(rnn.input_size, rnn.hidden_size, device=weight.device, dtype=weight.dtype)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in rnn.state_dict().items()})
     return cell
 

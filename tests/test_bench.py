@@ -71,7 +71,7 @@ def test_cases():
 
 def test_flops():
     """Two for each weight and row, three times that with the gradients."""
-    for task in (tiny(), tiny("GRU", layers=2, bidirectional=True)):
+    for task in (tiny(), tiny("GRU", layers=2, bidirectional=True), tiny("RNN")):
         case = task.case
         rnn = getattr(torch.nn, task.cell)(case.I, case.H, case.layers, bidirectional=case.bidirectional)
         numbers = sum(p.numel() for name, p in rnn.named_parameters() if name.startswith("weight"))
@@ -88,7 +88,7 @@ def _is_here(name):
 
 
 @pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell"])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", pytest.param("RNN", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "form",
     [
