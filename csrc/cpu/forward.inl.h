@@ -28,6 +28,8 @@ class Forward {
   static constexpr int kTogether = kGates - Cell::kApart;
   static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore;  // gates are of the sum of both products
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
+  // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
+  static constexpr int kWide = kGates == 1 ? 2 : 1;
 
  public:
   explicit Forward(const ForwardArgs<S>& args)
@@ -40,19 +42,19 @@ class Forward {
         input_(args.weight_ih, 0, args.I, args.H, places()),
         hidden_(args.weight_hh, 0, args.H, args.H, places()),
         candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H, places()),
-        bias_x_(units_.panels() * kGates * kLanes),
-        bias_h_(units_.panels() * Cell::kApart * kLanes),
+        bias_x_(units_.vectors() * kGates * kLanes),
+        bias_h_(units_.vectors() * Cell::kApart * kLanes),
         joined_(kAdds && (args.B >= kJoinedRows || args.T == 1)),
-        steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kGates * kLanes *
-                                                    int64_t(sizeof(A)))))),
-        gates_x_(joined_ ? 0 : units_.panels() * steps_ * args.B * kGates * kLanes),
+        steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kWide * kGates *
+                                                    kLanes * int64_t(sizeof(A)))))),
+        gates_x_(joined_ ? 0 : units_.vectors() * steps_ * args.B * kGates * kLanes),
         x_(x_in_place_ ? 0 : division_.workers * steps_ * args.B * x_row_),
         h_(2 * args.B * h_row()),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
-        first_(Cell::kResetBefore ? units_.panels() * args.B * kFirst * kLanes : 0),
+        first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
         c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
 
-  static Division division(const LayerSizes& sizes) { return {sizes, Units<A>{sizes.H}.panels(), 2.0 * kGates}; }
+  static Division division(const LayerSizes& sizes) { return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates}; }
 
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
@@ -71,13 +73,13 @@ class Forward {
   }
   // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return units_.padded() + kLanes; }
-  F* h_at(F* h, int64_t b, int64_t p) const { return h + b * h_row() + p * kLanes; }
-  A* c_at(int64_t b, int64_t p) const { return c_ + b * units_.padded() + p * kLanes; }
-  // Step i of a chunk, row b, panel p: the kGates vectors of gates_x.
-  A* gates_x_at(int64_t i, int64_t b, int64_t p) const {
-    return gates_x_ + ((p * steps_ + i) * args_.B + b) * kGates * kLanes;
+  F* h_at(F* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
+  A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
+  // Step i of a chunk, row b, units of vector v: the kGates vectors of gates_x.
+  A* gates_x_at(int64_t i, int64_t b, int64_t v) const {
+    return gates_x_ + ((v * steps_ + i) * args_.B + b) * kGates * kLanes;
   }
-  A* first_at(int64_t b, int64_t p) const { return first_ + (p * args_.B + b) * kFirst * kLanes; }
+  A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 
   void run_part(const Worker& worker, const Part& part) const {
     for (int64_t p = worker.first(units_.panels()); p < worker.last(units_.panels()); ++p) {
@@ -86,16 +88,16 @@ class Forward {
         hidden_.pack(p, p);
         if constexpr (Cell::kResetBefore) candidate_.pack(p, p);
       }
-      pack_biases(p);
+      for (int64_t v = units_.first(p); v < units_.first(p + 1); ++v) pack_biases(v);
     }
     worker.wait();
     for (int64_t i = 0; i < division_.slices(part); ++i) run_slice(worker, division_.slice(part, i));
   }
 
   // Where x and h are added, so are their biases.
-  void pack_biases(int64_t p) const {
+  void pack_biases(int64_t v) const {
     const auto bias = [&](const S* from, int g) {
-      return from ? load<A>(from + g * args_.H + p * kLanes, units_.count(p)) : V(A(0));
+      return from ? load<A>(from + g * args_.H + v * kLanes, units_.count(v)) : V(A(0));
     };
     for (int g = 0; g < kGates; ++g) {
       V x = bias(args_.bias_ih, g);
@@ -103,8 +105,8 @@ class Forward {
       if (g < kTogether)
         x += h;
       else
-        store(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes, h);
-      store(bias_x_ + (p * kGates + g) * kLanes, x);
+        store(bias_h_ + (v * Cell::kApart + g - kTogether) * kLanes, h);
+      store(bias_x_ + (v * kGates + g) * kLanes, x);
     }
   }
 
@@ -112,12 +114,13 @@ class Forward {
   void run_slice(const Worker& worker, const Part& part) const {
     const auto& a = args_;
     F *h = h_, *h_next = h + a.B * h_row();
+    const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t p = part.p0; p < part.p1; ++p) {
-        const int64_t at = b * a.H + p * kLanes;
-        const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(p)) : V(A(0)); };
-        store(h_at(h, b, p), initial(a.hx));
-        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), initial(a.cx));
+      for (int64_t v = v0; v < v1; ++v) {
+        const int64_t at = b * a.H + v * kLanes;
+        const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(v)) : V(A(0)); };
+        store(h_at(h, b, v), initial(a.hx));
+        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
     meet(worker);
     for (int64_t done = 0; done < a.T; done += steps_) {
@@ -133,10 +136,10 @@ class Forward {
       }
     }
     for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t p = part.p0; p < part.p1; ++p) {
-        const int64_t at = b * a.H + p * kLanes;
-        store(a.hy + at, load<A>(h_at(h, b, p)), units_.count(p));
-        if constexpr (Cell::kSavedCell >= 0) store(a.cy + at, load<A>(c_at(b, p)), units_.count(p));
+      for (int64_t v = v0; v < v1; ++v) {
+        const int64_t at = b * a.H + v * kLanes;
+        store(a.hy + at, load<A>(h_at(h, b, v)), units_.count(v));
+        if constexpr (Cell::kSavedCell >= 0) store(a.cy + at, load<A>(c_at(b, v)), units_.count(v));
       }
   }
 
@@ -153,14 +156,14 @@ class Forward {
     const int64_t matrices = whole ? 1 : n;
     in_slices(0, whole ? n * a.B : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
       for (int64_t p = part.p0; p < part.p1; ++p) {
-        const A* const bias = bias_x_ + p * kGates * kLanes;
         pack_late(worker, p, input_);
         for (int64_t i = 0; i < matrices; ++i) {
           const int64_t rows = whole ? m1 - m0 : a.active_rows(t0 + i, part.b0, part.b1) - part.b0;
-          A* const to = gates_x_at(i, part.b0 + m0, p);
           input_.multiply(
-              p, place_of(worker, p), rows, {x_rows(worker, t0 + i, i, part.b0 + m0), x_row_}, [](int64_t) {},
-              [&](int64_t m, const A* sums) {
+              p, place_of(worker, p), rows, {x_rows(worker, t0 + i, i, part.b0 + m0), x_row_}, [](int64_t, int64_t) {},
+              [&](int64_t m, int64_t v, const A* sums) {
+                A* const to = gates_x_at(i, part.b0 + m0, v);
+                const A* const bias = bias_x_ + v * kGates * kLanes;
                 for (int g = 0; g < kGates; ++g)
                   store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
               });
@@ -191,11 +194,11 @@ class Forward {
             pack_late(worker, p, hidden_);
             input_.multiply_both(
                 p, place_of(worker, p), b1 - b0, {x_rows(worker, t, i, b0), x_row_}, hidden_, left(h, b0, chains),
-                [&](int64_t m) { fetch_results(t, b0 + m, p); },
-                [&](int64_t m, const A* sums) {
+                [&](int64_t m, int64_t v) { fetch_results(t, b0 + m, v); },
+                [&](int64_t m, int64_t v, const A* sums) {
                   V gates_h[kGates];
                   for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
-                  finish(t, b0 + m, p, bias_x_ + p * kGates * kLanes, gates_h, h, h_next);
+                  finish(t, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
                 });
           }
         });
@@ -207,22 +210,22 @@ class Forward {
         pack_late(worker, p, hidden_);
         hidden_.multiply(
             p, place_of(worker, p), b1 - b0, left(h, b0, chains),
-            [&](int64_t m) {
-              if (!Cell::kResetBefore) fetch_results(t, b0 + m, p);
+            [&](int64_t m, int64_t v) {
+              if (!Cell::kResetBefore) fetch_results(t, b0 + m, v);
             },
-            [&](int64_t m, const A* sums) {
+            [&](int64_t m, int64_t v, const A* sums) {
               const int64_t b = b0 + m;
               V gates_h[kGates];
               for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(sums + g * kLanes);
               for (int g = kTogether; g < kFirst; ++g)
-                gates_h[g] += load<A>(bias_h_ + (p * Cell::kApart + g - kTogether) * kLanes);
+                gates_h[g] += load<A>(bias_h_ + (v * Cell::kApart + g - kTogether) * kLanes);
               if constexpr (Cell::kResetBefore) {
-                const typename Cell::State prev{load<A>(h_at(h, b, p))};
-                const V r_x = load<A>(gates_x_at(i, b, p));
-                store(h_at(reset_, b, p), Cell::reset(r_x, gates_h[0], prev));
-                for (int g = 0; g < kFirst; ++g) store(first_at(b, p) + g * kLanes, gates_h[g]);
+                const typename Cell::State prev{load<A>(h_at(h, b, v))};
+                const V r_x = load<A>(gates_x_at(i, b, v));
+                store(h_at(reset_, b, v), Cell::reset(r_x, gates_h[0], prev));
+                for (int g = 0; g < kFirst; ++g) store(first_at(b, v) + g * kLanes, gates_h[g]);
               } else {
-                finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
+                finish(t, b, v, gates_x_at(i, b, v), gates_h, h, h_next);
               }
             });
       }
@@ -234,13 +237,13 @@ class Forward {
           pack_late(worker, p, candidate_);
           candidate_.multiply(
               p, place_of(worker, p), b1 - b0, left(reset_, b0, chains),
-              [&](int64_t m) { fetch_results(t, b0 + m, p); },
-              [&](int64_t m, const A* sums) {
+              [&](int64_t m, int64_t v) { fetch_results(t, b0 + m, v); },
+              [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
                 V gates_h[kGates];
-                for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, p) + g * kLanes);
+                for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, v) + g * kLanes);
                 gates_h[kFirst] = load<A>(sums);
-                finish(t, b, p, gates_x_at(i, b, p), gates_h, h, h_next);
+                finish(t, b, v, gates_x_at(i, b, v), gates_h, h, h_next);
               });
         }
       });
@@ -250,7 +253,7 @@ class Forward {
 
   void end_step(const Worker& worker, const Part& part, int64_t t, int64_t active, F* h, F* h_next) const {
     for (int64_t b = active; b < part.b1; ++b)
-      for (int64_t p = part.p0; p < part.p1; ++p) skip(t, b, p, h, h_next);
+      for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) skip(t, b, v, h, h_next);
     meet(worker);
   }
 
@@ -262,65 +265,65 @@ class Forward {
     if (!division_.by_rows) worker.wait();
   }
 
-  FUSED_RNN_INLINE void fetch_results(int64_t t, int64_t b, int64_t p) const {
+  FUSED_RNN_INLINE void fetch_results(int64_t t, int64_t b, int64_t v) const {
     const auto& a = args_;
-    fetch_for_writing(a.output + (t * a.B + b) * a.output_row + p * kLanes, 1);
+    fetch_for_writing(a.output + (t * a.B + b) * a.output_row + v * kLanes, 1);
     for (int k = 0; a.saved && k < Cell::kSaved; ++k)
-      fetch_for_writing(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, 1);
+      fetch_for_writing(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + v * kLanes, 1);
   }
 
-  // The cell for row b and the units of panel p, its results to memory.
-  FUSED_RNN_INLINE void finish(int64_t t, int64_t b, int64_t p, const A* gates_x, const V (&gates_h)[kGates], F* h,
+  // The cell for row b and the units of vector v, its results to memory.
+  FUSED_RNN_INLINE void finish(int64_t t, int64_t b, int64_t v, const A* gates_x, const V (&gates_h)[kGates], F* h,
                                F* h_next) const {
     const auto& a = args_;
-    if (t >= a.length(b)) return skip(t, b, p, h, h_next);
+    if (t >= a.length(b)) return skip(t, b, v, h, h_next);
     V x[kGates];
     for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
-    prev.h = load<A>(h_at(h, b, p));
-    if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, p));
+    prev.h = load<A>(h_at(h, b, v));
+    if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, v));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    store(a.output + (t * a.B + b) * a.output_row + p * kLanes, next.h, units_.count(p));
-    store(h_at(h_next, b, p), rounded<S>(next.h));
-    if constexpr (Cell::kSavedCell >= 0) store(c_at(b, p), next.c);
-    store_saved(t, b, p, saved);
+    store(a.output + (t * a.B + b) * a.output_row + v * kLanes, next.h, units_.count(v));
+    store(h_at(h_next, b, v), rounded<S>(next.h));
+    if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), next.c);
+    store_saved(t, b, v, saved);
   }
 
   // Row b takes no part in step t: its state stays, its output is zero, and so is what is saved.
-  void skip(int64_t t, int64_t b, int64_t p, F* h, F* h_next) const {
+  void skip(int64_t t, int64_t b, int64_t v, F* h, F* h_next) const {
     const auto& a = args_;
-    store(h_at(h_next, b, p), load<A>(h_at(h, b, p)));
-    store(a.output + (t * a.B + b) * a.output_row + p * kLanes, V(A(0)), units_.count(p));
+    store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
+    store(a.output + (t * a.B + b) * a.output_row + v * kLanes, V(A(0)), units_.count(v));
     typename Cell::Saved nothing;
     for (V& field : nothing) field = V(A(0));
-    store_saved(t, b, p, nothing);
+    store_saved(t, b, v, nothing);
   }
 
-  FUSED_RNN_INLINE void store_saved(int64_t t, int64_t b, int64_t p, const typename Cell::Saved& saved) const {
+  FUSED_RNN_INLINE void store_saved(int64_t t, int64_t b, int64_t v, const typename Cell::Saved& saved) const {
     const auto& a = args_;
     if (!a.saved) return;
     for (int k = 0; k < Cell::kSaved; ++k)
-      store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, saved[k], units_.count(p));
+      store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + v * kLanes, saved[k], units_.count(v));
   }
 
   const ForwardArgs<S>& args_;
-  const Units<A> units_;
+  const Units<A, kWide> units_;
   const Division division_;
   const bool x_in_place_;  // rows of x are factors as they are
   const int64_t x_row_;
   const bool packs_late_;  // each panel just before its only use: it stays in the second-level cache
-  const GatePanels<kGates, S, A> input_;
-  const GatePanels<kFirst, S, A> hidden_;
-  const GatePanels<1, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
-  const Scratch<A> bias_x_, bias_h_;     // [panels, kGates, kLanes], [panels, kApart, kLanes]
+  const GatePanels<kGates, kWide, S, A> input_;
+  const GatePanels<kFirst, kWide, S, A> hidden_;
+  const GatePanels<1, kWide, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const bool joined_;
   const int64_t steps_;       // of a chunk
-  const Scratch<A> gates_x_;  // [panels, steps, B, kGates, kLanes]
+  const Scratch<A> gates_x_;  // [vectors, steps, B, kGates, kLanes]
   const Scratch<F> x_;        // [workers, steps, B, x_row]
   const Scratch<F> h_;        // before and after a step: [2, B, h_row]
   const Scratch<F> reset_;    // reset before: r * h, [B, h_row]
-  const Scratch<A> first_;    // reset before: what r and z were made of, [panels, B, kFirst, kLanes]
+  const Scratch<A> first_;    // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
   const Scratch<A> c_;        // [B, padded]
 };
 

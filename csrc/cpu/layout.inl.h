@@ -1,8 +1,8 @@
 // What forward and backward share: units in whole vectors, packed weights, who computes what. Included by each
 // instruction set's source file.
 //
-// Packed weights are in gate panels: panel p holds the columns of units [p L, p L + L), L lanes a vector, for all gates
-// of a unit side by side, so that one tile of sums is all that the cell needs.
+// Packed weights are in gate panels: a panel holds the columns of one vector of units, or of more if the cell has few
+// gates, for all gates of a unit side by side, so that one tile of sums is all that the cell needs.
 #pragma once
 
 #include <cstdint>
@@ -18,23 +18,25 @@ namespace {
 template <class Cell>
 constexpr int kHiddenGates = Cell::kResetBefore ? Cell::kGates - 1 : Cell::kGates;
 
-// H hidden units in vectors.
-template <class A>
+// H hidden units in vectors, and kVectors of these in a panel.
+template <class A, int kVectors = 1>
 struct Units {
   static constexpr int64_t kLanes = Vec<A>::kLanes;
   int64_t H;
 
-  int64_t panels() const { return ceil_div(H, kLanes); }
-  int64_t padded() const { return panels() * kLanes; }                       // H in whole vectors
-  int count(int64_t p) const { return int(least(kLanes, H - p * kLanes)); }  // units of panel p
+  int64_t vectors() const { return ceil_div(H, kLanes); }
+  int64_t panels() const { return ceil_div(vectors(), kVectors); }
+  int64_t first(int64_t p) const { return least(p * kVectors, vectors()); }  // vector of panel p
+  int64_t padded() const { return vectors() * kLanes; }                      // H in whole vectors
+  int count(int64_t v) const { return int(least(kLanes, H - v * kLanes)); }  // units of vector v
 };
 
-// Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels. Where few rows are to be multiplied, packing would
-// cost more than it saves: then the weight is used where it is.
-template <int NG, class S, class A>
+// Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels of NU vectors of units. Where few rows are to be
+// multiplied, packing would cost more than it saves: then the weight is used where it is.
+template <int NG, int NU, class S, class A>
 class GatePanels {
   using F = factor_t<S>;
-  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth, kWidth = NU * NG * kLanes;
 
  public:
   // places: of packed panels, 0 if the weight is used where it is
@@ -44,26 +46,29 @@ class GatePanels {
   // Pack panel p into a place.
   void pack(int64_t p, int64_t place) const {
     if (places_ == 0) return;
-    const int n = units_.count(p);
-    for (int g = 0; g < NG; ++g) {
-      F* to = weight_ + place * panel_size() + g * kLanes * kDepth;
+    for (int i = 0; i < NU * NG; ++i) {
+      const int64_t v = p * NU + i / NG;
+      const int n = units_.count(v);
+      F* to = weight_ + place * panel_size() + i * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
         Vec<A> rows[kLanes];
-        for (int r = 0; r < kLanes; ++r) rows[r] = r < n ? load_words<F>(row(g, p) + r * K_ + k, K_ - k) : Vec<A>(A(0));
+        for (int r = 0; r < kLanes; ++r)
+          rows[r] = r < n ? load_words<F>(row(i % NG, v) + r * K_ + k, K_ - k) : Vec<A>(A(0));
         transpose(rows);
         const int64_t left = least(kLanes, words<F>(K_ - k));
-        for (int64_t word = 0; word < left; ++word, to += NG * kLanes * kDepth)
+        for (int64_t word = 0; word < left; ++word, to += kWidth * kDepth)
           std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
       }
     }
   }
 
-  // emit(m, sums): row m's NG vectors of `left` times panel p, which is packed in `place`, after fetch(m)
+  // For each vector v of panel p, which is packed in `place`, emit(m, v, sums): row m of `left` times the columns of
+  // the vector's NG gates; before it, once for a panel, fetch(m, v).
   template <class Fetch, class Emit>
   FUSED_RNN_INLINE void multiply(int64_t p, int64_t place, int64_t M, Left<F> left, const Fetch& fetch,
                                  const Emit& emit) const {
     left.far = is_far();
-    if (places_ > 0) return rows_times_panels<NG, 1, F>(M, {{words<F>(K_), left, panel(place)}}, fetch, emit);
+    if (places_ > 0) return multiply_panels<1>(p, M, {{words<F>(K_), left, panel(place)}}, fetch, emit);
     multiply_rows<1>(p, M, {{left, this}}, emit);
   }
 
@@ -73,8 +78,9 @@ class GatePanels {
                                       Left<F> other_left, const Fetch& fetch, const Emit& emit) const {
     left.far = other_left.far = is_far();
     if (places_ > 0)
-      return rows_times_panels<NG, 2, F>(
-          M, {{words<F>(K_), left, panel(place)}, {words<F>(other.K_), other_left, other.panel(place)}}, fetch, emit);
+      return multiply_panels<2>(
+          p, M, {{words<F>(K_), left, panel(place)}, {words<F>(other.K_), other_left, other.panel(place)}}, fetch,
+          emit);
     multiply_rows<2>(p, M, {{left, this}, {other_left, &other}}, emit);
   }
 
@@ -85,9 +91,24 @@ class GatePanels {
   };
 
   bool is_far() const { return places_ * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
-  int64_t panel_size() const { return words<F>(K_) * NG * kLanes * kDepth; }
-  Panel<F> panel(int64_t place) const { return {weight_ + place * panel_size(), NG * kLanes * kDepth}; }
-  const S* row(int g, int64_t p) const { return source_ + (g * units_.H + p * kLanes) * K_; }
+  int64_t panel_size() const { return words<F>(K_) * kWidth * kDepth; }
+  Panel<F> panel(int64_t place) const { return {weight_ + place * panel_size(), kWidth * kDepth}; }
+  const S* row(int g, int64_t v) const { return source_ + (g * units_.H + v * kLanes) * K_; }
+
+  // The sum of kProducts products with packed panels p.
+  template <int kProducts, class Fetch, class Emit>
+  FUSED_RNN_INLINE void multiply_panels(int64_t p, int64_t M, const Product<F> (&products)[kProducts],
+                                        const Fetch& fetch, const Emit& emit) const {
+    const int64_t v0 = units_.first(p), n = units_.first(p + 1) - v0;
+    rows_times_panels<NU * NG, kProducts, F>(
+        M, products,
+        [&](int64_t m) __attribute__((always_inline)) {
+          for (int64_t u = 0; u < n; ++u) fetch(m, v0 + u);
+        },
+        [&](int64_t m, const A* sums) __attribute__((always_inline)) {
+          for (int64_t u = 0; u < n; ++u) emit(m, v0 + u, sums + u * NG * kLanes);
+        });
+  }
 
   // The sum of kProducts products with the rows of the weights where they are.
   template <int kProducts, class Emit>
@@ -95,24 +116,25 @@ class GatePanels {
     constexpr int kRows = kDotRows<A>;
     alignas(64) A sums[kRows * NG * kLanes];
     const int64_t tiles = ceil_div(M, kRows);
-    for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
-      const int rows = int(M * (i + 1) / tiles - m0);
-      for (int g = 0; g < NG; ++g) {
-        Dots<F, S> dots[kProducts];
-        for (int k = 0; k < kProducts; ++k) {
-          const Left<F>& left = factors[k].left;
-          dots[k] = {left.data + m0 * left.row, left.row, factors[k].right->row(g, p), factors[k].right->K_};
+    for (int64_t v = units_.first(p); v < units_.first(p + 1); ++v)
+      for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
+        const int rows = int(M * (i + 1) / tiles - m0);
+        for (int g = 0; g < NG; ++g) {
+          Dots<F, S> dots[kProducts];
+          for (int k = 0; k < kProducts; ++k) {
+            const Left<F>& left = factors[k].left;
+            dots[k] = {left.data + m0 * left.row, left.row, factors[k].right->row(g, v), factors[k].right->K_};
+          }
+          dot_rows<kProducts>(rows, units_.count(v), dots, sums + g * kLanes, NG * kLanes);
         }
-        dot_rows<kProducts>(rows, units_.count(p), dots, sums + g * kLanes, NG * kLanes);
+        for (int m = 0; m < rows; ++m) emit(m0 + m, v, sums + m * NG * kLanes);
+        m0 += rows;
       }
-      for (int m = 0; m < rows; ++m) emit(m0 + m, sums + m * NG * kLanes);
-      m0 += rows;
-    }
   }
 
   const S* source_;  // row gate0*H of the weight
   int64_t K_;
-  Units<A> units_;
+  Units<A, NU> units_;
   int64_t places_;
   Scratch<F> weight_;
 };
