@@ -27,7 +27,7 @@ struct NumberTypeOf<Float16> {
 
 // A factor of a product. Where it is transposed, its rows in memory are its columns in the product.
 template <class S>
-struct Factor {
+struct Matrix {
   const S* data;
   int64_t stride;  // from one row in memory to the next
   bool transposed = false;
@@ -36,7 +36,7 @@ struct Factor {
 // C [M, N] = A [M, K] B [K, N], or C += A B. Sums are float32.
 struct Product {
   int64_t M, N, K;
-  Factor<void> a, b;
+  Matrix<void> a, b;
   void* c;
   int64_t c_stride;
   NumberType factor_type, c_type;
@@ -58,7 +58,7 @@ class Blas {
 
   // Throws std::runtime_error.
   template <class S, class C>
-  void multiply(int64_t M, int64_t N, int64_t K, Factor<S> a, Factor<S> b, C* c, int64_t c_stride,
+  void multiply(int64_t M, int64_t N, int64_t K, Matrix<S> a, Matrix<S> b, C* c, int64_t c_stride,
                 bool accumulate = false) const {
     multiply({M,
               N,

@@ -5,6 +5,7 @@
 // the reset before the matmul two.
 #pragma once
 
+#include "barriers.cuh"
 #include "element.cuh"
 #include "tile.cuh"
 

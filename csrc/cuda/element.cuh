@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../cells.h"
+#include "predicated.cuh"
 #include "real.cuh"
 #include "steps.h"
 

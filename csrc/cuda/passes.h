@@ -125,7 +125,7 @@ class ForwardPass : Pass<S> {
     P::for_each_chunk(all, [&](const ForwardSteps<S>& chunk) {
       const S* x = a.x + chunk.lowest_time() * P::B_ * P::I_;
       if (P::I_ > 0)
-        P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Factor<S>{x, P::I_}, {a.weight_ih, P::I_, true},
+        P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Matrix<S>{x, P::I_}, {a.weight_ih, P::I_, true},
                           gates_x_.get(), P::GH_);
       if (is_block())
         check_launch(P::kernels_.block_forward(chunk, P::plan_, P::math_, P::stream_), "block_forward");
@@ -144,10 +144,10 @@ class ForwardPass : Pass<S> {
     const int64_t H = P::H_, first = P::first_;
     const S* h = step.steps.is_first() ? step.steps.hx : step.steps.hy;
     const S* weight = step.steps.weight_hh;
-    P::blas_.multiply(P::B_, first, H, Factor<S>{h, H}, {weight, H, true}, step.gates_h, P::GH_);
+    P::blas_.multiply(P::B_, first, H, Matrix<S>{h, H}, {weight, H, true}, step.gates_h, P::GH_);
     if (P::cell().resets_before) {
       check_launch(P::kernels_.stepwise_reset(step, P::stream_), "stepwise_reset");
-      P::blas_.multiply(P::B_, H, H, Factor<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first,
+      P::blas_.multiply(P::B_, H, H, Matrix<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first,
                         P::GH_);
     }
     check_launch(P::kernels_.stepwise_forward(step, P::stream_), "stepwise_forward");
@@ -248,11 +248,11 @@ class BackwardPass : Pass<S> {
     const BackwardSteps<S>& s = step.steps;
     if (P::cell().resets_before) {
       check_launch(P::kernels_.stepwise_candidate(step, P::stream_), "stepwise_candidate");
-      P::blas_.multiply(P::B_, H, H, Factor<S>{s.grads_x + first, GH}, {s.weight_hh + first * H, H}, grad_reset_.get(),
+      P::blas_.multiply(P::B_, H, H, Matrix<S>{s.grads_x + first, GH}, {s.weight_hh + first * H, H}, grad_reset_.get(),
                         H);
     }
     check_launch(P::kernels_.stepwise_backward(step, P::stream_), "stepwise_backward");
-    P::blas_.multiply(P::B_, H, first, Factor<S>{s.grads_h, GH}, {s.weight_hh, H}, s.grad_h, H, true);
+    P::blas_.multiply(P::B_, H, first, Matrix<S>{s.grads_h, GH}, {s.weight_hh, H}, s.grad_h, H, true);
   }
 
   // What is summed over the rows of a chunk, and its grad_x.
@@ -262,7 +262,7 @@ class BackwardPass : Pass<S> {
     const bool more = !chunk.is_first();
     const int64_t at = chunk.lowest_time() * P::B_ * I;
     if (a.grad_x)
-      P::blas_.multiply(rows, I, GH, Factor<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I, a.adds_grad_x);
+      P::blas_.multiply(rows, I, GH, Matrix<S>{chunk.grads_x, GH}, {a.weight_ih, I}, a.grad_x + at, I, a.adds_grad_x);
     if (!weight_hh_) return;
     const S* x = a.x + at;
     if (active_x_.get()) {  // what stands in the padding may be NaN, which no zero of grads_x takes away
@@ -270,18 +270,18 @@ class BackwardPass : Pass<S> {
       x = active_x_.get();
     }
     weight_ih_.add(
-        0, [&](auto* c) { P::blas_.multiply(GH, I, rows, Factor<S>{chunk.grads_x, GH, true}, {x, I}, c, I, more); });
+        0, [&](auto* c) { P::blas_.multiply(GH, I, rows, Matrix<S>{chunk.grads_x, GH, true}, {x, I}, c, I, more); });
     weight_hh_.add(0, [&](auto* c) {
-      P::blas_.multiply(first, H, rows, Factor<S>{chunk.grads_h, GH, true}, {chunk.h_before, H}, c, H, more);
+      P::blas_.multiply(first, H, rows, Matrix<S>{chunk.grads_h, GH, true}, {chunk.h_before, H}, c, H, more);
     });
     if (P::cell().resets_before)
       weight_hh_.add(first * H, [&](auto* c) {
-        P::blas_.multiply(H, H, rows, Factor<S>{chunk.grads_h + first, GH, true}, {chunk.reset_h, H}, c, H, more);
+        P::blas_.multiply(H, H, rows, Matrix<S>{chunk.grads_h + first, GH, true}, {chunk.reset_h, H}, c, H, more);
       });
     const auto add_bias = [&](const GrowingGrad<S>& bias, const S* grads) {
       if (!bias) return;
       bias.add(0,
-               [&](auto* c) { exact_.multiply(1, GH, rows, Factor<S>{ones_.get(), rows}, {grads, GH}, c, GH, more); });
+               [&](auto* c) { exact_.multiply(1, GH, rows, Matrix<S>{ones_.get(), rows}, {grads, GH}, c, GH, more); });
     };
     add_bias(bias_ih_, chunk.grads_x);
     add_bias(bias_hh_, chunk.grads_h);

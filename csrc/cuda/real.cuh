@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "ptx.cuh"
+#include "numbers.cuh"
 
 namespace fused_rnn {
 

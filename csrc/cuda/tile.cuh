@@ -3,8 +3,11 @@
 // shared memory, a column after the other, and L row after row.
 #pragma once
 
+#include "barriers.cuh"
 #include "block_layout.h"
-#include "ptx.cuh"
+#include "matrix.cuh"
+#include "numbers.cuh"
+#include "predicated.cuh"
 
 namespace fused_rnn {
 

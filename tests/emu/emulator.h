@@ -1,6 +1,6 @@
 // Runs the kernels of csrc/cuda on the CPU. Every CUDA thread is a fiber; all fibers share one thread of the process
-// and change places only inside the functions below, which csrc/cuda/ptx.cuh calls. A mistake (a deadlock, a copy that
-// nobody waited for, a data race, ...) ends the launch with a std::runtime_error.
+// and change places only inside the functions below, which csrc/cuda/device.cuh and the headers over it call. A mistake
+// (a deadlock, a copy that was not waited for, a data race, ...) ends the launch with a std::runtime_error.
 //
 // Force-included before the kernels' sources, in place of nvcc's own headers; needs no CUDA toolkit. What a launch
 // reads from the environment:
@@ -64,7 +64,7 @@ namespace emu {
 
 // ---- For tests ----
 
-// In a namespace of its own: ptx.cuh has functions of the same names as emu, which an argument's type must not find.
+// In a namespace of its own: csrc/cuda has functions of the same names as emu, which an argument's type must not find.
 namespace names {
 
 // The name of one or more synchronising calls in a kernel. A call that consists of others gives each a part of its own.
@@ -104,7 +104,7 @@ cudaError_t launch(const Shape& shape, const Kernel& kernel) {
   return cudaSuccess;
 }
 
-// ---- For csrc/cuda/ptx.cuh, where each function's meaning stands ----
+// ---- For csrc/cuda/device.cuh and the headers over it, which document each function ----
 
 // The running thread, as it sees itself.
 struct Context {

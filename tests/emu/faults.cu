@@ -7,8 +7,9 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "../../csrc/cuda/async_copy.cuh"
+#include "../../csrc/cuda/between_blocks.cuh"
 #include "../../csrc/cuda/launch.cuh"
-#include "../../csrc/cuda/ptx.cuh"
 
 namespace fused_rnn {
 namespace {

@@ -9,7 +9,7 @@
 #include "../../csrc/cuda/runtime.h"
 #include "emulator.h"
 // after the emulator, which it needs
-#include "../../csrc/cuda/ptx.cuh"
+#include "../../csrc/cuda/numbers.cuh"
 
 namespace fused_rnn {
 
@@ -52,7 +52,7 @@ void set_number(void* data, NumberType type, int64_t at, double value) {
 }
 
 // A factor as [rows, columns], with what the math rounds it to.
-std::vector<double> unpacked(const Factor<void>& factor, NumberType type, int64_t rows, int64_t columns, Math math) {
+std::vector<double> unpacked(const Matrix<void>& factor, NumberType type, int64_t rows, int64_t columns, Math math) {
   std::vector<double> all(size_t(rows * columns));
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {

@@ -1,6 +1,7 @@
-// One small kernel for each primitive of ptx.cuh. The program writes what they give to the file that its argument
-// names, a line each: a name and words in hexadecimal. Built by nvcc for a GPU it must write the same; sums of products
-// are of small integers and so exact. What needs capability 9.0 is left out on older devices.
+// One small kernel for each primitive of csrc/cuda/device.cuh and the headers over it. The program writes what they
+// give to the file that its argument names, a line each: a name and words in hexadecimal. Built by nvcc for a GPU it
+// must write the same; sums of products are of small integers and so exact. What needs capability 9.0 is left out on
+// older devices.
 
 #include <cmath>
 #include <cstdio>
@@ -8,8 +9,12 @@
 #include <cstring>
 #include <vector>
 
+#include "../../csrc/cuda/async_copy.cuh"
+#include "../../csrc/cuda/between_blocks.cuh"
 #include "../../csrc/cuda/launch.cuh"
-#include "../../csrc/cuda/ptx.cuh"
+#include "../../csrc/cuda/matrix.cuh"
+#include "../../csrc/cuda/numbers.cuh"
+#include "../../csrc/cuda/predicated.cuh"
 
 namespace fused_rnn {
 namespace {
