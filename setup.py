@@ -227,7 +227,8 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[Extension("fused_rnn._C", sources=[])],
-    cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},
-)
+if __name__ == "__main__":  # not where a test looks up the flags of an instruction set
+    setup(
+        ext_modules=[Extension("fused_rnn._C", sources=[])],
+        cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},
+    )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,9 @@ def test_torch_backend_projects():
     assert all(torch.equal(got, want) for got, want in zip(results, (output, h, c), strict=True))
 
 
-# What a compiler must be told to compile a set that not every processor has.
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-ISA_FLAGS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+def isa_flags(name):
+    """The compiler's flags for the kernels of an x86 instruction set, from the build."""
+    return runpy.run_path(str(TESTS.parent / "setup.py"))["ISA_FLAGS"]["x86_64"].get(name, "").split()
 
 
 def instruction_sets():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_backends import ISA_FLAGS
+from test_backends import isa_flags
 
 import fused_rnn
 from fused_rnn import native
@@ -51,7 +51,7 @@ def test_instruction_sets_share_no_code(name, tmp_path):
         "-O1",
         "-fPIC",
         "-Wno-psabi",
-        *ISA_FLAGS.get(name, []),
+        *isa_flags(name),
         "-c",
         ROOT / "csrc/cpu" / f"{name}.cpp",
     ]
