@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layered, reference
+from . import layered, private, reference
 from .call import (
     ALLOW_TF32,
     BATCH_FIRST,
@@ -133,9 +133,9 @@ _apply = super(torch.autograd.Function, FusedRnn).apply
 
 
 def _below_autograd(op: Any, *args: Any) -> Any:
-    """``op(*args)`` where there is nothing to record, past the Python half of autograd, which takes some 5 us."""
+    """``op(*args)`` where there is nothing to record."""
     try:
-        with torch._C._AutoDispatchBelowAutograd():
+        with private.below_autograd():
             return op(*args)
     except RuntimeError as error:
         raise _typed(error) from None

@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 
+from . import private
 from .cell import Cell, States, Weights
 
 RunLayer = Callable[..., tuple[Tensor, States]]  # with the signature of reference.run
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))  # classes of tensors without rules of their own
-_SUPPORTED = PLAIN | {FakeTensor, FunctionalTensor}  # by our ops
+_SUPPORTED = PLAIN | private.TRACED  # by our ops
 
 
 class Problem(NamedTuple):
@@ -203,7 +201,7 @@ class Call:
 
     @property
     def transformed(self) -> bool:
-        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        return private.is_transformed()
 
     @property
     def problem(self) -> Problem:
@@ -291,9 +289,8 @@ def is_plain() -> bool:
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        or private.is_transformed()
+        or private.jit_tracing_state() is not None
     )
 
 
@@ -330,12 +327,12 @@ def reshaped(tensor: Tensor, change: str, *dims: int) -> Tensor:
     Args:
         change: "transpose" or "squeeze".
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # these rewrite changes in place
+    if torch.compiler.is_compiling() or private.is_func_active():  # these rewrite changes in place
         return getattr(tensor, change)(*dims)
     if tensor.is_inference():  # it has no version
         return getattr(tensor, change + "_")(*dims)
     # The backward saves the values of an output, which do not change: to autograd this is no new version of it.
     version = tensor._version
     getattr(tensor, change + "_")(*dims)
-    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    private.set_version(tensor, version)
     return tensor

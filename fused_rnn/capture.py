@@ -9,11 +9,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from . import backends
+from . import backends, private
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,9 +49,8 @@ def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
     may_be_proxy = type(input) is not Tensor or hx is not None
     if may_be_proxy and (proxy := proxy_among(input, hx, lengths)) is not None:
         return record(proxy, module, input, hx, lengths=lengths)
-    is_tracing = torch.jit.is_tracing()
-    # Not torch.compiler.is_exporting(), which is always True inside torch.compile before PyTorch 2.13.
-    if not is_tracing and not torch.compiler._is_exporting_flag:
+    is_tracing = private.jit_tracing_state() is not None
+    if not is_tracing and not private.is_exporting():
         return None
     has_equivalent = lengths is None and bool(module._cell.stock)
     if is_tracing and not has_equivalent:

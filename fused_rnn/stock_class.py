@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._guards import CompileContext
+
+from . import private
 
 
 class StockClass:
@@ -21,7 +22,7 @@ class StockClass:
     @property
     def __class__(self) -> type:
         kind = type(self)
-        if "_stock" in vars(kind) and CompileContext.try_get() is None:
+        if "_stock" in vars(kind) and not private.is_dynamo_running():
             return kind._stock
         return kind
 
