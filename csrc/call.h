@@ -183,6 +183,7 @@ class Call {
   }
 
   Tensor in_time_order(const Tensor& tensor) const {
+    if (!has_steps()) return tensor;  // nothing will read it, and an expanded tensor may be too large for a copy
     // With one step or one row, both orders are the same memory.
     return as_contiguous(batch_leads_ && T > 1 && B > 1 ? torch::stable::transpose(tensor, 0, 1) : tensor);
   }

@@ -49,6 +49,12 @@ def test_a_cell_with_a_size_of_zero(kind, sizes):
         assert_same(ours(x), theirs(x))
 
 
+def test_nothing_is_copied_where_there_is_no_unit():
+    x = torch.zeros(1, 2).expand(2**40, 2)
+    with torch.no_grad():
+        assert fused_rnn.GRUCell(2, 0)(x).shape == nn.GRUCell(2, 0)(x).shape == (2**40, 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_zero_rows(kind):
     ours, theirs = pair(kind, 3, 4, num_layers=2, bidirectional=True)
