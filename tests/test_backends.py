@@ -124,14 +124,14 @@ def run_python(*arguments, **environment):
 NAME_IT = "import torch, fused_rnn.native; print(torch.ops.fused_rnn.cpu_instruction_set())"
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=80)
 @pytest.mark.parametrize("name", instruction_sets())
 def test_forced_instruction_set(name):
-    """It ran, and is right: the sizes around its vectors, in a process of its own."""
+    """It ran, and is right: the sizes around its vectors, in a process of its own. Chunks of steps are not its own."""
     assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
     if name == native.cpu_instruction_set():
         return  # what test_recurrence.py runs on in this process
-    tests = [str(TESTS / "test_recurrence.py"), "-k", "not rnn_relu and (float64 or bfloat16 or float16)"]
+    tests = [str(TESTS / "test_recurrence.py"), "-k", "not rnn_relu and not T70 and (float64 or bfloat16 or float16)"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]
 

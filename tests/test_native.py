@@ -53,7 +53,7 @@ def aarch64(tmp_path_factory):
     compiler, emulator = AARCH64
     program = tmp_path_factory.mktemp("aarch64") / "run_layer"
     sources = [NATIVE / "run_layer.cpp", *(CPU / f"{name}.cpp" for name in ("isa", "scratch", "neon", "generic"))]
-    flags = ["-std=c++17", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
+    flags = ["-std=c++17", "-O1", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
     subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
 
     def run(*arguments, given=b"", isa=""):
@@ -82,12 +82,14 @@ def posed(layer, reverse):
     )
 
 
+@pytest.mark.slow(seconds=150)
 @pytest.mark.xdist_group("aarch64")
 def test_aarch64_has_neon(aarch64):
     assert aarch64("isa").split() == [b"neon"]
     assert aarch64("isa", isa="generic").split() == [b"generic"]
 
 
+@pytest.mark.slow(seconds=150)
 @pytest.mark.xdist_group("aarch64")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("cell", CELLS, ids=str)

@@ -83,4 +83,6 @@ def test_sizes_of_zero(backend, cell, dtype, size):
 @pytest.mark.parametrize("cell", QUICK_CELLS, ids=str)
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
 def test_options(backend, cell, dtype, bias, reverse, ragged, size):
+    if cell is RNN_RELU and size == LONG:
+        pytest.skip("rnn_tanh shows the same loops over many steps, at a fraction of the draws")
     check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, bias=bias)

@@ -50,7 +50,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.slow(seconds=200)
+@pytest.mark.slow(seconds=400)
 def test_in_the_interpreter():
     tests = str(TESTS / "test_triton_interpreted.py")
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")

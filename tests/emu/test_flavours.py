@@ -8,7 +8,7 @@ import build
 import pytest
 
 
-@pytest.mark.slow(seconds=150)
+@pytest.mark.slow(seconds=300)
 @pytest.mark.skipif(build.flavour_from_environment() != "plain", reason="this is the process that a test started")
 @pytest.mark.parametrize("flavour", ["thread", "address"])
 def test_kernels(flavour):
