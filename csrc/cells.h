@@ -26,8 +26,8 @@ struct HiddenState {
   A h;
 };
 
-// What one step hands back. `prev` is the direct path to the previous state only; the path through weight_hh is the
-// caller's matmul over `h`.
+// Gradients from one step of the backward. `prev` is the direct path to the previous state only; the path through
+// weight_hh is the caller's matmul over `h`.
 template <class A, class State, int kGates>
 struct StepGrads {
   A x[kGates];  // d loss / d gates_x, in gate order
@@ -43,7 +43,7 @@ struct StepGrads {
 //                          the state is h alone
 //   kResetBefore           gates_h of the last gate multiplies r * h instead of h
 //   kGradsDiffer           the backward gives x and h different gradients
-//   kApart                 in so many gates, the last ones, x and h are not just added
+//   kApart                 number of trailing gates whose x and h parts are not simply added
 
 // torch.nn.LSTM: gates i, f, g, o.
 template <class A>

@@ -9,7 +9,7 @@
 
 namespace fused_rnn {
 
-// The properties of a call that the loops of a device need besides their arguments.
+// Properties of a call, the same for all its layers; ForwardArgs and BackwardArgs hold those of one layer.
 struct Context {
   const CellTraits& cell;
   const Tensor& input;  // on the device

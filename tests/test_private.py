@@ -1,4 +1,4 @@
-"""What each undocumented name of PyTorch in fused_rnn/private.py must do."""
+"""Each undocumented name of PyTorch in fused_rnn/private.py behaves as this package needs it."""
 
 import re
 from pathlib import Path

@@ -8,7 +8,7 @@ namespace fused_rnn {
 
 // ---- Global memory that several blocks share; all at the scope of the GPU ----
 
-// Orders what this thread did before with what it does after.
+// Memory fence: accesses of this thread before it become visible no later than those after it.
 FUSED_RNN_DEVICE void fence(Site site) {
 #ifdef FUSED_RNN_EMULATOR
   emu::fence(site);

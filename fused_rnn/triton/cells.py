@@ -24,7 +24,7 @@ def tanh(x):
 
 @triton.jit
 def forward(CELL: tl.constexpr, x, h, prev):
-    """One step: the new state, and what the backward needs."""
+    """One step: the new state, and the numbers that are saved for the backward."""
     if CELL == "lstm":
         i = tl.sigmoid(x[0] + h[0])
         f = tl.sigmoid(x[1] + h[1])
