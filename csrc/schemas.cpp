@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
       "step_inference(str cell, Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
       "Tensor? hx, Tensor? cx) -> Tensor[] states");
   m.def("cpu_instruction_set() -> str");
-  // How many threads would run one pass of a layer in one direction on the CPU.
-  m.def("cpu_threads(str cell, ScalarType dtype, int T, int B, int I, int H, bool backward) -> int");
+  // How a layer runs on the CPU in one direction, in words: instruction set and threads.
+  m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training) -> str");
   m.def("poisoned() -> bool");  // built with FUSED_RNN_POISON: for tests, and slow
   // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.
   m.def("cuda_architectures() -> str");

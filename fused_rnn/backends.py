@@ -101,9 +101,7 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
 
 def _cpu_plan(problem: Asked) -> str:
     p = problem
-    forward, backward = (native.cpu_threads(p.cell, p.dtype, p.T, p.B, p.I, p.H, b) for b in (False, True))
-    plan = f"{native.cpu_instruction_set()}, {forward} thread{'s' if forward > 1 else ''}"
-    return f"{plan}; backward: {backward}" if p.training and backward != forward else plan
+    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training)
 
 
 def _why_later(name: str, problem: Asked) -> str | None:

@@ -55,9 +55,9 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-def cpu_threads(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, backward: bool) -> int:
-    """How many threads one pass of a layer in one direction runs on, given ``torch.get_num_threads()``."""
-    return torch.ops.fused_rnn.cpu_threads(str(cell), dtype, T, B, I, H, backward)
+def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool) -> str:
+    """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
+    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training)
 
 
 def constant(function: F) -> F:

@@ -50,12 +50,16 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-int64_t cpu_threads(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool backward) {
+std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
-  return with_storage_type(dtype, [&](auto tag) {
-    return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers({T, B, I, H}, backward);
-  });
+  const LayerSizes sizes{T, B, I, H};
+  const auto workers = with_storage_type(
+      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers; });
+  const int64_t forward = workers(sizes, false), backward = workers(sizes, true);
+  std::string plan = cpu_instruction_set() + ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
+  if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
+  return plan;
 }
 
 bool poisoned() {
@@ -76,6 +80,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
-  m.impl("cpu_threads", TORCH_BOX(&fused_rnn::cpu_threads));
+  m.impl("cpu_plan", TORCH_BOX(&fused_rnn::cpu_plan));
   m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }
