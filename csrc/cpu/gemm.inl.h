@@ -129,6 +129,18 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row)
 template <int kChains, int M, int NV>
 constexpr bool kFit = kChains * M * NV + (M < NV ? M : NV) + 1 <= FUSED_RNN_REGISTERS;
 
+// A tile of few rows reads its panel faster than the second-level cache delivers it. Then K is cut into blocks, whose
+// part of the panel stays in the first-level cache for several tiles; they are no shorter than the parts of a sum.
+template <int NV>
+constexpr bool kCutsK = kTileRows<NV> < 6;
+
+template <class F, int MR, int NV, int kChains, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void tile_in_chains(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row) {
+  if constexpr (kCutsK<NV> || MR > 3)
+    if (left.far) return tile<F, MR, NV, kChains, true>(K, left, panel, to, to_row);
+  tile<F, MR, NV, kChains>(K, left, panel, to, to_row);
+}
+
 // `tile` for a number of rows from 1 to MR
 template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
 FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, A* to,
@@ -136,12 +148,10 @@ FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<
   if constexpr (MR > 1)
     if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to, to_row);
   if constexpr (MR == 1)
-    if (left.chains == 4) return tile<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, to, to_row);
+    if (left.chains == 4) return tile_in_chains<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, to, to_row);
   if constexpr (MR <= 3 && kFit<2, 3, NV>)
-    if (left.chains == 2) return tile<F, MR, NV, 2>(K, left, panel, to, to_row);
-  if constexpr (MR > 3)
-    if (left.far) return tile<F, MR, NV, 1, true>(K, left, panel, to, to_row);
-  tile<F, MR, NV, 1>(K, left, panel, to, to_row);
+    if (left.chains == 2) return tile_in_chains<F, MR, NV, 2>(K, left, panel, to, to_row);
+  tile_in_chains<F, MR, NV, 1>(K, left, panel, to, to_row);
 }
 
 // One product of a sum of products: K words of the rows of `left` times a panel.
@@ -152,10 +162,6 @@ struct Product {
   Panel<F> panel;
 };
 
-// A tile of few rows reads its panel faster than the second-level cache delivers it. Then K is cut into blocks, whose
-// part of the panel stays in the first-level cache for several tiles; they are no shorter than the parts of a sum.
-template <int NV>
-constexpr bool kCutsK = kTileRows<NV> < 6;
 template <int NV>
 constexpr int64_t kWordsAtOnce = kCutsK<NV> ? 128 : INT64_MAX / 2;
 template <int NV>
@@ -188,13 +194,13 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[
         left.data += m0 * left.row + k * left.col;
         left.onto = onto;
         const bool far = left.far && first == 0;
-        left.far = far && !kCutsK<NV>;
+        const bool shared = kCutsK<NV> && end - first > 1;  // the part of the panel, by several tiles
+        left.far = far && !shared;
         const Panel<F> panel{product.panel.data + k * product.panel.row, product.panel.row};
         for (int64_t i = first, m = m0; i < end; ++i) {
           const int rows = int(M * (i + 1) / tiles - m);
           for (int64_t j = m; !onto && j < m + rows; ++j) fetch(j);
-          if (kCutsK<NV> && far)
-            fetch_part(panel.data + at_once * panel.row, at_once * panel.row, i - first, end - first);
+          if (shared && far) fetch_part(panel.data + at_once * panel.row, at_once * panel.row, i - first, end - first);
           tile_rows<F, NV>(rows, least(at_once, product.K - k), left, panel, sums + (m - m0) * kWidth);
           left.data += rows * left.row;
           left.far = false;
