@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cell_traits.h"
+#include "ragged.h"
 #include "recurrence.h"
 #include "tensors.h"
 
@@ -18,15 +19,25 @@ using Tensors = std::vector<Tensor>;
 
 // The bits of the schema's `flags`, as in fused_rnn/call.py.
 enum Flag : int64_t {
-  kBias = 1,           // there are bias_ih and bias_hh
-  kBidirectional = 2,  // every layer has two directions
-  kReverse = 4,        // the first direction runs from the last step to the first
-  kBatchFirst = 8,     // input and output are [B, T, ...]
-  kStep = 16,          // one step of a cell: input [B, I], states [B, H]
-  kAllowTf32 = 32,     // float32 products may round their factors to TF32
-  kSave = 64,          // a backward will come
-  kNeedsInput = 128,   // the backward gives the gradient of the input
-  kNeedsWeights = 256  // and those of the weights
+  kBias = 1,            // there are bias_ih and bias_hh
+  kBidirectional = 2,   // every layer has two directions
+  kReverse = 4,         // the first direction runs from the last step to the first
+  kBatchFirst = 8,      // input and output are [B, T, ...]
+  kStep = 16,           // one step of a cell: input [B, I], states [B, H]
+  kAllowTf32 = 32,      // float32 products may round their factors to TF32
+  kSave = 64,           // a backward will come
+  kNeedsInput = 128,    // the backward gives the gradient of the input
+  kNeedsWeights = 256,  // and those of the weights
+  kPacked = 512         // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
+};
+
+// Up to four sizes.
+struct TensorShape {
+  std::array<int64_t, 4> sizes{};
+  size_t rank = 0;
+
+  void append(int64_t size) { sizes.at(rank++) = size; }
+  operator Sizes() const { return {sizes.data(), rank}; }
 };
 
 class Call {
@@ -34,12 +45,14 @@ class Call {
   Call(const std::string& cell_name, const Tensor& input, Tensors weights, const MaybeTensor& hx, const MaybeTensor& cx,
        const MaybeTensor& lengths, Tensors masks, int64_t flags)
       : cell(cell_named(cell_name)), flags(flags), input(defined(input)), weights(std::move(weights)) {
+    read_steps(lengths);
     read_sizes();
     prepare_weights();
     prepare_states(hx, cx);
-    if (lengths) prepare_lengths(*lengths);
+    if (lengths && !has(kPacked)) ragged_.read_lengths(*lengths, T, B, input);
     if (!masks.empty()) prepare_masks(std::move(masks));
     x = in_time_order(input);  // maybe a large copy, so after the checks
+    if (has_steps() && !has(kPacked)) ragged_.count_active(T);
   }
 
   bool has(Flag flag) const { return flags & flag; }
@@ -48,23 +61,34 @@ class Call {
   int64_t input_size(int64_t layer) const { return layer ? width() : I; }
   bool has_steps() const { return T > 0 && B > 0 && H > 0; }
 
-  Sizes state_shape() const { return {state_shape_.data(), rank()}; }
+  const TensorShape& state_shape() const { return state_shape_; }
+
+  // [T, B, ...], of a packed sequence [N, ...].
+  TensorShape steps_shape(std::initializer_list<int64_t> each) const {
+    TensorShape shape;
+    if (has(kPacked)) {
+      shape.append(input.size(0));
+    } else {
+      shape.append(T);
+      shape.append(B);
+    }
+    for (const int64_t size : each) shape.append(size);
+    return shape;
+  }
 
   Tensor allocate(Sizes shape) const { return fused_rnn::allocate(input, shape, dtype); }
 
   // A tensor like the input, with `width` numbers for each step and row. Its memory is in the order of the loops; that
   // makes it strided, where a transposed view could not be detached or changed in place.
   Tensor allocate_like_input(int64_t width) const {
-    const auto shape = shape_like_input(width);
     const int64_t row = std::max<int64_t>(1, width);
     const std::array<int64_t, 3> strides = {row, std::max<int64_t>(1, B) * row, 1};
-    return fused_rnn::allocate(input, {shape.data(), rank()}, dtype, batch_leads_ ? strides.data() : nullptr);
+    return fused_rnn::allocate(input, shape_like_input(width), dtype, batch_leads_ ? strides.data() : nullptr);
   }
 
   // Such a tensor in the memory order of the loops: [T, B, width].
   Tensor time_major(const Tensor& tensor, const char* name, int64_t width) const {
-    const auto shape = shape_like_input(width);
-    check(tensor, {name}, {shape.data(), rank()}, dtype, input);
+    check(tensor, {name}, shape_like_input(width), dtype, input);
     return in_time_order(tensor);
   }
 
@@ -74,7 +98,7 @@ class Call {
     args.T = T, args.B = B, args.I = input_size(k / D), args.H = H;
     args.output_row = width();
     args.reverse = has(kReverse) != (k % D == 1);
-    args.lengths = lengths ? const_data<int64_t>(*lengths) : nullptr;
+    ragged_.fill(args);
     args.x = const_data<S>(layer_input);
     args.weight_ih = const_data<S>(weight(k, 0));
     args.weight_hh = const_data<S>(weight(k, 1));
@@ -90,7 +114,6 @@ class Call {
   const Tensor input;
   const ScalarType dtype = input.scalar_type();
   Tensors weights, states, masks;
-  MaybeTensor lengths;
   Tensor x;  // [T, B, I]
   int64_t L, D, T, B, I, H;
 
@@ -100,20 +123,30 @@ class Call {
     return input;
   }
 
-  void read_sizes() {
-    const int64_t dims = input.dim(), batched = has(kStep) ? 2 : 3;
+  // T, B and I.
+  void read_steps(const MaybeTensor& lengths) {
+    const int64_t dims = input.dim(), batched = has(kStep) || has(kPacked) ? 2 : 3;
     is_batched_ = dims == batched;
-    if (!is_batched_ && dims != batched - 1) {
-      const char* const forms = has(kStep)         ? "[B, I] or [I]"
+    if (!is_batched_ && (dims != batched - 1 || has(kPacked))) {
+      const char* const forms = has(kPacked)       ? "[N, I]"
+                                : has(kStep)       ? "[B, I] or [I]"
                                 : has(kBatchFirst) ? "[B, T, I] or [T, I]"
                                                    : "[T, B, I] or [T, I]";
       fail("input must be ", forms, ", got ", shape_text(input.sizes()));
     }
+    I = input.size(dims - 1);
+    if (has(kPacked)) {
+      require(!has(kStep), "a single step has no packed sequence");
+      ragged_.read_batch_sizes(lengths, input);
+      T = ragged_.T(), B = ragged_.B();
+      return;
+    }
     batch_leads_ = is_batched_ && has(kBatchFirst) && !has(kStep);
     T = has(kStep) ? 1 : input.size(batch_leads_ ? 1 : 0);
     B = is_batched_ ? input.size(batch_leads_ || has(kStep) ? 0 : 1) : 1;
-    I = input.size(dims - 1);
+  }
 
+  void read_sizes() {
     D = has(kBidirectional) ? 2 : 1;
     const int64_t given = int64_t(weights.size()), each = D * weights_each();
     require(given > 0 && given % each == 0, "weights must be ", each, " for each layer, got ", given);
@@ -127,10 +160,9 @@ class Call {
       fail(Name{"weight_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H, H] with G = ", cell.gates, ", got ",
            shape_text(got));
     H = got[1];
-    if (has(kStep))
-      state_shape_ = {is_batched_ ? B : H, H, 0};
-    else
-      state_shape_ = {count(), is_batched_ ? B : H, H};
+    if (!has(kStep)) state_shape_.append(count());
+    if (is_batched_) state_shape_.append(B);
+    state_shape_.append(H);
   }
 
   void prepare_weights() {
@@ -157,28 +189,14 @@ class Call {
   void prepare_masks(Tensors given) {
     require(int64_t(given.size()) == L - 1, "masks must be ", L - 1, ", one for each layer but the last, got ",
             given.size());
-    for (Tensor& mask : given) prepare(mask, {"mask"}, {T, B, width()}, dtype, input);
+    for (Tensor& mask : given) prepare(mask, {"mask"}, steps_shape({width()}), dtype, input);
     masks = std::move(given);
   }
 
-  void prepare_lengths(Tensor given) {
-    const std::array<int64_t, 1> shape = {B};
-    prepare(given, {"lengths"}, shape, ScalarType::Long, input);
-    if (given.is_cpu())
-      for (int64_t b = 0; b < B; ++b) {
-        const int64_t length = const_data<int64_t>(given)[b];
-        require(0 <= length && length <= T, "lengths[", b, "] must be from 0 to T = ", T, ", got ", length);
-      }
-    lengths = given;
-  }
-
-  size_t rank() const { return size_t(1 + !has(kStep) + is_batched_); }  // of the input and of the states
-
-  std::array<int64_t, 3> shape_like_input(int64_t width) const {
-    std::array<int64_t, 3> shape{};
-    const Sizes sizes = input.sizes();
-    std::copy(sizes.begin(), sizes.end(), shape.begin());
-    shape[rank() - 1] = width;
+  TensorShape shape_like_input(int64_t width) const {
+    TensorShape shape;
+    for (const int64_t size : input.sizes()) shape.append(size);
+    shape.sizes[shape.rank - 1] = width;
     return shape;
   }
 
@@ -189,8 +207,9 @@ class Call {
   }
 
   bool is_batched_;
-  bool batch_leads_;  // input and output are [B, T, ...]
-  std::array<int64_t, 3> state_shape_;
+  bool batch_leads_ = false;  // input and output are [B, T, ...]
+  TensorShape state_shape_;
+  Ragged ragged_;
 };
 
 }  // namespace fused_rnn

@@ -1,5 +1,6 @@
 // Arguments of the loops: sizes and pointers, nothing of torch. All arrays are contiguous, but for the rows of output
-// and grad_output; S is the storage type and A the type that is computed in.
+// and grad_output; S is the storage type and A the type that is computed in. Of a packed sequence, arrays of [T, B,
+// ...] are [N, ...]: only the active rows of each step, one step after the other.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@ namespace fused_rnn {
 // Steps, batch, input size, hidden size.
 struct LayerSizes {
   int64_t T, B, I, H;
+  int64_t rows;  // of all steps, each up to its last active row; T * B without lengths
 };
 
 // Arguments of a loop, for one layer in one direction; T, B and H are at least 1. G: gates of the cell.
@@ -19,6 +21,8 @@ struct LayerArgs : LayerSizes {
   int64_t output_row;      // from a row of output and grad_output to the next: H, or with two directions 2 H
   bool reverse;            // time runs from T-1 down to 0
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
+  const int64_t* active;   // [T] or null: one past the last row that is active at step t; on the CPU with lengths
+  const int64_t* places;   // [T] of a packed sequence, or null: where the rows of step t begin
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
   const S* weight_hh;      // [G*H, H]
@@ -29,12 +33,14 @@ struct LayerArgs : LayerSizes {
   // The first active step of row b in the order of processing, and the step before step t in that order.
   FUSED_RNN_INLINE int64_t first_step(int64_t b) const { return reverse ? length(b) - 1 : 0; }
   FUSED_RNN_INLINE int64_t step_before(int64_t t) const { return reverse ? t + 1 : t - 1; }
-  // One past the last row that is active at step t. Rows of a packed sequence are sorted by length: all before are,
-  // too.
+  // One past the last row from `begin` to `end` that is active at step t. All rows before it are, too, if they are
+  // sorted by length, longest first.
   FUSED_RNN_INLINE int64_t active_rows(int64_t t, int64_t begin, int64_t end) const {
-    while (end > begin && t >= length(end - 1)) --end;
-    return end;
+    const int64_t last = active && active[t] < end ? active[t] : end;
+    return last > begin ? last : begin;
   }
+  // The row of an array of [T, B, ...] that is row b at step t.
+  FUSED_RNN_INLINE int64_t place(int64_t t, int64_t b) const { return (places ? places[t] : t * B) + b; }
 };
 
 template <class S>

@@ -1,11 +1,11 @@
 // The schemas of the ops that run a call, for any namespace: `forward` with its derivative `backward`, and `inference`,
 // the forward of a small call without a derivative. Autograd does not see it, and each argument of an op costs time.
 // `weights` are those of all layers and directions in torch.nn's order. The states hx and cx are torch.nn's, or absent
-// for zeros. `masks` multiply the output of every layer but the last; there may be none. `flags` are those of enum
-// Flag. `results` are the output and the final states, of a step the states alone; with kSave, tensors that the
-// backward needs follow. `kept` is the first result and those tensors. `grads` are those of the input, of the weights
-// and of the states that are there, each empty if it is not needed. Fake kernels and derivatives:
-// fused_rnn/autograd.py.
+// for zeros. `lengths` end the rows of a batch; with kPacked they are batch_sizes. `masks` multiply the output of every
+// layer but the last; there may be none. `flags` are those of enum Flag. `results` are the output and the final states,
+// of a step the states alone; with kSave, tensors that the backward needs follow. `kept` is the first result and those
+// tensors. `grads` are those of the input, of the weights and of the states that are there, each empty if it is not
+// needed. Fake kernels and derivatives: fused_rnn/autograd.py.
 #pragma once
 
 namespace fused_rnn {

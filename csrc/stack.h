@@ -101,8 +101,9 @@ class Stack {
  private:
   // ---- Tensors ----
 
-  Tensor allocate_between() const { return call_.allocate({call_.T, call_.B, call_.width()}); }
-  std::array<int64_t, 4> saved_shape() const { return {call_.T, call_.B, call_.cell.saved, call_.H}; }
+  TensorShape shape_between() const { return call_.steps_shape({call_.width()}); }
+  Tensor allocate_between() const { return call_.allocate(shape_between()); }
+  TensorShape saved_shape() const { return call_.steps_shape({call_.cell.saved, call_.H}); }
   Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), accumulate_type(call_.dtype)); }
   // `kept` holds the last layer's output, the saved tensor of each layer and direction, and the other outputs.
   static const Tensor& saved_of(int64_t k, const Tensors& kept) { return kept[size_t(1 + k)]; }
@@ -130,7 +131,7 @@ class Stack {
       if (i <= count)
         prepare(kept[i], {"saved"}, saved_shape(), accumulate_type(call_.dtype), call_.input);
       else
-        prepare(kept[i], {"saved output"}, {call_.T, call_.B, call_.width()}, call_.dtype, call_.input);
+        prepare(kept[i], {"saved output"}, shape_between(), call_.dtype, call_.input);
     kept[0] = call_.time_major(kept[0], "output", call_.width());
   }
 

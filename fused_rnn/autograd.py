@@ -23,6 +23,7 @@ from .call import (
     BIDIRECTIONAL,
     NEEDS_INPUT,
     NEEDS_WEIGHTS,
+    PACKED,
     REVERSE,
     SAVE,
     STEP,
@@ -37,7 +38,7 @@ MaybeTensor = Tensor | None
 
 
 def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
-    """The results of the ops of a namespace for a call that is not packed and whose masks are drawn.
+    """The results of the ops of a namespace for a call whose masks are drawn.
 
     Args:
         allow_tf32: the factors of float32 products may be rounded to TF32, where a device has it.
@@ -49,19 +50,22 @@ def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
     flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse)
     if allow_tf32:
         flags |= ALLOW_TF32
+    rows = call.lengths
+    if call.batch_sizes is not None:
+        flags, rows = flags | PACKED, call.batch_sizes
     states = call.states
     hx = states[0] if states else None
     cx = states[1] if len(states) > 1 else None
-    args = (call.cell.name, call.input, call.weights, hx, cx, call.lengths, call.masks)
+    args = (call.cell.name, call.input, call.weights, hx, cx, rows, call.masks)
     training = call.training
-    if not training and call.lengths is None and not call.masks:
+    if not training and rows is None and not call.masks:
         return _infer(ops, *args[:5], flags)
     if torch.compiler.is_compiling():
         results = ops.forward.default(*args, flags | SAVE if training else flags)
         return results[: _count_results(call.cell, flags)]
     if not training:
         return _below_autograd(ops.forward.default, *args, flags)
-    options = (ops, call.cell.name, flags | SAVE, call.lengths, call.masks, len(call.weights))
+    options = (ops, call.cell.name, flags | SAVE, rows, call.masks, len(call.weights))
     return _apply(*options, call.input, *call.weights, *states)
 
 
@@ -203,7 +207,7 @@ def register(namespace: str) -> None:
         given, (x,), weights, states, lengths, masks = _saved(ctx)
         found = iter(given)
         incoming = [next(found) if has_grad else None for has_grad in ctx.has_grad]
-        call = _call(name, x, weights, *_two(states), lengths[0] if lengths else None, masks, flags)
+        call = asked(name, x, weights, *_two(states), lengths[0] if lengths else None, masks, flags)
         second, by_x, by_weights, by_states = _second_derivative(call, incoming, grads)
         # The kept tensors are functions of the other inputs, whose gradients include them already.
         kept, n_masks = ctx.counts
@@ -220,29 +224,35 @@ def _there(*tensors: MaybeTensor) -> tuple[Tensor, ...]:
     return tuple([tensor for tensor in tensors if tensor is not None])
 
 
-def _call(
+def asked(
     name: str, x: Tensor, weights: Any, hx: MaybeTensor, cx: MaybeTensor, lengths: MaybeTensor, masks: Any, flags: int
 ) -> Call:
-    """The call that the arguments of the forward op are."""
+    """The call that the arguments of the forward op ask for."""
     has_bias, directions = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1
     layers = len(weights) // (directions * (4 if has_bias else 2))
     batch_first, step, reverse = bool(flags & BATCH_FIRST), bool(flags & STEP), bool(flags & REVERSE)
     made = Form(layers, directions, has_bias, False, batch_first, step, reverse)
-    return Call(named(name), x, _there(hx, cx), weights, made, lengths=lengths, masks=masks)
+    rows: dict[str, Any] = {"batch_sizes" if flags & PACKED else "lengths": lengths}
+    return Call(named(name), x, _there(hx, cx), weights, made, masks=masks, **rows)
 
 
 def _forward_fake(*args: Any) -> list[Tensor]:
-    call, flags = _call(*args), args[-1]
+    call, flags = asked(*args), args[-1]
     _check_devices(call)
     x, cell, step = call.input, call.cell, call.form.step
-    T, B, H, count = call.T, call.B, call.H, call.layers * call.directions
-    batch = (B,) if call.is_batched else ()
+    H, count = call.H, call.layers * call.directions
+    if call.states:  # the batch of a packed sequence is a number in a tensor, which no graph knows
+        state: tuple[int, ...] = call.states[0].shape
+    else:
+        batch = (call.B,) if call.packed or call.is_batched else ()
+        state = (*((count,) * (not step)), *batch, H)
     results = [] if step else [_empty_like_input(call, call.directions * H)]
-    results += [x.new_empty((*((count,) * (not step)), *batch, H)) for _ in cell.states]
+    results += [x.new_empty(state) for _ in cell.states]
     if flags & SAVE:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        results += [x.new_empty((T, B, cell.saved, H), dtype=dtype) for _ in range(count)]
-        results += [x.new_empty((T, B, call.directions * H)) for _ in range(call.layers - 1)]
+        rows = (x.size(0),) if call.packed else (call.T, call.B)
+        results += [x.new_empty((*rows, cell.saved, H), dtype=dtype) for _ in range(count)]
+        results += [x.new_empty((*rows, call.directions * H)) for _ in range(call.layers - 1)]
     return results
 
 
@@ -253,7 +263,7 @@ def _inference_fake(*args: Any) -> list[Tensor]:
 def _backward_fake(
     grad_output: MaybeTensor, grad_hy: MaybeTensor, grad_cy: MaybeTensor, kept: Sequence[Tensor], *args: Any
 ) -> list[Tensor]:
-    call, flags = _call(*args), args[-1]
+    call, flags = asked(*args), args[-1]
     _check_devices(call, grad_output=grad_output, grad_hy=grad_hy, grad_cy=grad_cy, kept=kept)
     x = call.input
     results = [_empty_like_input(call, call.I) if flags & NEEDS_INPUT else x.new_empty((0,))]
@@ -265,7 +275,7 @@ def _empty_like_input(call: Call, width: int) -> Tensor:
     """As Call::allocate_like_input in C++: with the batch first, strided."""
     x = call.input
     shape = (*x.shape[:-1], width)
-    if call.form.batch_first and call.is_batched and not call.form.step:
+    if call.form.batch_first and call.is_batched and not call.form.step and not call.packed:
         return x.new_empty((shape[1], shape[0], width)).transpose(0, 1)
     return x.new_empty(shape)
 
@@ -273,6 +283,8 @@ def _empty_like_input(call: Call, width: int) -> Tensor:
 def _check_devices(call: Call, **more: MaybeTensor | Sequence[Tensor]) -> None:
     """Raise if the devices differ: PyTorch runs the fake kernel, which computes nothing, if any tensor is on meta."""
     x, states = call.input, dict(zip(call.cell.states, call.states))
+    if call.batch_sizes is not None and call.batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"batch_sizes must be on cpu, got a tensor on {call.batch_sizes.device}")
     tensors: dict[str, Any] = {**states, "lengths": call.lengths, "weights": call.weights, "masks": call.masks, **more}
     for name, given in tensors.items():
         for tensor in (given,) if isinstance(given, Tensor) else given or ():

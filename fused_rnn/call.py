@@ -48,6 +48,7 @@ class Problem(NamedTuple):
 # The bits of the ops' argument ``flags``, as in csrc/call.h, where their meaning is.
 BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, ALLOW_TF32, SAVE = (1 << k for k in range(7))
 NEEDS_INPUT, NEEDS_WEIGHTS = 128, 256  # of the backward
+PACKED = 512
 
 
 def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:

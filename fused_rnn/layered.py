@@ -40,26 +40,22 @@ def run(call: Call, run_layer: RunLayer) -> tuple[Tensor, ...]:
 
 def run_padded(call: Call, run: Callable[[Call], Sequence[Tensor]]) -> tuple[Tensor, ...]:
     """The results for a packed call of ``run``, which takes padded input only."""
+    call = with_masks(call)
     assert call.batch_sizes is not None
     x, lengths = pad_packed_sequence(PackedSequence(call.input, call.batch_sizes))
-    masks: Sequence[Tensor] = ()
-    if call.dropout > 0:  # drawn in packed form: the random numbers that torch.nn draws
-        N, width = call.input.size(0), call.directions * call.output_size
-        drawn = [_mask(call, (N, width)) for _ in range(call.layers - 1)]
-        masks = [pad_packed_sequence(PackedSequence(mask, call.batch_sizes))[0] for mask in drawn]
-    options = dict(form=call.form._replace(batch_first=False), batch_sizes=None, dropout=0.0, check=lambda call: None)
+    masks = [pad_packed_sequence(PackedSequence(mask, call.batch_sizes))[0] for mask in call.masks]
+    options = dict(form=call.form._replace(batch_first=False), batch_sizes=None, check=lambda call: None)
     padded = call.changed(input=x, lengths=lengths.to(x.device), masks=masks, **options)
     output, *final = run(padded)
     return pack_padded_sequence(output, lengths).data, *final
 
 
 def with_masks(call: Call) -> Call:
-    """The same call with masks for dropout, drawn as torch.nn draws them."""
+    """The same call with masks for dropout, drawn as torch.nn draws them: for packed input in packed form."""
     if call.dropout == 0:
         return call
-    shape = (call.T, call.B, call.directions * call.output_size)
-    return call.changed(dropout=0.0, masks=[_mask(call, shape) for _ in range(call.layers - 1)])
-
-
-def _mask(call: Call, shape: tuple[int, ...]) -> Tensor:
-    return zeroed(torch.ones(shape, dtype=call.dtype, device=call.device), call.dropout, training=True)
+    width = call.directions * call.output_size
+    shape = (call.input.size(0), width) if call.packed else (call.T, call.B, width)
+    ones = torch.ones(shape, dtype=call.dtype, device=call.device)
+    masks = [zeroed(ones, call.dropout, training=True) for _ in range(call.layers - 1)]
+    return call.changed(dropout=0.0, masks=masks)

@@ -120,11 +120,11 @@ def _name(dtype: torch.dtype) -> str:
 
 def run(call: Call) -> Sequence[Tensor]:
     """The results of the native ops for a call."""
-    if call.batch_sizes is not None:
+    x = call.input
+    if call.batch_sizes is not None and (not x.is_cpu or torch.compiler.is_compiling()):
         return layered.run_padded(call, run)
     if call.dropout:
         call = layered.with_masks(call)
-    x = call.input
     if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
         return _run_in_order(call, order)
     return autograd.run(torch.ops.fused_rnn, call, x.is_cuda and x.dtype == torch.float32 and allow_tf32())

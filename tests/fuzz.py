@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
-from fused_rnn.call import BATCH_FIRST, BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, STEP
+from fused_rnn.call import NEEDS_INPUT, NEEDS_WEIGHTS, PACKED, SAVE, STEP
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -222,11 +222,17 @@ def op_calls(draw: Any) -> Call:
     on = {name: draw(flags) for name in FLAGS} | {"STEP": step}
     on["BIDIRECTIONAL"] &= not step
     on["SAVE"] |= backward
+    on["PACKED"] &= batched and not step
     layers, directions = 1 if step else draw(st.integers(1, 3)), 1 + on["BIDIRECTIONAL"]
     I, H = draw(sizes), draw(sizes)
     T, B = 1 if step else draw(sizes), draw(sizes) if batched else 1
     rows, steps = (B,) * batched, (T,) * (not step)
     form, count = rows + steps if on["BATCH_FIRST"] else steps + rows, layers * directions
+    inner, lengths = (T, B), tuple(draw(st.integers(0, T)) for _ in range(B))
+    if on["PACKED"]:  # then lengths are batch_sizes
+        rows = (max(B, 1),)
+        lengths = rows + tuple(sorted((draw(st.integers(1, *rows)) for _ in range(T - 1)), reverse=True))
+        form = inner = (sum(lengths),)
 
     def tensor(*shape: int) -> Spec:
         return Spec(shape, dtype)
@@ -238,20 +244,19 @@ def op_calls(draw: Any) -> Call:
         weights += [tensor(cell.gates * H)] * 2 * on["BIAS"]
     state = tensor(*(() if step else (count,)), *rows, H)
     states = dict(zip(("hx", "cx"), [state] * len(cell.states) * draw(flags)))
-    lengths = Spec((B,), "int64", values=tuple(draw(st.integers(0, T)) for _ in range(B)))
-    between = [tensor(T, B, directions * H)] * (layers - 1)
+    between = [tensor(*inner, directions * H)] * (layers - 1)
     arguments: dict[str, Any] = dict(
         input=tensor(*form, I),
         weights=weights,
         hx=states.get("hx"),
         cx=states.get("cx"),
-        lengths=lengths if draw(flags) else None,
+        lengths=Spec((len(lengths),), "int64", values=lengths) if on["PACKED"] or draw(flags) else None,
         masks=list(between) if draw(flags) else [],
     )
     if backward:
         output = tensor(*form, directions * H)
         grads = dict(grad_output=output, grad_hy=state, grad_cy=state)
-        saved = [Spec((T, B, cell.saved, H), "float64" if dtype == "float64" else "float32")] * count
+        saved = [Spec((*inner, cell.saved, H), "float64" if dtype == "float64" else "float32")] * count
         grads = {n: g if draw(flags) and (n != "grad_output" or not step) else None for n, g in grads.items()}
         arguments = {**grads, "kept": [output, *saved, *between], **arguments}
     arguments, valid = draw(mutated_arguments(arguments, list(arguments)))
@@ -273,7 +278,7 @@ def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if kind == "flags":
         return {"flags": draw(integers)}
     if kind == "flag":
-        return {"flags": arguments["flags"] ^ draw(st.sampled_from([*FLAGS.values(), 512, 1 << 40]))}
+        return {"flags": arguments["flags"] ^ draw(st.sampled_from([*FLAGS.values(), 1 << 20, 1 << 40]))}
     if kind == "absent" and absent:
         name, specs = draw(st.sampled_from(absent)), specs_in(list(arguments.values())) or [Spec(())]
         spec = draw(st.sampled_from(specs))
@@ -454,24 +459,8 @@ def built(call: Call) -> dict[str, Any]:
         hypothesis.reject()
 
 
-def asked(a: dict[str, Any]) -> fused_rnn.call.Call:
-    """The call that the arguments of an op stand for."""
-    bits = a["flags"]
-    step, bias, directions = bool(bits & STEP), bool(bits & BIAS), 2 if bits & BIDIRECTIONAL else 1
-    layers = len(a["weights"]) // (directions * (4 if bias else 2))
-    return fused_rnn.call.Call(
-        next(cell for cell in CELLS if cell.name == a["cell"]),
-        a["input"],
-        tuple(a[name] for name in ("hx", "cx") if a[name] is not None),
-        a["weights"],
-        fused_rnn.call.Form(layers, directions, bias, False, bool(bits & BATCH_FIRST), step, bool(bits & REVERSE)),
-        lengths=a["lengths"],
-        masks=a["masks"],
-    )
-
-
 def true_results(a: dict[str, Any]) -> list[Tensor]:
-    return list(layered.run(asked(a), reference.run))
+    return list(layered.run(autograd.asked(*(a[name] for name in FORWARD)), reference.run))
 
 
 def true_gradients(a: dict[str, Any]) -> list[Tensor]:
@@ -525,7 +514,7 @@ def check_op(call: Call) -> None:
 def check_shapes(got: list[Tensor], name: str, a: dict[str, Any]) -> None:
     """The results are what the fake kernel says."""
     on_meta = {name: changed(value, lambda t: t.to("meta")) for name, value in a.items()}
-    on_meta["lengths"] = None
+    on_meta["lengths"] = a["lengths"] if a["flags"] & PACKED else None
     want = getattr(torch.ops.fused_rnn, name)(**on_meta)
     forms = [[(t.shape, t.stride(), t.dtype) for t in results] for results in (got, want)]
     assert forms[0] == forms[1], f"results have shapes, strides and dtypes {forms[0]}, the fake kernel says {forms[1]}"

@@ -195,14 +195,25 @@ CALLS = {
     "a step without a batch": dict(step=True, batched=False, bias=False),
 }
 
+# For other devices than the CPU, a packed sequence is padded before any op runs.
+CPU_CALLS = CALLS | {
+    "packed": dict(layers=2, directions=2, packed=True, masks=True),
+    "packed, no states": dict(packed=True, states=False, reverse=True),
+}
+
 
 def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     """A function from tensors to a call of that kind, and random tensors: input, states, weights."""
-    asked = CALLS[kind]
+    asked = CPU_CALLS[kind]
     made = Form(**{name: asked[name] for name in Form._fields if name in asked})
     count = made.layers * made.directions
     rows = [B] if asked.get("batched", True) else []
     steps = rows if made.step else [*rows, T] if made.batch_first else [T, *rows]
+    lengths = torch.randint(1, T + 1, (B,)) if asked.get("ragged") else None
+    batch_sizes = None
+    if asked.get("packed"):
+        batch_sizes = torch.tensor([B] + [max(1, B - 1)] * (T - 1))
+        steps = [int(batch_sizes.sum())]
     state = [*([] if made.step else [count]), *rows, H]
     weights = []
     for k in range(count):
@@ -212,13 +223,13 @@ def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     states = [torch.randn(state, dtype=dtype) for _ in cell.states] if asked.get("states", True) else []
     masks = []
     if asked.get("masks"):
-        shape = (T, B, made.directions * H)
+        shape = (*(steps if asked.get("packed") else (T, B)), made.directions * H)
         masks = [torch.randint(3, shape).to(dtype) for _ in range(made.layers - 1)]
     tensors = [torch.randn([*steps, I], dtype=dtype), *states, *weights]
-    lengths = torch.randint(1, T + 1, (B,)) if asked.get("ragged") else None
     n = 1 + len(states)
 
     def call(*tensors):
-        return Call(cell, tensors[0], tensors[1:n], list(tensors[n:]), made, lengths=lengths, masks=masks)
+        options = dict(lengths=lengths, batch_sizes=batch_sizes, masks=masks)
+        return Call(cell, tensors[0], tensors[1:n], list(tensors[n:]), made, **options)
 
     return call, [tensor.requires_grad_() for tensor in tensors]

@@ -1,6 +1,5 @@
 """What people do with nn.LSTM and nn.GRU, by public bug reports and PyTorch's own tests: it works with ours too."""
 
-import contextlib
 import copy
 import io
 import pickle
@@ -15,7 +14,7 @@ from test_modules import assert_same, flat, pair
 from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import autograd
@@ -101,57 +100,6 @@ def test_a_row_of_length_zero(kind):
         assert torch.equal(end[:, 1], start[:, 1])
     others, _ = module(x[:, ::2], torch.utils._pytree.tree_map(lambda h: h[:, ::2], hx), lengths=[2, 5])
     assert_same(output[:, ::2], others)
-
-
-# ---- Packed sequences ----
-
-
-BATCH_SIZES = {
-    "zero in the middle": ([2, 0, 1], RuntimeError, r"must be positive and never grow, got \[2, 0, 1\]"),
-    "zero at the end": ([2, 1, 0], RuntimeError, r"must be positive and never grow, got \[2, 1, 0\]"),
-    "growing": ([1, 2], RuntimeError, r"must be positive and never grow, got \[1, 2\]"),
-    "negative": ([4, -1], RuntimeError, r"must be positive and never grow, got \[4, -1\]"),
-    "too few": ([1, 1], RuntimeError, r"must sum to the rows of its data, got 3 rows and \[1, 1\]"),
-    "too many": ([3, 3], RuntimeError, r"must sum to the rows of its data, got 3 rows and \[3, 3\]"),
-    "a sum that overflows": ([2**62] * 4, RuntimeError, "must sum to the rows of its data"),
-    "int32": (torch.tensor([2, 1], dtype=torch.int32), RuntimeError, "torch.int64 on cpu, got .* of torch.int32"),
-    "none": ([], IndexError, "must have a size for each step, got none"),
-    "a matrix": ([[2, 1]], RuntimeError, r"must be \[T\] of torch.int64 on cpu, got \[1, 2\]"),
-}
-
-
-@pytest.mark.parametrize("case", BATCH_SIZES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_packed_sequence_whose_batch_sizes_lie(kind, case):
-    batch_sizes, error, message = BATCH_SIZES[case]
-    packed = PackedSequence(
-        torch.zeros(3, 3), torch.as_tensor(batch_sizes, dtype=getattr(batch_sizes, "dtype", torch.int64))
-    )
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad), pytest.raises(error, match=message):
-            getattr(fused_rnn, kind)(3, 4)(packed)
-
-
-def test_a_packed_sequence_with_the_indices_of_another():
-    packed = PackedSequence(torch.zeros(3, 3), torch.tensor([2, 1]), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
-    with pytest.raises(RuntimeError, match=r"indices of a PackedSequence must be \[2\].*got \[3\]"):
-        fused_rnn.GRU(3, 4)(packed)
-
-
-@pytest.mark.parametrize(("backend", "proj_size"), [("chosen", 2), ("torch", 2), ("torch", 0)])
-def test_a_packed_sequence_runs_on_torchs_own_packed_path(backend, proj_size, monkeypatch):
-    """Where our kernels cannot, or where PyTorch's are asked for; the step-by-step reference is never reached."""
-    ours, theirs = pair("LSTM", 3, 4, num_layers=2, bidirectional=True, dropout=0.5, proj_size=proj_size)
-    monkeypatch.setattr(fused_rnn.reference, "run", lambda *_: pytest.fail("the reference ran"))
-    packed = pack_sequence([torch.randn(n, 3) for n in (2, 5, 3)], enforce_sorted=False)
-    results = []
-    for module in (ours, theirs):
-        torch.manual_seed(1)
-        with fused_rnn.use_backend("torch") if backend == "torch" else contextlib.nullcontext():
-            output, final = module(packed)
-        grads = torch.autograd.grad(output.data.sum(), list(module.parameters()))
-        results.append([output.data, final, *grads])
-    assert_same(*results)
 
 
 # ---- Results are changed in place ----

@@ -23,26 +23,18 @@ FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
   return block;
 }
 
-// Steps [t0, t0 + n) and their rows, one after the other: at each step those up to the last that is active.
-struct Chunk {
-  int64_t t0, n, B;
-  int64_t first[kChunkRows + 1];  // first row of step t0 + i, and at n how many rows there are
-  int64_t step[kChunkRows];       // the step of row k, as i; not needed for a single step, which may have more rows
+// The steps and rows whose gradients are multiplied together, with the way back from a row to its step.
+struct GradChunk : Chunk {
+  int64_t step[kChunkRows];  // the step of row k, as i; not needed for a single step, which may have more rows
 
   template <class Args>
-  FUSED_RNN_INLINE Chunk(const Args& args, int64_t t0, int64_t n) : t0(t0), n(n), B(args.B) {
-    first[0] = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      first[i + 1] = first[i] + args.active_rows(t0 + i, 0, B);
-      for (int64_t k = first[i]; n > 1 && k < first[i + 1]; ++k) step[k] = i;
-    }
+  FUSED_RNN_INLINE GradChunk(const Args& args, int64_t done)
+      : Chunk(args, {0, args.B, 0, 0}, !args.reverse, done, [](int64_t, int64_t rows) { return rows <= kChunkRows; }) {
+    for (int64_t i = 0; n > 1 && i < n; ++i)
+      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) step[k] = i;
   }
-  FUSED_RNN_INLINE int64_t rows() const { return first[n]; }
-  FUSED_RNN_INLINE int64_t begin(int64_t t) const { return first[t - t0]; }  // the rows of step t
-  FUSED_RNN_INLINE int64_t count(int64_t t) const { return first[t - t0 + 1] - first[t - t0]; }
   FUSED_RNN_INLINE int64_t t(int64_t k) const { return t0 + (n > 1 ? step[k] : 0); }  // step and batch row of row k
-  FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - first[n > 1 ? step[k] : 0]; }
-  FUSED_RNN_INLINE int64_t place(int64_t k) const { return t(k) * B + b(k); }  // in arrays of [T, B, ...]
+  FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - begins[n > 1 ? step[k] : 0]; }
 };
 
 template <class Cell, class S, class A>
@@ -60,8 +52,7 @@ class Backward {
   explicit Backward(const BackwardArgs<S>& args)
       : args_(args),
         units_{args.H},
-        steps_(most(1, least(args.T, kChunkRows / args.B))),
-        rows_(steps_ * args.B),
+        rows_(most(args.B, least(args.rows, kChunkRows))),
         width_(words<F>(kGates * args.H) * kDepth + kLanes * kDepth),
         hidden_(right_of(args.weight_hh, kFirst * args.H, args.H)),
         candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
@@ -69,7 +60,7 @@ class Backward {
         x_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.I},
         h_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.H},
         division_(division(args)),
-        is_one_chunk_(args.T * args.B <= kChunkRows),
+        is_one_chunk_(args.rows <= kChunkRows && args.T <= Chunk::kSteps),
         is_one_step_(is_one_chunk_ && args.T == 1),
         hidden_weight_(is_one_step_ ? 0 : hidden_.packed_elements()),
         candidate_weight_(is_one_step_ ? 0 : candidate_.packed_elements()),
@@ -107,7 +98,7 @@ class Backward {
   // weight_hh, or rows of it, as the right-hand matrix [K, N]. Few rows are multiplied faster than it is packed.
   Panels<F> right_of(const S* weight, int64_t K, int64_t N) const {
     if constexpr (std::is_same<S, F>::value && kDepth == 1)
-      if (args_.T > 1 && args_.T * args_.B <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
+      if (args_.T > 1 && args_.rows <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
     return {K, N};
   }
 
@@ -130,10 +121,7 @@ class Backward {
     return sums_hh_;
   }
   int64_t block_elements() const { return most(hidden_.block_elements(), input_.block_elements()); }
-  int64_t sums_elements() const {
-    const int64_t rows = args_.T * args_.B;
-    return most(hidden_.sums_elements(rows), input_.sums_elements(rows));
-  }
+  int64_t sums_elements() const { return most(hidden_.sums_elements(rows_), input_.sums_elements(rows_)); }
   F* block_of(const Worker& worker) const { return block_ + worker.begin * block_elements(); }
   int64_t columns_size() const { return words<F>(x_.K) * kDepth * kGatheredRows; }
   // Vectors of units that belong to panels [p0, p1) of hidden_ and candidate_.
@@ -158,11 +146,9 @@ class Backward {
         if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), load_or_zero(a.grad_cy, b, p));
       }
     worker.wait();
-    for (int64_t done = 0; done < a.T; done += steps_) {  // in the opposite order of the forward's
-      const int64_t n = least(steps_, a.T - done);
-      const int64_t t0 = a.reverse ? done : a.T - done - n;
-      const Chunk chunk(a, t0, n);
-      for (int64_t i = 0; i < n; ++i) step(worker, part, a.reverse ? t0 + i : t0 + n - 1 - i, chunk);
+    for (int64_t done = 0; done < a.T;) {  // in the opposite order of the forward's
+      const GradChunk chunk(a, done);
+      for (int64_t i = 0; i < chunk.n; ++i) step(worker, part, chunk.t0 + (a.reverse ? i : chunk.n - 1 - i), chunk);
       if (a.grad_weight_hh) pack_rows(worker, chunk, 0);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
@@ -175,6 +161,7 @@ class Backward {
         add_weight_grads(worker, chunk, k0, true);
         worker.wait();
       }
+      done += chunk.n;
     }
     if (a.grad_weight_hh) write_sums(worker);
     for (int64_t b = part.b0; b < part.b1; ++b)
@@ -214,13 +201,14 @@ class Backward {
   // Words in a part of a sum over the gates.
   int64_t gates_block() const { return most(2 * kLeastBlock, sum_block(kGates * args_.H)); }
 
-  Left<F> left(const F* rows) const { return {rows, width_, kDepth, gates_block(), chains_for(args_.B)}; }
+  Left<F> left(const F* rows, int64_t active) const {
+    return {rows, width_, kDepth, gates_block(), chains_for(active)};
+  }
 
   // Step t of a part: from the gradient of the state after it to that of the state before it.
-  void step(const Worker& worker, const Part& part, int64_t t, const Chunk& chunk) const {
+  void step(const Worker& worker, const Part& part, int64_t t, const GradChunk& chunk) const {
     const auto& a = args_;
-    const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t);
-    const int64_t end = least(part.b1, chunk.count(t));
+    const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t), all = chunk.count(t);
     if constexpr (Cell::kResetBefore) {
       for (int64_t b = part.b0; b < active; ++b)
         for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
@@ -231,9 +219,9 @@ class Backward {
       meet(worker);
       multiply_hidden(
           worker, part, candidate_, candidate_weight_, candidate_row(), active,
-          left(grads_x(row0 + part.b0, kFirst, 0)), [&](int64_t b) { return grad_reset(b, 0); }, false);
+          left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
     }
-    for (int64_t b = part.b0; b < end; ++b)
+    for (int64_t b = part.b0; b < active; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         if (t < a.length(b))
           cell(t, row0 + b, b, p);
@@ -242,7 +230,7 @@ class Backward {
       }
     meet(worker);
     multiply_hidden(
-        worker, part, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0)),
+        worker, part, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0), all),
         [&](int64_t b) { return grad_h(b, 0); }, true);
   }
 
@@ -270,7 +258,7 @@ class Backward {
     const int64_t unit = p * kLanes;
     const int n = units_.count(p);
     const bool first = t == a.first_step(b);
-    const int64_t before = a.step_before(t) * a.B + b;
+    const int64_t before = first ? 0 : a.place(a.step_before(t), b);
     typename Cell::State prev;
     prev.h = load<A>((first ? initial(a.hx, b) : a.output + before * a.output_row) + unit, n);
     if constexpr (Cell::kSavedCell >= 0)
@@ -293,7 +281,7 @@ class Backward {
     const auto& a = args_;
     typename Cell::State grad;
     grad.h = load<A>(grad_h(b, p));
-    if (a.grad_output) grad.h += load<A>(a.grad_output + (t * a.B + b) * a.output_row + p * kLanes, units_.count(p));
+    if (a.grad_output) grad.h += load<A>(a.grad_output + a.place(t, b) * a.output_row + p * kLanes, units_.count(p));
     if constexpr (Cell::kSavedCell >= 0) grad.c = load<A>(grad_c(b, p));
     return grad;
   }
@@ -303,7 +291,7 @@ class Backward {
     FUSED_RNN_INLINE Saved(const Backward& pass, int64_t t, int64_t b, int64_t p) {
       const auto& a = pass.args_;
       for (int k = 0; k < Cell::kSaved; ++k)
-        s[k] = load<A>(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + p * kLanes, pass.units_.count(p));
+        s[k] = load<A>(a.saved + (a.place(t, b) * Cell::kSaved + k) * a.H + p * kLanes, pass.units_.count(p));
     }
   };
 
@@ -315,22 +303,22 @@ class Backward {
   // ---- The products of a chunk ----
 
   // grad_x of the chunk's steps = grads_x weight_ih
-  void write_grad_x(const Worker& worker, const Chunk& chunk) const {
+  void write_grad_x(const Worker& worker, const GradChunk& chunk) const {
     const auto& a = args_;
     const int64_t rows = chunk.rows(), panels = input_.count();
     if (is_one_chunk_)
       input_.multiply_once(
           worker.first(panels), worker.last(panels), input_row(), block_of(worker), once_sums_, rows,
           {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
-          [&](int64_t m) { return a.grad_x + chunk.place(m) * a.I; }, a.I, a.adds_grad_x);
+          [&](int64_t m) { return a.grad_x + place(chunk, m) * a.I; }, a.I, a.adds_grad_x);
     else
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
         for (int64_t p = 0; p < panels; ++p)
           input_.multiply(
               p, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
-              [&](int64_t m) { return a.grad_x + chunk.place(r0 + m) * a.I; }, a.I, a.adds_grad_x);
+              [&](int64_t m) { return a.grad_x + place(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
       });
-    for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && i < worker.last(chunk.n); ++i) {
+    for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.places && i < worker.last(chunk.n); ++i) {
       const int64_t t = chunk.t0 + i;
       const int64_t left = (a.B - chunk.count(t)) * a.I;  // of rows that are past their end
       copy_padded<S, S>(nullptr, 0, a.grad_x + (t + 1) * a.B * a.I - left, left);
@@ -340,26 +328,27 @@ class Backward {
   // Row b of an initial state.
   FUSED_RNN_INLINE const S* initial(const S* state, int64_t b) const { return state ? state + b * args_.H : zeros_; }
 
-  bool is_active(const Chunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
+  int64_t place(const GradChunk& chunk, int64_t k) const { return args_.place(chunk.t(k), chunk.b(k)); }
+  bool is_active(const GradChunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
 
   // What weight_hh multiplied in row k of the chunk. Rows that were not active have no gradient; zero keeps it so even
   // where the padding holds NaN.
-  const S* h_before(const Chunk& chunk, int64_t k) const {
+  const S* h_before(const GradChunk& chunk, int64_t k) const {
     const auto& a = args_;
     const int64_t t = chunk.t(k), b = chunk.b(k);
     if (!is_active(chunk, k)) return zeros_;
-    return t == a.first_step(b) ? initial(a.hx, b) : a.output + (a.step_before(t) * a.B + b) * a.output_row;
+    return t == a.first_step(b) ? initial(a.hx, b) : a.output + a.place(a.step_before(t), b) * a.output_row;
   }
 
-  int64_t rows_from(const Chunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
+  int64_t rows_from(const GradChunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
 
   // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and r * h for a
   // reset before the matmul.
-  void pack_rows(const Worker& worker, const Chunk& chunk, int64_t k0) const {
+  void pack_rows(const Worker& worker, const GradChunk& chunk, int64_t k0) const {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
     pack_share(worker, x, packed_x_, [&](int64_t k) {
-      return is_active(chunk, k0 + k) ? a.x + chunk.place(k0 + k) * a.I : static_cast<const S*>(zeros_);
+      return is_active(chunk, k0 + k) ? a.x + place(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
     pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k0 + k); });
     if constexpr (Cell::kResetBefore) {
@@ -367,7 +356,7 @@ class Backward {
       for (int64_t k = 0; k < h.K; ++k)
         for (int64_t v = h.first_vector(begin); v < h.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const V r = load<A>(a.saved + chunk.place(k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
+          const V r = load<A>(a.saved + place(chunk, k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
           store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k0 + k) + j, units_.count(v)), units_.count(v));
         }
       pack_share(worker, h, packed_reset_, [&](int64_t k) { return static_cast<const F*>(reset_) + k * a.H; });
@@ -376,7 +365,7 @@ class Backward {
 
   // Writes the sums over those rows to grad_weight and grad_bias, or adds them to the sums of earlier chunks. In blocks
   // of gate rows; no block crosses from the gates that multiply h to the one that multiplies r * h.
-  void add_weight_grads(const Worker& worker, const Chunk& chunk, int64_t k0, bool onto) const {
+  void add_weight_grads(const Worker& worker, const GradChunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
     F* const columns = columns_ + worker.begin * columns_size();
@@ -421,9 +410,9 @@ class Backward {
   // columns[:, r] right to or onto sum[r0 + r, :], for r < count
   void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
                  bool onto) const {
-    const int64_t block = sum_block(args_.T * args_.B);
+    const int64_t block = sum_block(args_.rows);
     const Left<F> left{columns, kDepth, kGatheredRows * kDepth, block};
-    if (args_.T * args_.B <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
+    if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     for (int64_t p = 0; p < right.count(); ++p)
       right.multiply(p, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
   }
@@ -445,7 +434,7 @@ class Backward {
 
   const BackwardArgs<S>& args_;
   const Units<A> units_;
-  const int64_t steps_, rows_;                  // of a chunk
+  const int64_t rows_;                          // of a chunk, at most
   const int64_t width_;                         // from a row of grads_x and grads_h to the next, not a power of two
   const Panels<F> hidden_, candidate_, input_;  // weight_hh, reset before: its last gate, weight_ih
   const Panels<F> x_, h_;                       // of the most rows that are packed at once

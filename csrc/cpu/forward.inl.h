@@ -44,11 +44,10 @@ class Forward {
         candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? args.H : 0, args.H, places()),
         bias_x_(units_.vectors() * kGates * kLanes),
         bias_h_(units_.vectors() * Cell::kApart * kLanes),
-        joined_(kAdds && (args.B >= kJoinedRows || args.T == 1)),
-        steps_(most(1, least(args.T, kChunkBytes / (division_.most_rows() * division_.most_panels() * kWide * kGates *
-                                                    kLanes * int64_t(sizeof(A)))))),
-        gates_x_(joined_ ? 0 : units_.vectors() * steps_ * args.B * kGates * kLanes),
-        x_(x_in_place_ ? 0 : division_.workers * steps_ * args.B * x_row_),
+        rows_(most(division_.most_rows(), least(args.rows, kChunkBytes / (division_.most_panels() * kWide * kGates *
+                                                                          kLanes * int64_t(sizeof(A)))))),
+        gates_x_(is_joined(args.T - 1) ? 0 : regions() * units_.vectors() * rows_ * kGates * kLanes),
+        x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
         h_(2 * args.B * h_row()),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
         first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
@@ -61,11 +60,11 @@ class Forward {
   }
 
  private:
-  static bool is_packed(const ForwardArgs<S>& args) {
-    const int64_t most = unpacked_rows(words<F>(args.I) + words<F>(args.H));
-    return args.T * args.B > (std::is_same<S, F>::value ? most : most / kConverted);
+  bool packs() const {
+    const int64_t most = unpacked_rows(words<F>(args_.I) + words<F>(args_.H));
+    return args_.rows > (std::is_same<S, F>::value ? most : most / kConverted);
   }
-  int64_t places() const { return !is_packed(args_) ? 0 : packs_late_ ? division_.workers : units_.panels(); }
+  int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
   int64_t place_of(const Worker& worker, int64_t p) const { return packs_late_ ? worker.begin : p; }
   template <class Panels>
   void pack_late(const Worker& worker, int64_t p, const Panels& weight) const {
@@ -75,10 +74,18 @@ class Forward {
   int64_t h_row() const { return units_.padded() + kLanes; }
   F* h_at(F* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
   A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
-  // Step i of a chunk, row b, units of vector v: the kGates vectors of gates_x.
-  A* gates_x_at(int64_t i, int64_t b, int64_t v) const {
-    return gates_x_ + ((v * steps_ + i) * args_.B + b) * kGates * kLanes;
+  // Workers that own rows project other rows of the same units.
+  int64_t regions() const { return division_.by_rows ? division_.workers : 1; }
+  // Row k of a chunk: the kGates vectors of gates_x for the first units; for the next they are gates_x_vector()
+  // further.
+  A* gates_x_of(const Worker& worker, int64_t k) const {
+    const int64_t region = division_.by_rows ? worker.begin : 0;
+    return gates_x_ + region * units_.vectors() * gates_x_vector() + k * kGates * kLanes;
   }
+  int64_t gates_x_vector() const { return rows_ * kGates * kLanes; }
+  // Whether x and h of step t are multiplied in one tile. That all rows of the batch decide, whoever has them.
+  bool is_joined(int64_t t) const { return kAdds && (args_.T == 1 || active(t) >= kJoinedRows); }
+  int64_t active(int64_t t) const { return args_.active_rows(t, 0, args_.B); }
   A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 
   void run_part(const Worker& worker, const Part& part) const {
@@ -119,21 +126,28 @@ class Forward {
       for (int64_t v = v0; v < v1; ++v) {
         const int64_t at = b * a.H + v * kLanes;
         const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(v)) : V(A(0)); };
-        store(h_at(h, b, v), initial(a.hx));
+        for (F* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
     meet(worker);
-    for (int64_t done = 0; done < a.T; done += steps_) {
-      const int64_t n = least(steps_, a.T - done);
-      const int64_t t0 = a.reverse ? a.T - done - n : done;
-      project(worker, part, t0, n);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t in_chunk = a.reverse ? n - 1 - i : i;
-        step(worker, part, t0 + in_chunk, in_chunk, h, h_next);
+    for (int64_t done = 0; done < a.T;) {
+      const bool joined = is_joined(a.reverse ? a.T - 1 - done : done);
+      const Chunk chunk(a, part, a.reverse, done,
+                        [&](int64_t t, int64_t rows) { return rows <= rows_ && is_joined(t) == joined; });
+      take_x(worker, part, chunk);
+      if (!joined) project(worker, part, chunk);
+      for (int64_t i = 0; i < chunk.n; ++i) {
+        const int64_t t = a.reverse ? chunk.t0 + chunk.n - 1 - i : chunk.t0 + i;
+        if (joined)
+          joined_step(worker, part, chunk, t, h, h_next);
+        else
+          step(worker, part, chunk, t, h, h_next);
+        end_step(worker, part, t, h, h_next);
         F* const swapped = h;
         h = h_next;
         h_next = swapped;
       }
+      done += chunk.n;
     }
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) {
@@ -143,75 +157,83 @@ class Forward {
       }
   }
 
-  // gates_x of steps [t0, t0 + n): a panel of weight_ih meets all of them while it is in cache.
-  void project(const Worker& worker, const Part& part, int64_t t0, int64_t n) const {
+  F* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
+
+  // x of a chunk as factors, where it is not yet.
+  void take_x(const Worker& worker, const Part& part, const Chunk& chunk) const {
+    if (x_in_place_) return;
+    F* to = own_x_of(worker);
+    for (int64_t t = chunk.t0; t < chunk.t0 + chunk.n; ++t)
+      for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_)
+        copy_padded(args_.x + args_.place(t, b) * args_.I, args_.I, to, x_row_);
+  }
+
+  // Rows of x as factors, from row b of step t on.
+  Left<F> x_rows(const Worker& worker, const Chunk& chunk, int64_t t, int64_t b) const {
+    if constexpr (std::is_same<S, F>::value)
+      if (x_in_place_) return {args_.x + args_.place(t, b) * args_.I, x_row_};
+    return {own_x_of(worker) + (chunk.begin(t) + b - chunk.b0) * x_row_, x_row_};
+  }
+
+  // gates_x of a chunk: a panel of weight_ih meets all rows while it is in cache.
+  void project(const Worker& worker, const Part& part, const Chunk& chunk) const {
     const auto& a = args_;
-    F* const own_x = own_x_of(worker);
-    if (!x_in_place_)
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t b = part.b0; b < part.b1; ++b)
-          copy_padded(a.x + ((t0 + i) * a.B + b) * a.I, a.I, own_x + (i * a.B + b) * x_row_, x_row_);
-    if (joined_) return;
-    const bool whole = part.rows() == a.B && !a.lengths;  // then the rows of all steps are one matrix
-    const int64_t matrices = whole ? 1 : n;
-    in_slices(0, whole ? n * a.B : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
+    // Whether the rows of all steps lie one after the other.
+    const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.places || !a.active));
+    const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
+    in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
       for (int64_t p = part.p0; p < part.p1; ++p) {
         pack_late(worker, p, input_);
         for (int64_t i = 0; i < matrices; ++i) {
-          const int64_t rows = whole ? m1 - m0 : a.active_rows(t0 + i, part.b0, part.b1) - part.b0;
+          const int64_t t = chunk.t0 + i, rows = whole ? m1 - m0 : chunk.count(t);
+          A* const gates_x = gates_x_of(worker, chunk.begin(t) + m0);
           input_.multiply(
-              p, place_of(worker, p), rows, {x_rows(worker, t0 + i, i, part.b0 + m0), x_row_}, [](int64_t, int64_t) {},
+              p, place_of(worker, p), rows, x_rows(worker, chunk, t, part.b0 + m0), [](int64_t, int64_t) {},
               [&](int64_t m, int64_t v, const A* sums) {
-                A* const to = gates_x_at(i, part.b0 + m0, v);
+                A* const to = gates_x + v * vector + m * kGates * kLanes;
                 const A* const bias = bias_x_ + v * kGates * kLanes;
                 for (int g = 0; g < kGates; ++g)
-                  store(to + (m * kGates + g) * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
+                  store(to + g * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
               });
         }
       }
     });
   }
 
-  F* own_x_of(const Worker& worker) const { return x_ + worker.begin * steps_ * args_.B * x_row_; }
-
-  // Rows of x as factors, from row b of step t on, the i-th of its chunk.
-  const F* x_rows(const Worker& worker, int64_t t, int64_t i, int64_t b) const {
-    if constexpr (std::is_same<S, F>::value)
-      if (x_in_place_) return args_.x + (t * args_.B + b) * args_.I;
-    return own_x_of(worker) + (i * args_.B + b) * x_row_;
+  // One step of a part: reads h, updates c, writes h_next. x and h are multiplied in one tile.
+  void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+    const int64_t place = args_.place(t, 0);
+    if constexpr (kAdds)
+      in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
+                [&](int64_t b0, int64_t b1) {
+                  for (int64_t p = part.p0; p < part.p1; ++p) {
+                    pack_late(worker, p, input_);
+                    pack_late(worker, p, hidden_);
+                    input_.multiply_both(
+                        p, place_of(worker, p), b1 - b0, x_rows(worker, chunk, t, b0), hidden_, left(h, t, b0),
+                        [&](int64_t m, int64_t v) { fetch_results(place + b0 + m, v); },
+                        [&](int64_t m, int64_t v, const A* sums) {
+                          V gates_h[kGates];
+                          for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
+                          finish(t, place, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
+                        });
+                  }
+                });
   }
 
-  // One step of a part, the i-th of its chunk: reads h, updates c, writes h_next.
-  void step(const Worker& worker, const Part& part, int64_t t, int64_t i, F* h, F* h_next) const {
-    const auto& a = args_;
-    const int64_t active = a.active_rows(t, part.b0, part.b1);
-    const int chains = chains_for(a.B);
-    if constexpr (kAdds)
-      if (joined_) {
-        in_slices(part.b0, active, (x_row_ + h_row()) * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
-          for (int64_t p = part.p0; p < part.p1; ++p) {
-            pack_late(worker, p, input_);
-            pack_late(worker, p, hidden_);
-            input_.multiply_both(
-                p, place_of(worker, p), b1 - b0, {x_rows(worker, t, i, b0), x_row_}, hidden_, left(h, b0, chains),
-                [&](int64_t m, int64_t v) { fetch_results(t, b0 + m, v); },
-                [&](int64_t m, int64_t v, const A* sums) {
-                  V gates_h[kGates];
-                  for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
-                  finish(t, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
-                });
-          }
-        });
-        return end_step(worker, part, t, active, h, h_next);
-      }
+  // The same where x is projected.
+  void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+    const int64_t end = part.b0 + chunk.count(t), place = args_.place(t, 0), vector = gates_x_vector();
+    const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
+    const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
-    in_slices(part.b0, active, row_bytes, [&](int64_t b0, int64_t b1) {
+    in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
       for (int64_t p = part.p0; p < part.p1; ++p) {
         pack_late(worker, p, hidden_);
         hidden_.multiply(
-            p, place_of(worker, p), b1 - b0, left(h, b0, chains),
+            p, place_of(worker, p), b1 - b0, left(h, t, b0),
             [&](int64_t m, int64_t v) {
-              if (!Cell::kResetBefore) fetch_results(t, b0 + m, v);
+              if (!Cell::kResetBefore) fetch_results(place + b0 + m, v);
             },
             [&](int64_t m, int64_t v, const A* sums) {
               const int64_t b = b0 + m;
@@ -221,62 +243,70 @@ class Forward {
                 gates_h[g] += load<A>(bias_h_ + (v * Cell::kApart + g - kTogether) * kLanes);
               if constexpr (Cell::kResetBefore) {
                 const typename Cell::State prev{load<A>(h_at(h, b, v))};
-                const V r_x = load<A>(gates_x_at(i, b, v));
+                const V r_x = load<A>(gates_x(b, v));
                 store(h_at(reset_, b, v), Cell::reset(r_x, gates_h[0], prev));
                 for (int g = 0; g < kFirst; ++g) store(first_at(b, v) + g * kLanes, gates_h[g]);
               } else {
-                finish(t, b, v, gates_x_at(i, b, v), gates_h, h, h_next);
+                finish(t, place, b, v, gates_x(b, v), gates_h, h, h_next);
               }
             });
       }
     });
     if constexpr (Cell::kResetBefore) {
       meet(worker);
-      in_slices(part.b0, active, row_bytes, [&](int64_t b0, int64_t b1) {
+      in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
         for (int64_t p = part.p0; p < part.p1; ++p) {
           pack_late(worker, p, candidate_);
           candidate_.multiply(
-              p, place_of(worker, p), b1 - b0, left(reset_, b0, chains),
-              [&](int64_t m, int64_t v) { fetch_results(t, b0 + m, v); },
+              p, place_of(worker, p), b1 - b0, left(reset_, t, b0),
+              [&](int64_t m, int64_t v) { fetch_results(place + b0 + m, v); },
               [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
                 V gates_h[kGates];
                 for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, v) + g * kLanes);
                 gates_h[kFirst] = load<A>(sums);
-                finish(t, b, v, gates_x_at(i, b, v), gates_h, h, h_next);
+                finish(t, place, b, v, gates_x(b, v), gates_h, h, h_next);
               });
         }
       });
     }
-    end_step(worker, part, t, active, h, h_next);
   }
 
-  void end_step(const Worker& worker, const Part& part, int64_t t, int64_t active, F* h, F* h_next) const {
-    for (int64_t b = active; b < part.b1; ++b)
-      for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) skip(t, b, v, h, h_next);
+  // Rows that are past their end at step t. Before a row's first step, both buffers hold hx; after its last, its state
+  // is copied once. In padded arrays its output is zero, and so is what is saved.
+  void end_step(const Worker& worker, const Part& part, int64_t t, F* h, F* h_next) const {
+    const auto& a = args_;
+    const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
+    const int64_t end = a.active_rows(t, part.b0, part.b1);
+    const int64_t before = a.reverse || t == 0 ? end : a.active_rows(t - 1, part.b0, part.b1);
+    for (int64_t b = end; b < before; ++b)
+      for (int64_t v = v0; v < v1; ++v) store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
+    for (int64_t b = end; !a.places && b < part.b1; ++b)
+      for (int64_t v = v0; v < v1; ++v) store_nothing(a.place(t, b), v);
     meet(worker);
   }
 
-  Left<F> left(const F* rows, int64_t b, int chains) const {
-    return {rows + b * h_row(), h_row(), kDepth, 256, chains};
+  // Rows of h or r * h from row b on, at step t. Few rows, of the whole batch, are added up in chains.
+  Left<F> left(const F* rows, int64_t t, int64_t b) const {
+    return {rows + b * h_row(), h_row(), kDepth, 256, chains_for(active(t))};
   }
   // All of h must be there before the next product.
   void meet(const Worker& worker) const {
     if (!division_.by_rows) worker.wait();
   }
 
-  FUSED_RNN_INLINE void fetch_results(int64_t t, int64_t b, int64_t v) const {
+  FUSED_RNN_INLINE void fetch_results(int64_t row, int64_t v) const {
     const auto& a = args_;
-    fetch_for_writing(a.output + (t * a.B + b) * a.output_row + v * kLanes, 1);
+    fetch_for_writing(a.output + row * a.output_row + v * kLanes, 1);
     for (int k = 0; a.saved && k < Cell::kSaved; ++k)
-      fetch_for_writing(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + v * kLanes, 1);
+      fetch_for_writing(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, 1);
   }
 
-  // The cell for row b and the units of vector v, its results to memory.
-  FUSED_RNN_INLINE void finish(int64_t t, int64_t b, int64_t v, const A* gates_x, const V (&gates_h)[kGates], F* h,
-                               F* h_next) const {
+  // The cell for row b and the units of vector v, its results to memory. `place`: of row 0 at step t.
+  FUSED_RNN_INLINE void finish(int64_t t, int64_t place, int64_t b, int64_t v, const A* gates_x,
+                               const V (&gates_h)[kGates], F* h, F* h_next) const {
     const auto& a = args_;
-    if (t >= a.length(b)) return skip(t, b, v, h, h_next);
+    if (t >= a.length(b)) return skip(place, b, v, h, h_next);
     V x[kGates];
     for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
@@ -284,27 +314,30 @@ class Forward {
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, v));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    store(a.output + (t * a.B + b) * a.output_row + v * kLanes, next.h, units_.count(v));
+    store(a.output + (place + b) * a.output_row + v * kLanes, next.h, units_.count(v));
     store(h_at(h_next, b, v), rounded<S>(next.h));
     if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), next.c);
-    store_saved(t, b, v, saved);
+    store_saved(place + b, v, saved);
   }
 
-  // Row b takes no part in step t: its state stays, its output is zero, and so is what is saved.
-  void skip(int64_t t, int64_t b, int64_t v, F* h, F* h_next) const {
-    const auto& a = args_;
+  // Row b is past its end, and others after it are not: its state stays.
+  void skip(int64_t place, int64_t b, int64_t v, F* h, F* h_next) const {
     store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
-    store(a.output + (t * a.B + b) * a.output_row + v * kLanes, V(A(0)), units_.count(v));
+    store_nothing(place + b, v);
+  }
+
+  void store_nothing(int64_t row, int64_t v) const {
+    store(args_.output + row * args_.output_row + v * kLanes, V(A(0)), units_.count(v));
     typename Cell::Saved nothing;
     for (V& field : nothing) field = V(A(0));
-    store_saved(t, b, v, nothing);
+    store_saved(row, v, nothing);
   }
 
-  FUSED_RNN_INLINE void store_saved(int64_t t, int64_t b, int64_t v, const typename Cell::Saved& saved) const {
+  FUSED_RNN_INLINE void store_saved(int64_t row, int64_t v, const typename Cell::Saved& saved) const {
     const auto& a = args_;
     if (!a.saved) return;
     for (int k = 0; k < Cell::kSaved; ++k)
-      store(a.saved + ((t * a.B + b) * Cell::kSaved + k) * a.H + v * kLanes, saved[k], units_.count(v));
+      store(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, saved[k], units_.count(v));
   }
 
   const ForwardArgs<S>& args_;
@@ -317,14 +350,13 @@ class Forward {
   const GatePanels<kFirst, kWide, S, A> hidden_;
   const GatePanels<1, kWide, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
   const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
-  const bool joined_;
-  const int64_t steps_;       // of a chunk
-  const Scratch<A> gates_x_;  // [vectors, steps, B, kGates, kLanes]
-  const Scratch<F> x_;        // [workers, steps, B, x_row]
-  const Scratch<F> h_;        // before and after a step: [2, B, h_row]
-  const Scratch<F> reset_;    // reset before: r * h, [B, h_row]
-  const Scratch<A> first_;    // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
-  const Scratch<A> c_;        // [B, padded]
+  const int64_t rows_;                          // of a chunk, at most
+  const Scratch<A> gates_x_;                    // [regions, vectors, rows, kGates, kLanes]
+  const Scratch<F> x_;                          // [workers, rows, x_row]
+  const Scratch<F> h_;                          // before and after a step: [2, B, h_row]
+  const Scratch<F> reset_;                      // reset before: r * h, [B, h_row]
+  const Scratch<A> first_;                      // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
+  const Scratch<A> c_;                          // [B, padded]
 };
 
 }  // namespace

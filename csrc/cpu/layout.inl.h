@@ -175,10 +175,10 @@ struct Division {
   // flops: for each number of a row of x and h, each unit, row and step.
   FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, double flops) : B(sizes.B), panels(panels) {
     const int64_t T = sizes.T, H = sizes.H;
-    const double step = flops * double(B) * double(H) * double(sizes.I + H), call = step * double(T);
+    const double call = flops * double(sizes.rows) * double(H) * double(sizes.I + H);
     int64_t wanted = workers_for(call, call);
     by_rows = panels < wanted ? B >= panels : H <= kSmallH && B >= kTileRows * wanted;
-    if (!by_rows) wanted = workers_for(call, T > 0 ? step : call);
+    if (!by_rows) wanted = workers_for(call, T > 0 ? call / double(T) : call);
     workers = most(1, least(wanted, by_rows ? B : panels));
   }
   FUSED_RNN_INLINE Part part(const Worker& w) const {
@@ -193,6 +193,31 @@ struct Division {
   }
   FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? least(kSliceRows, ceil_div(B, workers)) : B; }
   FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }
+};
+
+// Steps [t0, t0 + n) of a part, and its rows in them, one after the other: at each step those up to the last that is
+// active. In the order in which they are taken, down or up, steps [done, done + n): one, and more as long as they
+// `fit(t, rows)` with `rows` rows in all.
+struct Chunk {
+  static constexpr int64_t kSteps = 1024;  // at most
+  int64_t t0, n = 0, b0;
+  int64_t begins[kSteps + 1];  // of the rows of step t0 + i, and at n their number
+
+  template <class Args, class Fits>
+  FUSED_RNN_INLINE Chunk(const Args& args, const Division::Part& part, bool down, int64_t done, const Fits& fits)
+      : b0(part.b0) {
+    const auto step = [&](int64_t i) { return down ? args.T - 1 - done - i : done + i; };
+    const auto count = [&](int64_t t) { return args.active_rows(t, part.b0, part.b1) - part.b0; };
+    int64_t rows = 0;
+    do rows += count(step(n++));
+    while (n < kSteps && done + n < args.T && fits(step(n), rows + count(step(n))));
+    t0 = down ? step(n - 1) : step(0);
+    begins[0] = 0;
+    for (int64_t i = 0; i < n; ++i) begins[i + 1] = begins[i] + count(t0 + i);
+  }
+  FUSED_RNN_INLINE int64_t rows() const { return begins[n]; }
+  FUSED_RNN_INLINE int64_t begin(int64_t t) const { return begins[t - t0]; }
+  FUSED_RNN_INLINE int64_t count(int64_t t) const { return begins[t - t0 + 1] - begins[t - t0]; }
 };
 
 }  // namespace

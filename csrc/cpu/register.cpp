@@ -15,7 +15,7 @@ namespace {
 // pays.
 template <class S>
 bool run_together(const Context& context, const ForwardArgs<S>& args) {
-  const double flops = 2.0 * double(args.T * args.B) * double(context.cell.gates * args.H) * double(args.I + args.H);
+  const double flops = 2.0 * double(args.rows) * double(context.cell.gates * args.H) * double(args.I + args.H);
   const int64_t together = workers_for(2 * flops, 2 * flops), alone = workers_for(flops, flops / double(args.T));
   return together > 1 && (together <= 3 || alone == 1);
 }
@@ -53,7 +53,8 @@ std::string cpu_instruction_set() { return instruction_set().name; }
 std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
-  const LayerSizes sizes{T, B, I, H};
+  LayerSizes sizes{T, B, I, H, 0};
+  if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
   const auto workers = with_storage_type(
       dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers; });
   const int64_t forward = workers(sizes, false), backward = workers(sizes, true);
