@@ -15,8 +15,9 @@ from fused_rnn.cell import GRU, LSTM, RNN_TANH
 CELL_OF = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN_TANH}  # of torch.nn's class
 CELLS = ("LSTM", "GRU")  # measured unless told
 # inference: forward. training: forward and all gradients. streaming: single steps, the state fed on; cell: the same by
-# LSTMCell or GRUCell.
+# LSTMCell or GRUCell; cell training: a cell's training.
 BATCHED, SINGLE = ("inference", "training"), ("streaming", "cell")
+ONE_STEP = ("training", "cell training")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Case:
     bidirectional: bool = False
     ragged: bool = False  # sequences of T/4 to T steps in one batch
     source: str = ""
+    trained: bool = False  # of a single step: it is trained and not streamed
 
     def works(self) -> tuple[str, ...]:
         """What is done with it."""
-        return BATCHED if self.T > 1 else SINGLE
+        return BATCHED if self.T > 1 else ONE_STEP if self.trained else SINGLE
 
     def __str__(self) -> str:
         flags = [f"{self.layers} layers"] * (self.layers > 1)
@@ -49,7 +51,7 @@ class Task:
 
     case: Case
     cell: str  # a key of CELL_OF
-    work: str  # of BATCHED or SINGLE
+    work: str  # of BATCHED, SINGLE or ONE_STEP
     dtype: str = "float32"
     tf32: bool = False  # float32 products may round their factors to TF32, on a GPU
     device: str = "cpu"  # or cuda
@@ -57,12 +59,20 @@ class Task:
     def __str__(self) -> str:
         return f"{self.case.name} {self.cell} {self.work} {self.dtype}{' tf32' * self.tf32}"
 
+    @property
+    def is_cell(self) -> bool:
+        return self.work.startswith("cell")
+
+    @property
+    def is_training(self) -> bool:
+        return self.work.endswith("training")
+
     def flops(self) -> float:
         """Of the products of one time step, all layers and directions; training is a forward and twice as much more."""
         case, gates, directions = self.case, CELL_OF[self.cell].gates, 1 + self.case.bidirectional
         inputs = [case.I, *[directions * case.H] * (case.layers - 1)]
         forward = sum(2 * gates * case.H * (size + case.H) * case.B * directions for size in inputs)
-        return forward * (3 if self.work == "training" else 1)
+        return forward * (3 if self.is_training else 1)
 
 
 USES = (
@@ -107,6 +117,11 @@ CPU_GRID = (
     Case("typ512", 128, 32, 512, 512),
     Case("large1024", 32, 64, 1024, 1024),
 )
+# One step a call: where the work of a call besides its products is largest.
+STEP_GRID = tuple(
+    Case(f"step-h{H}-b{B}", 1, B, H, H, source="decoders and reinforcement learning: one step a call", trained=True)
+    for H, B in product((64, 256, 512), (1, 16, 32, 256, 4096))
+)
 # The usual batch first, so that a run that is cut off has every size of it.
 GPU_GRID = tuple(
     Case(f"h{H}-b{B}", 512, B, H, H) for B, H in product((16, 1, 64, 256, 4), (256, 1024, 64, 128, 512, 2048))
@@ -125,7 +140,7 @@ WARM_UP = Case("warm-up", 4, 2, 8, 16)
 
 
 def cases_for(device_type: str) -> tuple[Case, ...]:
-    return (*(GPU_GRID if device_type == "cuda" else CPU_GRID), *USES)
+    return (*GPU_GRID, *USES) if device_type == "cuda" else (*CPU_GRID, *STEP_GRID, *USES)
 
 
 def quick_cases(device_type: str) -> tuple[Case, ...]:

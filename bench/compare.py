@@ -20,7 +20,7 @@ Results = Mapping[str, Tensor]
 
 def results(layer: Layer, x: Tensor, work: str) -> Results:
     """Output, final states, and for training every gradient, by name."""
-    if work == "training":
+    if work.endswith("training"):
         return _with_gradients(layer, x)
     with torch.inference_mode():
         states, outputs = None, []

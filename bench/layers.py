@@ -94,7 +94,7 @@ def _time(task: Task, layers: list[tuple[Row, Layer]], x: Tensor, setting: Setti
         row |= {"us_per_step": median, "p10": p10, "p90": p90, "rounds": str(len(own))}
         if ours is not None:
             row["ratio"] = f"{spread(ratios(own, ours))[0]:.3f}"
-        if task.work == "training" and setting.with_memory:
+        if task.work == "training" and task.case.T > 1 and setting.with_memory:
             row["peak_bytes"] = _peak_bytes(task, row["system"], call, setting)
 
 
@@ -120,7 +120,7 @@ def inputs(task: Task, device: torch.device) -> tuple[nn.RNNBase, Tensor, Tensor
 def work_of(task: Task, layer: Layer, x: Tensor) -> Callable[[], object]:
     """The call that the clock sees."""
     given = layer.give(x)
-    if task.work == "training":
+    if task.is_training:
         x = x.clone().requires_grad_()
         leaves = [x, *layer.leaves.values()]
         with torch.no_grad():

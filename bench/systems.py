@@ -17,7 +17,7 @@ LONGEST_LOOP = 16  # steps; torch.compile unrolls them in about a minute
 
 
 def _compile_why_not(task: Task) -> str | None:
-    if task.work == "cell":
+    if task.is_cell:
         return "a layer of one step is the same"
     if task.case.T * task.case.layers * (1 + task.case.bidirectional) > LONGEST_LOOP:
         return f"it unrolls the loop, and more than {LONGEST_LOOP} steps take minutes to compile"
@@ -25,7 +25,7 @@ def _compile_why_not(task: Task) -> str | None:
 
 
 def _reference_why_not(task: Task) -> str | None:
-    if task.work == "cell":
+    if task.is_cell:
         return "a layer of one step is the same"
     if task.device == "cuda" and task.case.T > LONGEST_LOOP:
         return "on a GPU so many small kernels cost more than they tell"
@@ -43,9 +43,9 @@ def _triton_why_not(task: Task) -> str | None:
 def _onnx_why_not(task: Task) -> str | None:
     if task.device != "cpu":
         return "it is measured on the CPU"
-    if task.work == "training":
+    if task.is_training:
         return "it is for inference"
-    if task.work == "cell":
+    if task.is_cell:
         return "it has no cells"
     if task.dtype != "float32":
         return "it is measured in float32"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from . import floors, kernels, targets
-from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, SINGLE, Case, Task, known_cases
+from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, ONE_STEP, SINGLE, Case, Task, known_cases
 from .recorded import Recorded
 from .rows import Row, precision
 
@@ -73,7 +73,8 @@ def targets_table(machine: Recorded, threads: str) -> str:
 def ratios_table(machine: Recorded, cases: Sequence[Case], dtype: str, tf32: str, threads: str) -> str:
     """torch.nn's time by ours for each case, cell and work."""
     rows_of = machine.of("torch.nn", dtype=dtype, tf32=tf32, threads=threads)
-    every = [(cell, work) for cell in CELL_OF for work in (*SINGLE, *BATCHED)]
+    works = dict.fromkeys((*SINGLE, *BATCHED, *ONE_STEP))
+    every = [(cell, work) for cell in CELL_OF for work in works]
     columns = [column for column in every if any((case.name, *column) in rows_of for case in cases)]
     rows = []
     for case in cases:

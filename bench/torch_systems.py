@@ -18,7 +18,7 @@ from .system import Layer
 
 def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
     """torch.nn's layer; a ragged batch is packed and padded again, as its users do."""
-    if task.work == "cell":
+    if task.is_cell:
         cell = _cell_of(rnn)
         return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
     rnn.flatten_parameters()
@@ -72,15 +72,15 @@ def _converted(rnn: nn.Module) -> Any:
 
 
 def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    ours = _converted(_cell_of(rnn) if task.work == "cell" else rnn)
+    ours = _converted(_cell_of(rnn) if task.is_cell else rnn)
     lengths = None if lengths is None else lengths.to(x.device)
 
     def path(x: Tensor) -> str:
-        example = x[0] if task.work == "cell" else x
+        example = x[0] if task.is_cell else x
         choice = fused_rnn.explain(ours, example, lengths=lengths)
         return f"{choice.backend}: {choice.plan}" if choice.plan else choice.backend
 
-    if task.work == "cell":
+    if task.is_cell:
         return Layer(_steps(ours), dict(ours.named_parameters()), path=path)
     return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
 

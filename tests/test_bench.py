@@ -59,7 +59,11 @@ def test_cases():
         every = cases.known_cases(device)
         assert len({case.name for case in every}) == len(every)
         done = list(cases.tasks(every, device))
-        assert {task.work for task in done} == {*cases.SINGLE, *cases.BATCHED}
+        assert {task.work for task in done} == {
+            *cases.SINGLE,
+            *cases.BATCHED,
+            *(cases.ONE_STEP if device == "cpu" else ()),
+        }
         assert {task.cell for task in done} == set(cases.CELLS)
     assert all(case.source for case in cases.USES)
     assert len(cases.CPU_GRID) == 14
@@ -87,7 +91,7 @@ def _is_here(name):
     return name == "reference" or importlib.util.find_spec(name) is not None
 
 
-@pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell"])
+@pytest.mark.parametrize("work", ["inference", "training", "streaming", "cell", "cell training"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", pytest.param("RNN", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "form",
@@ -99,8 +103,10 @@ def _is_here(name):
     ids=str,
 )
 def test_every_system_is_compared_and_timed(cell, work, form, layers):
-    if work in load("cases").SINGLE:
-        form = {"T": 1} if work == "cell" else {**form, "T": 1}
+    if work.startswith("cell"):
+        form = {"T": 1}
+    elif work == "streaming":
+        form = {**form, "T": 1}
     task = tiny(cell, work, **form)
     asked = setting(*installed(), with_memory=False)
     rows = layers.measure(task, asked)
