@@ -47,17 +47,17 @@ class Ragged {
     Tensor batch_sizes = *given;
     prepare(batch_sizes, {"batch_sizes"}, {batch_sizes.size(0)}, ScalarType::Long, input);
     const int64_t N = input.size(0), *const sizes = const_data<int64_t>(batch_sizes);
-    int64_t place = 0;
+    int64_t offset = 0;
     for (int64_t t = 0; t < batch_sizes.size(0); ++t) {
       const int64_t before = t > 0 ? sizes[t - 1] : sizes[t];
       require(0 < sizes[t] && sizes[t] <= before, "batch_sizes must be positive and never grow, got ", before, " and ",
               sizes[t]);
-      require(sizes[t] <= N - place, "batch_sizes must sum to N = ", N, ", got more");
+      require(sizes[t] <= N - offset, "batch_sizes must sum to N = ", N, ", got more");
       active_.push_back(sizes[t]);
-      places_.push_back(place);
-      place += sizes[t];
+      offsets_.push_back(offset);
+      offset += sizes[t];
     }
-    require(place == N, "batch_sizes must sum to N = ", N, ", got ", place);
+    require(offset == N, "batch_sizes must sum to N = ", N, ", got ", offset);
     for (size_t t = active_.size(); t-- > 0;) lengths_.resize(size_t(active_[t]), int64_t(t + 1));
   }
 
@@ -69,14 +69,14 @@ class Ragged {
     const auto data = [](const std::vector<int64_t>& of) { return of.empty() ? nullptr : of.data(); };
     args.lengths = on_device_ ? const_data<int64_t>(*on_device_) : data(lengths_);
     args.active = data(active_);
-    args.places = data(places_);
+    args.offsets = data(offsets_);
     args.rows = args.T * args.B;
     if (args.active) args.rows = std::accumulate(active_.begin(), active_.end(), int64_t(0));
   }
 
  private:
-  std::vector<int64_t> lengths_, active_, places_;  // on the CPU, as in LayerArgs
-  MaybeTensor on_device_;                           // lengths
+  std::vector<int64_t> lengths_, active_, offsets_;  // on the CPU, as in LayerArgs
+  MaybeTensor on_device_;                            // lengths
 };
 
 }  // namespace fused_rnn

@@ -22,7 +22,7 @@ struct LayerArgs : LayerSizes {
   bool reverse;            // time runs from T-1 down to 0
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
   const int64_t* active;   // [T] or null: one past the last row that is active at step t; on the CPU with lengths
-  const int64_t* places;   // [T] of a packed sequence, or null: where the rows of step t begin
+  const int64_t* offsets;  // [T] of a packed sequence, or null: its first row of each step
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
   const S* weight_hh;      // [G*H, H]
@@ -39,8 +39,8 @@ struct LayerArgs : LayerSizes {
     const int64_t last = active && active[t] < end ? active[t] : end;
     return last > begin ? last : begin;
   }
-  // The row of an array of [T, B, ...] that is row b at step t.
-  FUSED_RNN_INLINE int64_t place(int64_t t, int64_t b) const { return (places ? places[t] : t * B) + b; }
+  // Row b at step t among the rows of all steps.
+  FUSED_RNN_INLINE int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * B) + b; }
 };
 
 template <class S>

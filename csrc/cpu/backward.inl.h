@@ -258,7 +258,7 @@ class Backward {
     const int64_t unit = p * kLanes;
     const int n = units_.count(p);
     const bool first = t == a.first_step(b);
-    const int64_t before = first ? 0 : a.place(a.step_before(t), b);
+    const int64_t before = first ? 0 : a.row(a.step_before(t), b);
     typename Cell::State prev;
     prev.h = load<A>((first ? initial(a.hx, b) : a.output + before * a.output_row) + unit, n);
     if constexpr (Cell::kSavedCell >= 0)
@@ -281,7 +281,7 @@ class Backward {
     const auto& a = args_;
     typename Cell::State grad;
     grad.h = load<A>(grad_h(b, p));
-    if (a.grad_output) grad.h += load<A>(a.grad_output + a.place(t, b) * a.output_row + p * kLanes, units_.count(p));
+    if (a.grad_output) grad.h += load<A>(a.grad_output + a.row(t, b) * a.output_row + p * kLanes, units_.count(p));
     if constexpr (Cell::kSavedCell >= 0) grad.c = load<A>(grad_c(b, p));
     return grad;
   }
@@ -291,7 +291,7 @@ class Backward {
     FUSED_RNN_INLINE Saved(const Backward& pass, int64_t t, int64_t b, int64_t p) {
       const auto& a = pass.args_;
       for (int k = 0; k < Cell::kSaved; ++k)
-        s[k] = load<A>(a.saved + (a.place(t, b) * Cell::kSaved + k) * a.H + p * kLanes, pass.units_.count(p));
+        s[k] = load<A>(a.saved + (a.row(t, b) * Cell::kSaved + k) * a.H + p * kLanes, pass.units_.count(p));
     }
   };
 
@@ -310,15 +310,15 @@ class Backward {
       input_.multiply_once(
           worker.first(panels), worker.last(panels), input_row(), block_of(worker), once_sums_, rows,
           {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
-          [&](int64_t m) { return a.grad_x + place(chunk, m) * a.I; }, a.I, a.adds_grad_x);
+          [&](int64_t m) { return a.grad_x + row_of(chunk, m) * a.I; }, a.I, a.adds_grad_x);
     else
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
         for (int64_t p = 0; p < panels; ++p)
           input_.multiply(
               p, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
-              [&](int64_t m) { return a.grad_x + place(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
+              [&](int64_t m) { return a.grad_x + row_of(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
       });
-    for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.places && i < worker.last(chunk.n); ++i) {
+    for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.offsets && i < worker.last(chunk.n); ++i) {
       const int64_t t = chunk.t0 + i;
       const int64_t left = (a.B - chunk.count(t)) * a.I;  // of rows that are past their end
       copy_padded<S, S>(nullptr, 0, a.grad_x + (t + 1) * a.B * a.I - left, left);
@@ -328,7 +328,7 @@ class Backward {
   // Row b of an initial state.
   FUSED_RNN_INLINE const S* initial(const S* state, int64_t b) const { return state ? state + b * args_.H : zeros_; }
 
-  int64_t place(const GradChunk& chunk, int64_t k) const { return args_.place(chunk.t(k), chunk.b(k)); }
+  int64_t row_of(const GradChunk& chunk, int64_t k) const { return args_.row(chunk.t(k), chunk.b(k)); }
   bool is_active(const GradChunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
 
   // What weight_hh multiplied in row k of the chunk. Rows that were not active have no gradient; zero keeps it so even
@@ -337,7 +337,7 @@ class Backward {
     const auto& a = args_;
     const int64_t t = chunk.t(k), b = chunk.b(k);
     if (!is_active(chunk, k)) return zeros_;
-    return t == a.first_step(b) ? initial(a.hx, b) : a.output + a.place(a.step_before(t), b) * a.output_row;
+    return t == a.first_step(b) ? initial(a.hx, b) : a.output + a.row(a.step_before(t), b) * a.output_row;
   }
 
   int64_t rows_from(const GradChunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
@@ -348,7 +348,7 @@ class Backward {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
     pack_share(worker, x, packed_x_, [&](int64_t k) {
-      return is_active(chunk, k0 + k) ? a.x + place(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
+      return is_active(chunk, k0 + k) ? a.x + row_of(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
     pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k0 + k); });
     if constexpr (Cell::kResetBefore) {
@@ -356,7 +356,7 @@ class Backward {
       for (int64_t k = 0; k < h.K; ++k)
         for (int64_t v = h.first_vector(begin); v < h.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const V r = load<A>(a.saved + place(chunk, k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
+          const V r = load<A>(a.saved + row_of(chunk, k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
           store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k0 + k) + j, units_.count(v)), units_.count(v));
         }
       pack_share(worker, h, packed_reset_, [&](int64_t k) { return static_cast<const F*>(reset_) + k * a.H; });

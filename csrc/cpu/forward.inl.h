@@ -165,13 +165,13 @@ class Forward {
     F* to = own_x_of(worker);
     for (int64_t t = chunk.t0; t < chunk.t0 + chunk.n; ++t)
       for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_)
-        copy_padded(args_.x + args_.place(t, b) * args_.I, args_.I, to, x_row_);
+        copy_padded(args_.x + args_.row(t, b) * args_.I, args_.I, to, x_row_);
   }
 
   // Rows of x as factors, from row b of step t on.
   Left<F> x_rows(const Worker& worker, const Chunk& chunk, int64_t t, int64_t b) const {
     if constexpr (std::is_same<S, F>::value)
-      if (x_in_place_) return {args_.x + args_.place(t, b) * args_.I, x_row_};
+      if (x_in_place_) return {args_.x + args_.row(t, b) * args_.I, x_row_};
     return {own_x_of(worker) + (chunk.begin(t) + b - chunk.b0) * x_row_, x_row_};
   }
 
@@ -179,7 +179,7 @@ class Forward {
   void project(const Worker& worker, const Part& part, const Chunk& chunk) const {
     const auto& a = args_;
     // Whether the rows of all steps lie one after the other.
-    const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.places || !a.active));
+    const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
     in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
       for (int64_t p = part.p0; p < part.p1; ++p) {
@@ -202,7 +202,7 @@ class Forward {
 
   // One step of a part: reads h, updates c, writes h_next. x and h are multiplied in one tile.
   void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
-    const int64_t place = args_.place(t, 0);
+    const int64_t row0 = args_.row(t, 0);
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
                 [&](int64_t b0, int64_t b1) {
@@ -211,11 +211,11 @@ class Forward {
                     pack_late(worker, p, hidden_);
                     input_.multiply_both(
                         p, place_of(worker, p), b1 - b0, x_rows(worker, chunk, t, b0), hidden_, left(h, t, b0),
-                        [&](int64_t m, int64_t v) { fetch_results(place + b0 + m, v); },
+                        [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
                         [&](int64_t m, int64_t v, const A* sums) {
                           V gates_h[kGates];
                           for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
-                          finish(t, place, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
+                          finish(t, row0, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
                         });
                   }
                 });
@@ -223,7 +223,7 @@ class Forward {
 
   // The same where x is projected.
   void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
-    const int64_t end = part.b0 + chunk.count(t), place = args_.place(t, 0), vector = gates_x_vector();
+    const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
@@ -233,7 +233,7 @@ class Forward {
         hidden_.multiply(
             p, place_of(worker, p), b1 - b0, left(h, t, b0),
             [&](int64_t m, int64_t v) {
-              if (!Cell::kResetBefore) fetch_results(place + b0 + m, v);
+              if (!Cell::kResetBefore) fetch_results(row0 + b0 + m, v);
             },
             [&](int64_t m, int64_t v, const A* sums) {
               const int64_t b = b0 + m;
@@ -247,7 +247,7 @@ class Forward {
                 store(h_at(reset_, b, v), Cell::reset(r_x, gates_h[0], prev));
                 for (int g = 0; g < kFirst; ++g) store(first_at(b, v) + g * kLanes, gates_h[g]);
               } else {
-                finish(t, place, b, v, gates_x(b, v), gates_h, h, h_next);
+                finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
               }
             });
       }
@@ -259,13 +259,13 @@ class Forward {
           pack_late(worker, p, candidate_);
           candidate_.multiply(
               p, place_of(worker, p), b1 - b0, left(reset_, t, b0),
-              [&](int64_t m, int64_t v) { fetch_results(place + b0 + m, v); },
+              [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
               [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
                 V gates_h[kGates];
                 for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, v) + g * kLanes);
                 gates_h[kFirst] = load<A>(sums);
-                finish(t, place, b, v, gates_x(b, v), gates_h, h, h_next);
+                finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
               });
         }
       });
@@ -281,8 +281,8 @@ class Forward {
     const int64_t before = a.reverse || t == 0 ? end : a.active_rows(t - 1, part.b0, part.b1);
     for (int64_t b = end; b < before; ++b)
       for (int64_t v = v0; v < v1; ++v) store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
-    for (int64_t b = end; !a.places && b < part.b1; ++b)
-      for (int64_t v = v0; v < v1; ++v) store_nothing(a.place(t, b), v);
+    for (int64_t b = end; !a.offsets && b < part.b1; ++b)
+      for (int64_t v = v0; v < v1; ++v) store_nothing(a.row(t, b), v);
     meet(worker);
   }
 
@@ -302,11 +302,11 @@ class Forward {
       fetch_for_writing(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, 1);
   }
 
-  // The cell for row b and the units of vector v, its results to memory. `place`: of row 0 at step t.
-  FUSED_RNN_INLINE void finish(int64_t t, int64_t place, int64_t b, int64_t v, const A* gates_x,
+  // The cell for row b and the units of vector v, its results to memory. `row0`: the row of b = 0 at step t.
+  FUSED_RNN_INLINE void finish(int64_t t, int64_t row0, int64_t b, int64_t v, const A* gates_x,
                                const V (&gates_h)[kGates], F* h, F* h_next) const {
     const auto& a = args_;
-    if (t >= a.length(b)) return skip(place, b, v, h, h_next);
+    if (t >= a.length(b)) return skip(row0, b, v, h, h_next);
     V x[kGates];
     for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
@@ -314,16 +314,16 @@ class Forward {
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, v));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    store(a.output + (place + b) * a.output_row + v * kLanes, next.h, units_.count(v));
+    store(a.output + (row0 + b) * a.output_row + v * kLanes, next.h, units_.count(v));
     store(h_at(h_next, b, v), rounded<S>(next.h));
     if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), next.c);
-    store_saved(place + b, v, saved);
+    store_saved(row0 + b, v, saved);
   }
 
   // Row b is past its end, and others after it are not: its state stays.
-  void skip(int64_t place, int64_t b, int64_t v, F* h, F* h_next) const {
+  void skip(int64_t row0, int64_t b, int64_t v, F* h, F* h_next) const {
     store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
-    store_nothing(place + b, v);
+    store_nothing(row0 + b, v);
   }
 
   void store_nothing(int64_t row, int64_t v) const {
