@@ -71,6 +71,8 @@ class Stack {
     for (MaybeTensor* grad : {&grad_hy, &grad_cy})
       if (*grad)
         prepare(**grad, {grad == &grad_hy ? "grad_hy" : "grad_cy"}, call_.state_shape(), call_.dtype, call_.input);
+    MaybeTensor grad_y;
+    if (grad_output) grad_y = call_.time_major(*grad_output, "grad_output", call_.width());
     prepare_kept(kept);
     const bool needs_input = call_.has(kNeedsInput), needs_weights = call_.has(kNeedsWeights);
     Tensors grads;
@@ -84,8 +86,6 @@ class Stack {
       for (size_t i = first_state; i < grads.size(); ++i) pass_on(grads[i], i == first_state ? grad_hy : grad_cy);
       return grads;
     }
-    MaybeTensor grad_y;
-    if (grad_output) grad_y = call_.time_major(*grad_output, "grad_output", call_.width());
     for (int64_t layer = call_.L - 1; layer >= 0; --layer) {
       const Tensor x = layer ? masked(output_of(layer - 1, kept), layer - 1) : call_.x;
       MaybeTensor grad_x;

@@ -47,6 +47,8 @@ def run_padded(call: Call, run: Callable[[Call], Sequence[Tensor]]) -> tuple[Ten
     options = dict(form=call.form._replace(batch_first=False), batch_sizes=None, check=lambda call: None)
     padded = call.changed(input=x, lengths=lengths.to(x.device), masks=masks, **options)
     output, *final = run(padded)
+    if output.numel() == 0:  # which PyTorch does not pack
+        return output.reshape(call.input.size(0), 0), *final
     return pack_padded_sequence(output, lengths).data, *final
 
 

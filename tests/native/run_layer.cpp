@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <vector>
 
 #include "../../csrc/cpu/isa.h"
@@ -46,6 +47,9 @@ void run(const Header& d) {
   const int64_t bias = d.bias ? rows : 0, c = cell.states > 1 ? state : 0;
 
   const auto lengths = read<int64_t>(d.ragged ? d.B : 0);
+  std::vector<int64_t> active(size_t(d.ragged ? d.T : 0));  // one past the last active row of each step
+  for (size_t b = 0; b < lengths.size(); ++b)
+    for (int64_t t = 0; t < lengths[b]; ++t) active[size_t(t)] = int64_t(b + 1);
   const auto x = read<S>(steps * d.I), weight_ih = read<S>(rows * d.I), weight_hh = read<S>(rows * d.H);
   const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias), hx = read<S>(state), cx = read<S>(c);
   const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
@@ -56,6 +60,8 @@ void run(const Header& d) {
     args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.output_row = d.H;
     args.reverse = d.reverse;
     args.lengths = d.ragged ? lengths.data() : nullptr;
+    args.active = d.ragged ? active.data() : nullptr;
+    args.rows = d.ragged ? std::accumulate(active.begin(), active.end(), int64_t(0)) : steps;
     args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
     args.hx = hx.data(), args.cx = cx.data();
   };
