@@ -228,6 +228,8 @@ class Backward {
         else
           for (int g = 0; g < kGates; ++g) store_grads(row0 + b, g, p, V(A(0)), V(A(0)));
       }
+    const bool is_first = t == (a.reverse ? a.T - 1 : 0);  // in the forward's order: before it there is hx only
+    if (is_first && !a.grad_hx) return;
     meet(worker);
     multiply_hidden(
         worker, part, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0), all),
