@@ -117,7 +117,7 @@ CPU_GRID = (
     Case("typ512", 128, 32, 512, 512),
     Case("large1024", 32, 64, 1024, 1024),
 )
-# One step a call: where the work of a call besides its products is largest.
+# One step a call: the overhead of a call is the largest part of its time.
 STEP_GRID = tuple(
     Case(f"step-h{H}-b{B}", 1, B, H, H, source="decoders and reinforcement learning: one step a call", trained=True)
     for H, B in product((64, 256, 512), (1, 16, 32, 256, 4096))

@@ -272,8 +272,8 @@ class Forward {
     }
   }
 
-  // Rows that are past their end at step t. Before a row's first step, both buffers hold hx; after its last, its state
-  // is copied once. In padded arrays its output is zero, and so is what is saved.
+  // For the rows that are not active at step t. Forward in time, the state of a row that has just ended is copied to
+  // the other buffer; in reverse, both hold hx until a row starts. In padded arrays, `output` and `saved` become zero.
   void end_step(const Worker& worker, const Part& part, int64_t t, F* h, F* h_next) const {
     const auto& a = args_;
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);

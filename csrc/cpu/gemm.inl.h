@@ -134,6 +134,8 @@ constexpr bool kFit = kChains * M * NV + (M < NV ? M : NV) + 1 <= FUSED_RNN_REGI
 template <int NV>
 constexpr bool kCutsK = kTileRows<NV> < 6;
 
+// `tile`, with prefetching if its panel is far. With many registers, tiles of up to 3 rows leave that to the hardware:
+// nothing else was measured there.
 template <class F, int MR, int NV, int kChains, class A = typename Factor<F>::A>
 FUSED_RNN_INLINE void tile_in_chains(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row) {
   if constexpr (kCutsK<NV> || MR > 3)
