@@ -39,6 +39,8 @@ struct LayerArgs : LayerSizes {
     const int64_t last = active && active[t] < end ? active[t] : end;
     return last > begin ? last : begin;
   }
+  // Whether weight_hh multiplies anything: in a single step from zeros it does not.
+  FUSED_RNN_INLINE bool multiplies_h() const { return T > 1 || hx; }
   // Row b at step t among the rows of all steps.
   FUSED_RNN_INLINE int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * B) + b; }
 };

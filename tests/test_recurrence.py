@@ -8,8 +8,8 @@ import torch
 from closeness import assert_within_budget
 from problems import CELLS, DTYPES, LOOPS, NOTHING, SIZES, Layer, Size, comparisons, stock_layer
 
-from fused_rnn import backends, native, reference
-from fused_rnn.call import one_layer
+from fused_rnn import autograd, backends, native, reference
+from fused_rnn.call import layer_call, one_layer
 from fused_rnn.cell import RNN_RELU
 
 TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
@@ -86,3 +86,20 @@ def test_options(backend, cell, dtype, bias, reverse, ragged, size):
     if cell is RNN_RELU and size == LONG:
         pytest.skip("rnn_tanh shows the same loops over many steps, at a fraction of the draws")
     check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, bias=bias)
+
+
+@pytest.mark.parametrize("B", [1, 5, 70, 300])  # unpacked, packed, and gradients summed in two chunks
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_single_step_from_zeros(cell, dtype, B):
+    """Where there is no h, weight_hh multiplies nothing, and results are those of an h of zeros."""
+    layer = Layer.random(cell, dtype, Size(1, B, 5, 19))
+    results = []
+    for states in ((), tuple(map(torch.zeros_like, layer.states))):
+        outputs = autograd.run(torch.ops.fused_rnn, layer_call(cell, layer.x, states, layer.weights))
+        grads = (grad.view_as(y) for grad, y in zip(layer.grads, outputs, strict=True))
+        results.append([*outputs, *torch.autograd.grad(outputs, (layer.x, *layer.weights[:4]), list(grads))])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    grad_weight_hh = results[0][-3]
+    assert grad_weight_hh.shape == layer.weights.weight_hh.shape and not grad_weight_hh.any()

@@ -58,7 +58,7 @@ class Backward {
         candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
         input_{args.grad_x ? kGates * args.H : 0, args.I},
         x_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.I},
-        h_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.H},
+        h_(h_like(x_)),
         division_(division(args)),
         is_one_chunk_(args.rows <= kChunkRows && args.T <= Chunk::kSteps),
         is_one_step_(is_one_chunk_ && args.T == 1),
@@ -101,6 +101,9 @@ class Backward {
       if (args_.T > 1 && args_.rows <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
     return {K, N};
   }
+
+  // What weight_hh multiplied, as the right-hand matrix for the rows of x: nothing, in a single step from zeros.
+  Panels<F> h_like(const Panels<F>& x) const { return {args_.multiplies_h() ? x.K : 0, args_.H}; }
 
   // ---- Places ----
 
@@ -348,7 +351,7 @@ class Backward {
   // reset before the matmul.
   void pack_rows(const Worker& worker, const GradChunk& chunk, int64_t k0) const {
     const auto& a = args_;
-    const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x);
     pack_share(worker, x, packed_x_, [&](int64_t k) {
       return is_active(chunk, k0 + k) ? a.x + row_of(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
@@ -369,7 +372,7 @@ class Backward {
   // of gate rows; no block crosses from the gates that multiply h to the one that multiplies r * h.
   void add_weight_grads(const Worker& worker, const GradChunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
-    const Panels<F> x{rows_from(chunk, k0), a.I}, h{x.K, a.H};
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x);
     F* const columns = columns_ + worker.begin * columns_size();
     const int64_t first = kFirst * a.H, all = kGates * a.H, split = ceil_div(first, kGatheredRows);
     const int64_t blocks = split + ceil_div(all - first, kGatheredRows);
