@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 from fused_rnn import backends, native
-from fused_rnn.call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, SAVE
+from fused_rnn.call import ALLOW_TF32, BIAS, NEEDS_ALL, SAVE
 from fused_rnn.cell import GRU_RESET_BEFORE
 
 from . import machine
@@ -122,7 +122,7 @@ def _call(kernel: Kernel, T: int, device: torch.device) -> Callable[[], object]:
 
     def run_backward() -> object:
         with torch._C._AutoDispatchBelowAutograd():
-            return ops.backward.default(*grads_and_kept, *inputs, flags | NEEDS_INPUT | NEEDS_WEIGHTS)
+            return ops.backward.default(*grads_and_kept, *inputs, flags | NEEDS_ALL)
 
     return run_backward
 

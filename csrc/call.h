@@ -28,7 +28,8 @@ enum Flag : int64_t {
   kSave = 64,           // a backward will come
   kNeedsInput = 128,    // the backward gives the gradient of the input
   kNeedsWeights = 256,  // and those of the weights
-  kPacked = 512         // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
+  kPacked = 512,        // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
+  kNeedsStates = 1024   // the backward gives the gradients of the initial states
 };
 
 // Up to four sizes.

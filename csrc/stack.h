@@ -75,15 +75,18 @@ class Stack {
     if (grad_output) grad_y = call_.time_major(*grad_output, "grad_output", call_.width());
     prepare_kept(kept);
     const bool needs_input = call_.has(kNeedsInput), needs_weights = call_.has(kNeedsWeights);
+    const bool needs_states = call_.has(kNeedsStates);
     Tensors grads;
     grads.push_back(needs_input ? call_.allocate_like_input(call_.I) : call_.allocate({0}));
     for (const Tensor& weight : call_.weights)
       grads.push_back(needs_weights ? call_.allocate(weight.sizes()) : call_.allocate({0}));
     const size_t first_state = grads.size();
-    for (size_t i = 0; i < call_.states.size(); ++i) grads.push_back(call_.allocate(call_.state_shape()));
+    for (size_t i = 0; i < call_.states.size(); ++i)
+      grads.push_back(needs_states ? call_.allocate(call_.state_shape()) : call_.allocate({0}));
     if (!call_.has_steps()) {
       for (size_t i = 0; i < first_state; ++i) fill_with_zeros(grads[i]);
-      for (size_t i = first_state; i < grads.size(); ++i) pass_on(grads[i], i == first_state ? grad_hy : grad_cy);
+      for (size_t i = first_state; needs_states && i < grads.size(); ++i)
+        pass_on(grads[i], i == first_state ? grad_hy : grad_cy);
       return grads;
     }
     for (int64_t layer = call_.L - 1; layer >= 0; --layer) {
@@ -166,7 +169,8 @@ class Stack {
         return call_.has(kNeedsWeights) && i < each ? data<S>(grads[size_t(1 + k * each + i)]) : nullptr;
       };
       const auto grad_of_state = [&](size_t i) {
-        return i < call_.states.size() ? data<S>(grads[grads.size() - call_.states.size() + i]) + at : nullptr;
+        const size_t states = call_.has(kNeedsStates) ? call_.states.size() : 0;
+        return i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
       };
       BackwardArgs<S> args;
       call_.fill(args, k, x);

@@ -22,6 +22,7 @@ from .call import (
     BIAS,
     BIDIRECTIONAL,
     NEEDS_INPUT,
+    NEEDS_STATES,
     NEEDS_WEIGHTS,
     PACKED,
     REVERSE,
@@ -160,7 +161,8 @@ def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[
     if not flags & SAVE:
         raise RuntimeError("the forward ran without the flag SAVE, so it has no backward")
     (x,), weights, states, lengths, masks, kept = _saved(ctx)
-    flags |= NEEDS_INPUT * needs[0] | NEEDS_WEIGHTS * any(needs[1 : 1 + len(weights)])
+    needs_x, needs_weights, needs_states = needs[0], needs[1 : 1 + len(weights)], needs[1 + len(weights) :]
+    flags |= NEEDS_INPUT * needs_x | NEEDS_WEIGHTS * any(needs_weights) | NEEDS_STATES * any(needs_states)
     grad_output, *grad_states = (None, *grads) if flags & STEP else grads
     options = (lengths[0] if lengths else None, masks, flags)
     args = (grad_output, *_two(grad_states), kept, name, x, weights, *_two(states), *options)
@@ -268,7 +270,7 @@ def _backward_fake(
     x = call.input
     results = [_empty_like_input(call, call.I) if flags & NEEDS_INPUT else x.new_empty((0,))]
     results += [x.new_empty(weight.shape if flags & NEEDS_WEIGHTS else (0,)) for weight in call.weights]
-    return results + [x.new_empty(state.shape) for state in call.states]
+    return results + [x.new_empty(state.shape if flags & NEEDS_STATES else (0,)) for state in call.states]
 
 
 def _empty_like_input(call: Call, width: int) -> Tensor:

@@ -47,12 +47,13 @@ class Problem(NamedTuple):
 
 # The bits of the ops' argument ``flags``, as in csrc/call.h, where their meaning is.
 BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, ALLOW_TF32, SAVE = (1 << k for k in range(7))
-NEEDS_INPUT, NEEDS_WEIGHTS = 128, 256  # of the backward
+NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
+NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
 PACKED = 512
 
 
 def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:
-    """The flags of a :class:`Form`, without one: a streaming step has no time for it."""
+    """The flags of a :class:`Form`."""
     flags = (BIAS if bias else 0) | (BIDIRECTIONAL if directions > 1 else 0) | (BATCH_FIRST if batch_first else 0)
     return flags | (STEP if step else 0) | (REVERSE if reverse else 0)
 
@@ -278,21 +279,6 @@ class Call:
             elif form.batch_first:
                 output = reshaped(output, "transpose", 0, 1)
         return output, *final
-
-
-def is_plain() -> bool:
-    """Whether nothing stands between a module and the CPU kernels: no autograd, autocast, transform, graph or capture.
-
-    Then a module may ask the op directly, which refuses what it cannot run. A streaming step is so short that to make a
-    :class:`Call` and to choose a backend would take as long as the step.
-    """
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or private.is_transformed()
-        or private.jit_tracing_state() is not None
-    )
 
 
 def _subclass_among(*tensors: object) -> str:

@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
-from fused_rnn.call import NEEDS_INPUT, NEEDS_WEIGHTS, PACKED, SAVE, STEP
+from fused_rnn.call import NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, PACKED, SAVE, STEP
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -474,7 +474,7 @@ def true_gradients(a: dict[str, Any]) -> list[Tensor]:
     loss = sum([(y * g).sum() for y, g in pairs], leaves[0].sum() * 0)
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     needs = [a["flags"] & NEEDS_INPUT, *[a["flags"] & NEEDS_WEIGHTS] * len(a["weights"])]
-    needs += [True] * (len(leaves) - len(needs))
+    needs += [a["flags"] & NEEDS_STATES] * (len(leaves) - len(needs))
     return [gradient if need else gradient.new_empty(0) for gradient, need in zip(gradients, needs)]
 
 

@@ -8,7 +8,19 @@ from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer,
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
-from fused_rnn.call import BIAS, BIDIRECTIONAL, NEEDS_INPUT, NEEDS_WEIGHTS, PACKED, REVERSE, SAVE, STEP, flags_of
+from fused_rnn.call import (
+    BIAS,
+    BIDIRECTIONAL,
+    NEEDS_ALL,
+    NEEDS_INPUT,
+    NEEDS_STATES,
+    NEEDS_WEIGHTS,
+    PACKED,
+    REVERSE,
+    SAVE,
+    STEP,
+    flags_of,
+)
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 ops = torch.ops.fused_rnn
@@ -102,7 +114,7 @@ def test_opcheck(cell, kind):
     if call.packed:  # the derivative of its backward pads it, by numbers that no graph knows
         args = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, args)
         grads = [grad if grad is None else grad.detach() for grad in grads]
-    torch.library.opcheck(ops.backward.default, (*grads, kept, *args[:-1], flags | NEEDS_INPUT | NEEDS_WEIGHTS))
+    torch.library.opcheck(ops.backward.default, (*grads, kept, *args[:-1], flags | NEEDS_ALL))
 
 
 def test_python_calls_of_a_training_forward():
@@ -217,6 +229,31 @@ def test_frozen_inputs(cell, frozen):
     live = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     for name, grad in zip(live, torch.autograd.grad(outputs, list(live.values()), layer.grads), strict=True):
         assert torch.equal(grad, everything[f"grad_{name}"])
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
+def test_only_gradients_that_are_needed(cell, T):
+    """The others are empty, and change no bit of these; so says the fake kernel."""
+    layer = Layer.random(cell, torch.float32, Size(T, 2, 2, 3))
+    args = arguments(layer)
+    *results, saved = [result.detach() for result in ops.forward(*args)]
+    grads = [None, torch.randn_like(results[1]), None]
+    given = (*grads, [results[0], saved], *args[:-1])
+    whole = ops.backward(*given, args[-1] | NEEDS_ALL)
+    kinds = [NEEDS_INPUT, *[NEEDS_WEIGHTS] * len(args[2]), *[NEEDS_STATES] * len(cell.states)]
+    for need in (0, NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES):
+        part = ops.backward(*given, args[-1] | need)
+        for kind, one, all in zip(kinds, part, whole, strict=True):
+            assert torch.equal(one, all if kind == need else all.new_empty(0))
+        meta = [to_meta(value) for value in given]
+        assert [grad.shape for grad in ops.backward(*meta, args[-1] | need)] == [grad.shape for grad in part]
+
+
+def to_meta(value):
+    if isinstance(value, list):
+        return [to_meta(one) for one in value]
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("cell", LOOPS, ids=str)

@@ -22,7 +22,7 @@ from closeness import assert_within_budget
 from problems import CALLS, CELLS, LOOPS, NOTHING, Layer, Size, comparisons, stock_layer, whole_call
 
 from fused_rnn import autograd, backends, layered, reference
-from fused_rnn.call import BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE, Call, Form
+from fused_rnn.call import BIAS, NEEDS_ALL, REVERSE, SAVE, Call, Form
 from fused_rnn.cell import GRU, LSTM, RNN_RELU, Cell
 from fused_rnn.triton import ops as implementation  # noqa: F401
 from fused_rnn.triton import passes, plan
@@ -302,7 +302,7 @@ def test_opcheck(cell):
     assert all(torch.equal(a, b) for a, b in zip((output, *final), without, strict=True))
     grad_output, *grad_final = (grad.requires_grad_() for grad in drawn.grads)
     grad_hy, grad_cy, *_ = *(grad.detach().unsqueeze(0).requires_grad_() for grad in grad_final), None
-    flags = arguments[-1] | NEEDS_INPUT | NEEDS_WEIGHTS
+    flags = arguments[-1] | NEEDS_ALL
     given = (grad_output, grad_hy, grad_cy, [output, saved], *arguments[:-1], flags)
     torch.library.opcheck(ops.backward, given)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd, native
-from ..call import ALLOW_TF32, BIAS, NEEDS_INPUT, NEEDS_WEIGHTS, REVERSE, SAVE
+from ..call import ALLOW_TF32, BIAS, NEEDS_ALL, NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, REVERSE, SAVE
 from ..cell import Cell, States, Weights, named
 from .passes import Pass, backward, forward
 
@@ -26,7 +26,7 @@ SCHEMAS = {
     "inference": f"({CALL.replace('Tensor? lengths, Tensor[] masks, ', '')}) -> Tensor[] results",
     "backward": f"(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor[] kept, {CALL}) -> Tensor[] grads",
 }
-_KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_INPUT | NEEDS_WEIGHTS | REVERSE | SAVE
+_KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_ALL | REVERSE | SAVE
 
 
 def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
@@ -66,10 +66,10 @@ def _backward(*args: Any) -> list[Tensor]:
     output, saved = kept
     grads = [grad_output, *(None if grad is None else _of_layer(grad) for grad in (grad_hy, grad_cy))]
     layer, flags = _pass(args[4:], True), args[-1]
-    results = backward(layer, grads, output, saved, bool(flags & NEEDS_INPUT), bool(flags & NEEDS_WEIGHTS))
-    grad_x, *rest = results
+    needs = [bool(flags & need) for need in (NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES)]
+    grad_x, *rest = backward(layer, grads, output, saved, *needs)
     grad_weights, grad_states = rest[: len(args[6])], rest[4:]
-    return [grad_x, *grad_weights, *(grad.unsqueeze(0) for grad in grad_states)]
+    return [grad_x, *grad_weights, *(grad.unsqueeze(0) if needs[2] else grad for grad in grad_states)]
 
 
 def _define() -> torch.library.Library:

@@ -181,6 +181,7 @@ def backward(
     saved: Tensor,  # [T, B, K, H] float32
     needs_x: bool,
     needs_weights: bool,
+    needs_states: bool,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, weight_ih, weight_hh, bias_ih, bias_hh and the states; [0] for what is not needed."""
     T, B, H, G = layer.T, layer.B, layer.H, layer.G
@@ -201,10 +202,10 @@ def backward(
         elif layer.plan.form == "block":
             layer.launcher(kernels.block_backward, **arrays)()
         else:
-            _backward_steps(layer, arrays)
+            _backward_steps(layer, arrays, needs_states)
         sums = _sums(layer, arrays, needs_x, needs_weights)
-    states = (arrays[name] for name in ("dh", "dc"))
-    return *sums, *(grad.to(layer.x.dtype) for grad in states if grad is not None)
+    states = [grad for grad in (arrays["dh"], arrays["dc"]) if grad is not None]
+    return *sums, *(grad.to(layer.x.dtype) if needs_states else layer.empty(0) for grad in states)
 
 
 def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
@@ -214,7 +215,7 @@ def _start(layer: Pass, name: str, grad: MaybeTensor) -> Tensor:
     return layer.checked(name, grad, (layer.B, layer.H)).to(torch.float32, copy=True)
 
 
-def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
+def _backward_steps(layer: Pass, arrays: dict[str, Any], needs_states: bool) -> None:
     """The stepwise form."""
     candidate = layer.launcher(kernels.stepwise_candidate, **arrays)
     step = layer.launcher(kernels.stepwise_backward, **arrays)
@@ -224,7 +225,7 @@ def _backward_steps(layer: Pass, arrays: dict[str, Any]) -> None:
             candidate(t=t, later=later, depth=depth)
         step(t=t, later=later, depth=depth)
         later, depth = t, layer.HIDDEN * layer.H
-    if depth:
+    if depth and needs_states:
         grads = arrays["grads_x" if arrays["grads_h"] is None else "grads_h"][later, :, :depth]
         arrays["dh"] += product(grads, layer.weight_hh[:depth])
 
