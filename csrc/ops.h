@@ -20,13 +20,13 @@ struct Ops {
                    {}, flags);
   }
 
-  static Tensors step_inference(std::string cell, Tensor input, Tensor weight_ih, Tensor weight_hh, MaybeTensor bias_ih,
-                                MaybeTensor bias_hh, MaybeTensor hx, MaybeTensor cx) {
+  static Tensors layer_inference(std::string cell, Tensor input, Tensor weight_ih, Tensor weight_hh,
+                                 MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor hx, MaybeTensor cx,
+                                 int64_t flags) {
     Tensors weights{weight_ih, weight_hh};
-    require(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must both be given, or neither");
-    if (bias_ih) weights.insert(weights.end(), {*bias_ih, *bias_hh});
-    return inference(std::move(cell), std::move(input), std::move(weights), std::move(hx), std::move(cx),
-                     bias_ih ? kStep | kBias : kStep);
+    for (const MaybeTensor* bias : {&bias_ih, &bias_hh})
+      if (*bias) weights.push_back(**bias);
+    return inference(std::move(cell), std::move(input), std::move(weights), std::move(hx), std::move(cx), flags);
   }
 
   static Tensors backward(MaybeTensor grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept,

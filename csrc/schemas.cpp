@@ -5,11 +5,11 @@
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   fused_rnn::define_ops(m);
-  // The inference of a cell, whose tensors are arguments of their own: a list of them takes a sixth of the time of a
-  // call.
+  // The inference of one layer in one direction, or of a cell, whose tensors are arguments of their own: a list of them
+  // takes a sixth of the time of a call.
   m.def(
-      "step_inference(str cell, Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
-      "Tensor? hx, Tensor? cx) -> Tensor[] states");
+      "layer_inference(str cell, Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+      "Tensor? hx, Tensor? cx, int flags) -> Tensor[] results");
   m.def("cpu_instruction_set() -> str");
   // How a layer runs on the CPU in one direction, in words: instruction set and threads.
   m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training) -> str");

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import evidence, layered, native, reference, stock
-from .call import STEP, Call, Problem
+from .call import Call, Form, Problem
 from .cell import Cell
 from .triton import plan as triton_plan
 
@@ -36,6 +36,7 @@ class Backend:
     plan: Callable[[Asked], str] = lambda problem: ""  # how it would run the problem, in a few words
     later: Callable[[Asked], str | None] | None = None  # why PyTorch's kernels come first
     device_type: str = ""  # the only one that it runs on
+    inference_op: Callable[[Form], native.InferenceOp] | None = None  # what may run a call that is known
 
     def why_not(self, problem: Asked) -> str | None:
         """A sentence, or None if it can run the problem."""
@@ -99,6 +100,9 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     return f"{forward}; backward: {backward}", None
 
 
+_cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
+
+
 def _cpu_plan(problem: Asked) -> str:
     p = problem
     return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training)
@@ -154,7 +158,7 @@ def _reference_run(call: Call) -> Sequence[Tensor]:
 # Best first; the last one runs everything.
 BACKENDS = (
     Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
-    Backend("cpu", functools.partial(_native_why_not, dtypes=native.DTYPES), native.run, _cpu_plan, device_type="cpu"),
+    Backend("cpu", _cpu_why_not, native.run, _cpu_plan, device_type="cpu", inference_op=native.inference_op),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
     Backend("torch", _torch_why_not, stock.run),
     Backend("reference", lambda problem: None, _reference_run),
@@ -198,10 +202,13 @@ def choose(problem: Asked) -> Backend:
     raise AssertionError("the last backend runs everything")
 
 
-def run(call: Call) -> Sequence[Tensor]:
+def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
     """Choose the backend for a call and run it.
 
     Under autocast, input, states and weights are first cast to the autocast dtype (float64 and complex stay).
+
+    Args:
+        remember: let :func:`run_again` take calls like this one, if it is for them.
 
     Returns:
         The output, in the form of the input, and the final states, in that of the initial ones; of a step the states
@@ -215,34 +222,63 @@ def run(call: Call) -> Sequence[Tensor]:
     backend = choose(cast)
     if backend.name == "torch" and cast.input.is_cuda:
         cast = call  # PyTorch's own autocast keeps the weights in one piece, which cuDNN wants
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         call.check(call)
         return backend.run(cast)
     try:
-        return backend.run(cast)
+        results = backend.run(cast)
     except (RuntimeError, TypeError):
         call.check(call)
         raise
+    if remember and backend.inference_op is not None:
+        _remember(call, backend.inference_op)
+    return results
 
 
-def infer(cell: Cell, input: Any, weights: Sequence[Any], hx: Any, flags: int) -> Sequence[Tensor] | None:
-    """The results of the CPU kernels for a module's own arguments, or None where these may not be for them.
+# ---- Calls that are known ----
 
-    It is :func:`run` where the choice is no question: for what :func:`is_plain` describes, without a projection.
+# By everything that the choice depends on in the calls that `run_again` takes: the op that runs them.
+_known: dict[tuple[Any, ...], native.InferenceOp] = {}
+_MOST_KNOWN = 1024  # sequences of any length may come, each once
+
+
+def _remember(call: Call, inference_op: Callable[[Form], native.InferenceOp]) -> None:
+    x = call.input
+    if call.packed or call.subclass or type(x) is not Tensor or not x.numel():
+        return
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[call.cell.name, call.form, call.H, x.dtype, x.shape, _forced] = inference_op(call.form)
+
+
+def run_again(
+    cell: Cell, form: tuple[Any, ...], hidden_size: int, input: Any, weights: Sequence[Any], hx: Any
+) -> Sequence[Tensor] | None:
+    """The results for the arguments of a module, if :func:`run` has run a call like this one; else None.
+
+    A streaming step is so short that to make a :class:`Call` and to choose a backend would take as long as the step.
+    What was chosen for the same sizes holds, and the op refuses what it cannot run. It is for calls without
+    lengths and dropout, where :func:`private.is_plain`.
+
+    Args:
+        form: the fields of the module's :class:`Form`.
+        weights: as the module has them; of a cell all four, each a tensor or None.
     """
-    if _forced is not None or native.load_error is not None:
+    if type(input) is not Tensor or not input.is_cpu:
         return None
-    if type(input) is not Tensor or not input.is_cpu or not input.numel():
+    known = _known.get((cell.name, form, hidden_size, input.dtype, input.shape, _forced))
+    if known is None:
         return None
+    op, is_spread, flags = known
     cx = None
     try:
         if type(hx) is tuple:
             hx, cx = hx
             if hx is None or cx is None:
                 return None
-        if flags & STEP:
-            return torch.ops.fused_rnn.step_inference.default(cell.name, input, *weights, hx, cx)
-        return torch.ops.fused_rnn.inference.default(cell.name, input, weights, hx, cx, flags)
+        if is_spread:
+            return op(cell.name, input, *weights, hx, cx, flags)
+        return op(cell.name, input, weights, hx, cx, flags)
     except (RuntimeError, TypeError, ValueError):
         return None  # run raises torch.nn's error
 

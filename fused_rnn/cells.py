@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here: see capture.scripted_as
 
-from . import backends, capture, cell, checks
-from .call import STEP, Call, Form, is_plain
+from . import backends, capture, cell, checks, private
+from .call import Call, Form
 from .cell import Cell
 from .modules import GruMixin
 
@@ -24,12 +24,14 @@ class OneStep(nn.RNNCellBase):
 
     def _forward(self, input: Any, hx: Any) -> Any:
         final: Any = None
-        if is_plain():
-            final = backends.infer(self._cell, input, self._own_weights(), hx, STEP)
+        weights = self._own_weights() if private.is_plain() else ()
+        if weights:
+            form = _UNBIASED if weights[2] is None else _BIASED
+            final = backends.run_again(self._cell, form, self.hidden_size, input, weights, hx)
         if final is None:
             if (taken := capture.taken(self, input, hx, None)) is not None:
                 return taken
-            final = backends.run(self._call(input, hx))
+            final = backends.run(self._call(input, hx), remember=bool(weights))
         return final[0] if len(final) == 1 else (final[0], final[1])
 
     def _call(self, input: Any, hx: Any) -> Call:

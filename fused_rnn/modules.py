@@ -15,8 +15,8 @@ import torch
 from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here: see capture.scripted_as
 from torch.nn.utils.rnn import PackedSequence
 
-from . import backends, capture, cell, checks
-from .call import Call, Form, flags_of, is_plain
+from . import backends, capture, cell, checks, private
+from .call import Call, Form
 from .cell import Cell
 from .stock_class import StockClass
 
@@ -33,16 +33,16 @@ class Layers(StockClass, nn.RNNBase):
 
     def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
         results: Any = None
-        if lengths is None and is_plain() and not (self.proj_size or (self.training and self.dropout)):
-            flags = flags_of(self.bias, 2 if self.bidirectional else 1, self.batch_first)
-            results = backends.infer(self._cell, input, self._weights(), hx, flags)
+        is_plain = lengths is None and private.is_plain() and not (self.training and self.dropout)
+        if is_plain:
+            results = backends.run_again(self._cell, self._form(), self.hidden_size, input, self._weights(), hx)
         if results is None:
             if (taken := capture.taken(self, input, hx, lengths)) is not None:
                 return taken
             call = self._call(input, hx, lengths)
             if call.subclass and lengths is None and self._cell.stock and backends.forced() is None:
                 return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
-            results = backends.run(call)
+            results = backends.run(call, remember=is_plain)
             if call.batch_sizes is not None:
                 output = PackedSequence(results[0], call.batch_sizes, input.sorted_indices, input.unsorted_indices)
                 results = output, *_permuted(results[1:], input.unsorted_indices)
@@ -61,8 +61,7 @@ class Layers(StockClass, nn.RNNBase):
             batch_sizes = checks.checked_packed(*input)
             states = _permuted(states, input.sorted_indices)
             input = input.data
-        form = Form(self.num_layers, 2 if self.bidirectional else 1, self.bias, self.proj_size > 0, self.batch_first)
-        dropout = self.dropout if self.training else 0.0
+        form, dropout = Form(*self._form()), self.dropout if self.training else 0.0
         call = Call(self._cell, input, states, weights, form, self._check, batch_sizes=batch_sizes, dropout=dropout)
         if lengths is not None:
             if call.packed:
@@ -74,6 +73,11 @@ class Layers(StockClass, nn.RNNBase):
         elif not input.numel():
             self._check(call)
         return call
+
+    def _form(self) -> tuple[Any, ...]:
+        """The fields of this module's Form, without one: a streaming step has no time for it."""
+        directions = 2 if self.bidirectional else 1
+        return self.num_layers, directions, self.bias, self.proj_size > 0, self.batch_first, False, False
 
     def _weights(self) -> list[Tensor]:
         """``_flat_weights``, made anew by RNNBase where an attribute has changed."""

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from . import autograd, layered
-from .call import Call
+from .call import Call, Form, flags_of
 from .cell import Cell
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 F = TypeVar("F", bound=Callable[..., Any])
+InferenceOp = tuple[Callable[..., Any], bool, int]  # an op, whether each weight is an argument of its own, its flags
 
 
 def _find() -> Path:
@@ -128,6 +129,14 @@ def run(call: Call) -> Sequence[Tensor]:
     if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
         return _run_in_order(call, order)
     return autograd.run(torch.ops.fused_rnn, call, x.is_cuda and x.dtype == torch.float32 and allow_tf32())
+
+
+def inference_op(form: Form) -> InferenceOp:
+    """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
+    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse)
+    if form.step or (form.bias and form.layers * form.directions == 1):
+        return torch.ops.fused_rnn.layer_inference.default, True, flags
+    return torch.ops.fused_rnn.inference.default, False, flags
 
 
 def _longest_first(lengths: Tensor) -> Tensor | None:

@@ -33,6 +33,22 @@ def is_transformed() -> bool:
     return is_func_active() or forward_ad._current_level >= 0
 
 
+def is_plain() -> bool:
+    """Whether nothing stands between a module and an op: no autograd, autocast, transform, graph or capture.
+
+    In few Python calls: a streaming step asks it.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_dynamo_compiling()
+        or torch.compiler._is_compiling_flag
+        or torch._C._is_any_autocast_enabled()
+        or is_func_active()
+        or forward_ad._current_level >= 0
+        or jit_tracing_state() is not None
+    )
+
+
 def is_exporting() -> bool:
     """Whether torch.export runs. torch.compiler.is_exporting() is True in all of torch.compile before PyTorch 2.13."""
     return torch.compiler._is_exporting_flag

@@ -70,6 +70,44 @@ def test_jit_tracing():
     assert seen == [False, True]
 
 
+def test_plain():
+    """Only where nothing stands between a module and an op."""
+    seen = []
+
+    def function(x):
+        seen.append(private.is_plain())
+        return x + 1
+
+    x = torch.zeros(2)
+    function(x)
+    with torch.no_grad():
+        function(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            function(x)
+        torch.vmap(function)(x[None])
+        with forward_ad.dual_level():
+            function(x)
+        torch.jit.trace(function, x, check_trace=False)
+        function(x)
+    with torch.inference_mode():
+        function(x)
+    assert seen == [False, True, *[False] * 4, True, True]
+
+
+class AsksIfPlain(nn.Module):
+    def forward(self, x):
+        return x + 1 if private.is_plain() else x + 2
+
+
+def test_plain_is_no_graph():
+    x = torch.zeros(2)
+    with torch.no_grad():
+        assert AsksIfPlain()(x)[0] == 1
+        assert torch.compile(AsksIfPlain(), backend="aot_eager", fullgraph=True)(x)[0] == 2
+        for strict in (False, True):
+            assert torch.export.export(AsksIfPlain(), (x,), strict=strict).module()(x)[0] == 2
+
+
 class Asks(nn.Module):
     def forward(self, x):
         return x + 1 if private.is_exporting() else x + 2

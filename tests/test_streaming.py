@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
+from fused_rnn import backends
 
 KINDS = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 GRUS = ("GRU", "GRUCell")
@@ -30,15 +31,13 @@ def flat(result):
 
 
 def check_same(module, *inputs):
-    """Without autograd a call gives what it gives where a backward may come."""
-    with torch.no_grad():
-        plain = flat(module(*inputs))
-    with torch.inference_mode():
-        inferred = flat(module(*inputs))
+    """Without autograd a call gives what it gives where a backward may come, both new and known."""
+    backends._known.clear()
     recorded = flat(module(*inputs))
-    for a, b, c in zip(plain, inferred, recorded, strict=True):
-        assert torch.equal(a, c) and torch.equal(b, c)
-        assert a.stride() == b.stride() == c.stride()
+    for record in (torch.no_grad, torch.no_grad, torch.inference_mode):
+        with record():
+            for got, want in zip(flat(module(*inputs)), recorded, strict=True):
+                assert torch.equal(got, want) and got.stride() == want.stride()
 
 
 OPTIONS = [
@@ -130,6 +129,7 @@ def test_weights_may_change_between_two_steps(kind):
             setattr(module, name, nn.Parameter(parameter + 1))
 
     with torch.no_grad():
+        module(x, hx)
         before = flat(module(x, hx))
         for change in (halve, step, lambda: module.load_state_dict(other.state_dict()), replace):
             change()
@@ -160,12 +160,78 @@ def test_what_is_wrong_is_said_as_ever(kind):
         (x, (None, None)),
     ]
     wrong.append((x, torch.stack(states) if kind.startswith("LSTM") else [hx]))
+    with torch.no_grad():
+        module(x, hx)  # now its sizes are known
     for inputs in wrong:
         with pytest.raises(Exception) as expected:
             module(*inputs)
         with torch.no_grad(), pytest.raises(type(expected.value)) as got:
             module(*inputs)
         assert str(got.value) == str(expected.value)
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """The names of the backends that were chosen so far, once for each time that the table was asked."""
+    made, choose = [], backends.choose
+
+    def watched(call):
+        backend = choose(call)
+        made.append(backend.name)
+        return backend
+
+    monkeypatch.setattr(backends, "choose", watched)
+    backends._known.clear()
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_is_asked_once(kind, choices):
+    """For plain calls of the same sizes; and at once where anything differs that the choice depends on."""
+    module, x, hx = module_and_input(kind)
+    bare, *_ = module_and_input(kind, bias=False)
+    double, *_ = module_and_input(kind)
+    double.double()
+
+    def asked(call):
+        before = len(choices)
+        results = flat(call())
+        return results, choices[before:]
+
+    with torch.no_grad():
+        assert asked(lambda: module(x, hx))[1] == ["cpu"]
+        assert asked(lambda: module(x + 1))[1] == []
+        for other in (lambda: module(x[..., :1, :]), lambda: bare(x), lambda: double(x.double())):
+            assert [asked(other)[1] for _ in range(2)] == [["cpu"], []]
+        with fused_rnn.use_backend("reference"):
+            assert [asked(lambda: module(x))[1] for _ in range(2)] == [["reference"]] * 2
+        with torch.autocast("cpu", torch.bfloat16):
+            results, chosen = asked(lambda: module(x, hx))
+            assert chosen == ["cpu"] and results[0].dtype == torch.bfloat16
+        assert asked(lambda: module(x, hx))[1] == []
+    assert asked(lambda: module(x, hx))[1] == ["cpu"]  # with autograd
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_known_call_has_neither_lengths_nor_dropout(kind, choices):
+    module, x, hx = module_and_input(kind, num_layers=2, dropout=0.5)
+    with torch.no_grad():
+        whole = flat(module(x, hx))
+        known = flat(module(x, hx))
+        assert choices == ["cpu"] and all(map(torch.equal, known, whole))
+        assert not module(x, hx, lengths=[2, 1])[0][2].any() and len(choices) == 2
+        module.train()
+        assert not torch.equal(module(x, hx)[0], whole[0]) and len(choices) == 3
+        module.eval()
+        assert torch.equal(module(x, hx)[0], whole[0]) and len(choices) == 3
+
+
+def test_known_calls_are_not_kept_for_ever(choices):
+    module, x, _ = module_and_input("GRU")
+    with torch.no_grad():
+        for T in range(1, backends._MOST_KNOWN + 10):
+            module(x[:1].expand(T, 2, 4))
+    assert len(choices) == backends._MOST_KNOWN + 9 and len(backends._known) < backends._MOST_KNOWN
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,4 +249,4 @@ def test_modes_see_the_op(kind):
         seen.clear()
         with record(), Watch():
             module(x, hx)
-        assert {getattr(ops, name).default for name in ("forward", "inference", "step_inference")} & set(seen)
+        assert {getattr(ops, name).default for name in ("forward", "inference", "layer_inference")} & set(seen)

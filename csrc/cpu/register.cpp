@@ -76,7 +76,7 @@ bool poisoned() {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   fused_rnn::Ops<fused_rnn::Cpu>::implement(m);
-  m.impl("step_inference", TORCH_BOX(&fused_rnn::Ops<fused_rnn::Cpu>::step_inference));
+  m.impl("layer_inference", TORCH_BOX(&fused_rnn::Ops<fused_rnn::Cpu>::layer_inference));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
