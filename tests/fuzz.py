@@ -461,7 +461,12 @@ def built(call: Call) -> dict[str, Any]:
 
 
 def true_results(a: dict[str, Any]) -> list[Tensor]:
-    return list(layered.run(autograd.asked(*(a[name] for name in FORWARD)), reference.run))
+    call = autograd.asked(*(a[name] for name in FORWARD))
+    if call.T == 1 and not call.states:  # the reference multiplies weight_hh by zeros, where the op does not read it
+        each = 4 if call.form.bias else 2
+        weights = [w.nan_to_num(0, 0, 0) if k % each == 1 else w for k, w in enumerate(call.weights)]
+        call = call.changed(weights=weights)
+    return list(layered.run(call, reference.run))
 
 
 def true_gradients(a: dict[str, Any]) -> list[Tensor]:
