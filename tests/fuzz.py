@@ -442,14 +442,23 @@ def is_honest(packed: PackedSequence) -> bool:
     if not isinstance(data, Tensor) or not have_truth([batch_sizes]) or data.dim() == 0:
         return False
     steps = batch_sizes.tolist() if batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 else []
-    return bool(steps) and min(steps) > 0 and steps == sorted(steps, reverse=True) and sum(steps) == len(data)
+    return bool(steps) and min(steps) > 0 and steps == sorted(steps, reverse=True) and sum(steps) == data.size(0)
 
 
-def have_sizes(states: list[Tensor], module: Any, B: int) -> bool:
+def have_sizes(states: list[Tensor], module: Any, packed: PackedSequence) -> bool:
     """Whether initial states are as large as they must be. With a packed input, torch.nn.LSTM does not look at c_0."""
+    B, order = int(packed.batch_sizes[0]), packed.sorted_indices
+    if order is not None:
+        try:
+            states = [state.index_select(1, order) for state in states]  # as torch.nn does before it looks
+        except ERRORS:
+            return False
     count = module.num_layers * (1 + module.bidirectional)
     widths = (module.proj_size or module.hidden_size, module.hidden_size)
-    return all(is_dense(state) and state.shape == (count, B, width) for state, width in zip(states, widths))
+    return all(
+        (is_dense(state) or state._is_zerotensor()) and state.shape == (count, B, width)
+        for state, width in zip(states, widths)
+    )
 
 
 def built(call: Call) -> dict[str, Any]:
@@ -579,7 +588,7 @@ def check_module(call: Call) -> None:
     has_equivalent = "lengths" not in a and init.pop("reset_after", True)
     is_packed = isinstance(a["input"], PackedSequence)
     if is_packed:
-        fits = is_honest(a["input"]) and have_sizes(tensors_in(a["hx"]), module, int(a["input"].batch_sizes[0]))
+        fits = is_honest(a["input"]) and have_sizes(tensors_in(a["hx"]), module, a["input"])
     else:  # nn.LSTMCell ends the process if input and states differ in rank
         fits = not call.name.endswith("Cell") or len({t.dim() for t in tensors_in([a["input"], a["hx"]])}) == 1
     refusal = None
