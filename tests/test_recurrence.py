@@ -92,13 +92,14 @@ def test_options(backend, cell, dtype, bias, reverse, ragged, size):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_single_step_from_zeros(cell, dtype, B):
-    """Where there is no h, weight_hh multiplies nothing, and results are those of an h of zeros."""
+    """Without initial states, results are those from states of zeros, and weight_hh is not read."""
     layer = Layer.random(cell, dtype, Size(1, B, 5, 19))
+    unread = layer.weights._replace(weight_hh=torch.full_like(layer.weights.weight_hh, torch.nan).requires_grad_())
     results = []
-    for states in ((), tuple(map(torch.zeros_like, layer.states))):
-        outputs = autograd.run(torch.ops.fused_rnn, layer_call(cell, layer.x, states, layer.weights))
+    for states, weights in ((), unread), (tuple(map(torch.zeros_like, layer.states)), layer.weights):
+        outputs = autograd.run(torch.ops.fused_rnn, layer_call(cell, layer.x, states, weights))
         grads = (grad.view_as(y) for grad, y in zip(layer.grads, outputs, strict=True))
-        results.append([*outputs, *torch.autograd.grad(outputs, (layer.x, *layer.weights[:4]), list(grads))])
+        results.append([*outputs, *torch.autograd.grad(outputs, (layer.x, *weights[:4]), list(grads))])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
     grad_weight_hh = results[0][-3]

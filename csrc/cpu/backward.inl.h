@@ -54,8 +54,9 @@ class Backward {
         units_{args.H},
         rows_(most(args.B, least(args.rows, kChunkRows))),
         width_(words<F>(kGates * args.H) * kDepth + kLanes * kDepth),
-        hidden_(right_of(args.weight_hh, kFirst * args.H, args.H)),
-        candidate_(right_of(args.weight_hh + kFirst * args.H * args.H, Cell::kResetBefore ? args.H : 0, args.H)),
+        hidden_(right_of(args.weight_hh, args.T > 1 || args.grad_hx ? kFirst * args.H : 0, args.H)),
+        candidate_(right_of(args.weight_hh + kFirst * args.H * args.H,
+                            Cell::kResetBefore && args.multiplies_h() ? args.H : 0, args.H)),
         input_{args.grad_x ? kGates * args.H : 0, args.I},
         x_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.I},
         h_(h_like(x_)),
@@ -212,18 +213,19 @@ class Backward {
   void step(const Worker& worker, const Part& part, int64_t t, const GradChunk& chunk) const {
     const auto& a = args_;
     const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t), all = chunk.count(t);
-    if constexpr (Cell::kResetBefore) {
-      for (int64_t b = part.b0; b < active; ++b)
-        for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
-          V grad(A(0));
-          if (t < a.length(b)) grad = Cell::candidate_grad(grad_state(t, b, p), Saved(*this, t, b, p).s);
-          store(grads_x(row0 + b, kFirst, p), grad, units_.count(p));
-        }
-      meet(worker);
-      multiply_hidden(
-          worker, part, candidate_, candidate_weight_, candidate_row(), active,
-          left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
-    }
+    if constexpr (Cell::kResetBefore)
+      if (a.multiplies_h()) {
+        for (int64_t b = part.b0; b < active; ++b)
+          for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
+            V grad(A(0));
+            if (t < a.length(b)) grad = Cell::candidate_grad(grad_state(t, b, p), Saved(*this, t, b, p).s);
+            store(grads_x(row0 + b, kFirst, p), grad, units_.count(p));
+          }
+        meet(worker);
+        multiply_hidden(
+            worker, part, candidate_, candidate_weight_, candidate_row(), active,
+            left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
+      }
     for (int64_t b = part.b0; b < active; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         if (t < a.length(b))
@@ -273,7 +275,7 @@ class Backward {
     const Saved saved(*this, t, b, p);
     Grads d;
     if constexpr (Cell::kResetBefore)
-      d = Cell::backward(grad, prev, saved.s, load<A>(grad_reset(b, p)));
+      d = Cell::backward(grad, prev, saved.s, a.multiplies_h() ? load<A>(grad_reset(b, p)) : V(A(0)));
     else
       d = Cell::backward(grad, prev, saved.s);
     for (int g = 0; g < kGates; ++g) store_grads(row, g, p, d.x[g], d.h[g]);
