@@ -169,8 +169,8 @@ class Stack {
         return call_.has(kNeedsWeights) && i < each ? data<S>(grads[size_t(1 + k * each + i)]) : nullptr;
       };
       const auto grad_of_state = [&](size_t i) {
-        const size_t states = call_.has(kNeedsStates) ? call_.states.size() : 0;
-        return i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
+        const size_t states = call_.states.size();
+        return call_.has(kNeedsStates) && i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
       };
       BackwardArgs<S> args;
       call_.fill(args, k, x);

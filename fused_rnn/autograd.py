@@ -47,8 +47,7 @@ def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
     Returns:
         The output and the final states, of a step the states alone.
     """
-    form = call.form
-    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse)
+    flags = flags_of(call.form)
     if allow_tf32:
         flags |= ALLOW_TF32
     rows = call.lengths

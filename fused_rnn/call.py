@@ -52,12 +52,6 @@ NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
 PACKED = 512
 
 
-def flags_of(bias: bool, directions: int, batch_first: bool, step: bool = False, reverse: bool = False) -> int:
-    """The flags of a :class:`Form`."""
-    flags = (BIAS if bias else 0) | (BIDIRECTIONAL if directions > 1 else 0) | (BATCH_FIRST if batch_first else 0)
-    return flags | (STEP if step else 0) | (REVERSE if reverse else 0)
-
-
 class Form(NamedTuple):
     """The options of a module that its call depends on, apart from its cell and its sizes."""
 
@@ -68,6 +62,13 @@ class Form(NamedTuple):
     batch_first: bool = False
     step: bool = False  # of a cell
     reverse: bool = False  # the first direction runs from the last step to the first; no module has that
+
+
+def flags_of(form: Form) -> int:
+    """The flags that say what the form does."""
+    flags = (BIAS if form.bias else 0) | (BIDIRECTIONAL if form.directions > 1 else 0)
+    flags |= (BATCH_FIRST if form.batch_first else 0) | (STEP if form.step else 0)
+    return flags | (REVERSE if form.reverse else 0)
 
 
 class Call:

@@ -133,7 +133,7 @@ def run(call: Call) -> Sequence[Tensor]:
 
 def inference_op(form: Form) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
-    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse)
+    flags = flags_of(form)
     if form.step or (form.bias and form.layers * form.directions == 1):
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags

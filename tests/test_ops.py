@@ -99,7 +99,7 @@ def test_opcheck(cell, kind):
     call, tensors = whole_call(cell, kind, torch.float32, T=2)
     call = call(*tensors)
     form = call.form
-    flags = flags_of(form.bias, form.directions, form.batch_first, form.step, form.reverse) | SAVE
+    flags = flags_of(form) | SAVE
     flags, lengths = (flags | PACKED, call.batch_sizes) if call.packed else (flags, call.lengths)
     hx, cx, *_ = *call.states, None, None
     args = (cell.name, call.input, call.weights, hx, cx, lengths, call.masks, flags)
@@ -246,14 +246,8 @@ def test_only_gradients_that_are_needed(cell, T):
         part = ops.backward(*given, args[-1] | need)
         for kind, one, all in zip(kinds, part, whole, strict=True):
             assert torch.equal(one, all if kind == need else all.new_empty(0))
-        meta = [to_meta(value) for value in given]
+        meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), given)
         assert [grad.shape for grad in ops.backward(*meta, args[-1] | need)] == [grad.shape for grad in part]
-
-
-def to_meta(value):
-    if isinstance(value, list):
-        return [to_meta(one) for one in value]
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("cell", LOOPS, ids=str)

@@ -31,7 +31,7 @@ def flat(result):
 
 
 def check_same(module, *inputs):
-    """Without autograd a call gives what it gives where a backward may come, both new and known."""
+    """A call without autograd has the results and strides that it has with it: the first such call and later ones."""
     backends._known.clear()
     recorded = flat(module(*inputs))
     for record in (torch.no_grad, torch.no_grad, torch.inference_mode):
@@ -187,7 +187,7 @@ def choices(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_is_asked_once(kind, choices):
-    """For plain calls of the same sizes; and at once where anything differs that the choice depends on."""
+    """A second plain call of the same sizes does not ask it; one that differs in what the choice depends on does."""
     module, x, hx = module_and_input(kind)
     bare, *_ = module_and_input(kind, bias=False)
     double, *_ = module_and_input(kind)

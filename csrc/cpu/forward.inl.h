@@ -40,8 +40,8 @@ class Forward {
         x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         packs_late_(args.T == 1 && !division_.by_rows && !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
         input_(args.weight_ih, 0, args.I, args.H, places()),
-        hidden_(args.weight_hh, 0, multiplied(args.H), args.H, places()),
-        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? multiplied(args.H) : 0, args.H,
+        hidden_(args.weight_hh, 0, multiplied_h(), args.H, places()),
+        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? multiplied_h() : 0, args.H,
                    places()),
         bias_x_(units_.vectors() * kGates * kLanes),
         bias_h_(units_.vectors() * Cell::kApart * kLanes),
@@ -61,10 +61,10 @@ class Forward {
   }
 
  private:
-  // How many of n numbers of h are multiplied.
-  int64_t multiplied(int64_t n) const { return args_.multiplies_h() ? n : 0; }
+  // Numbers of a row of h that weight_hh multiplies.
+  int64_t multiplied_h() const { return args_.multiplies_h() ? args_.H : 0; }
   bool packs() const {
-    const int64_t most = unpacked_rows(words<F>(args_.I) + words<F>(multiplied(args_.H)));
+    const int64_t most = unpacked_rows(words<F>(args_.I) + words<F>(multiplied_h()));
     return args_.rows > (std::is_same<S, F>::value ? most : most / kConverted);
   }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
