@@ -144,7 +144,8 @@ def sources(cuda: Cuda | None) -> Iterator[tuple[Path, str]]:
         if file.stem not in elsewhere:
             yield file, here.get(file.stem, "")
     architectures = cuda.names() if cuda else ""
-    without_cuda = {"plan": "", "report": f"-DFUSED_RNN_CUDA_ARCHS='\"{architectures}\"'"}  # files of every build
+    report = f"-DFUSED_RNN_CUDA_ARCHS='\"{architectures}\"'"
+    without_cuda = {"cost": "", "plan": "", "report": report}  # files of every build
     for file in sorted(csrc.glob("cuda/*.cpp")):
         if cuda or file.stem in without_cuda:
             yield file, without_cuda.get(file.stem, " ".join(cuda.includes) if cuda else "")

@@ -30,10 +30,11 @@ CELLS: dict[str, Callable[..., torch.nn.Module]] = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (
-    (5, 3, 5, 17),  # T, B, I, H: no size divides a vector, a warp or a tile; fewer than 4 steps never run in one block
+    (5, 3, 5, 17),  # T, B, I, H: no size divides a vector, a warp or a tile
     (4, 9, 8, 64),  # one row past a tile of the batch
     (4, 5, 3, 161),  # weights of this size stay on chip in some types and not in others
-    (2, 2, 7, 300),  # past every layer that one block holds
+    (4, 9, 7, 300),  # past every layer that one block holds
+    (2, 2, 7, 300),  # fewer steps than pay for weights on chip
 )
 
 

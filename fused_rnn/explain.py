@@ -49,8 +49,8 @@ def explain(
     Args:
         rnn: a module of this package.
         x, hx, lengths: what it would be called with.
-        gpu: ask for a GPU that need not be here instead of x's device: "T4", "A100", "L4", "H100", "H200", "B200" or
-            "RTX 5090".
+        gpu: ask for a GPU that need not be here instead of x's device: "T4", "A100", "L4", "H100", "H100 MIG 1g",
+            "H200", "B200" or "RTX 5090".
 
     Raises:
         TypeError: ``rnn`` is not a module of this package.

@@ -104,8 +104,8 @@ def cuda_plan(
     """The plan of the CUDA kernels for a layer, in words, and why there is none: one of the two is empty.
 
     Args:
-        device: a GPU that is here, ``"cuda:0"``, or the name of one that need not be: T4, A100, L4, H100, H200, B200,
-            RTX 5090.
+        device: a GPU that is here, ``"cuda:0"``, or the name of one that need not be: T4, A100, L4, H100,
+            H100 MIG 1g, H200, B200, RTX 5090.
 
     Raises:
         RuntimeError: there is no such device.

@@ -29,7 +29,9 @@ BOUNDARIES = (  # of the plan, and shapes that fill more than one block
     Size(20, 33, 40, 128),
     Size(9, 8, 5, 144),
     Size(6, 20, 7, 300),
+    Size(30, 70, 7, 520),
 )
+TIERS = ("block", "grid", "grid 1x6x3", "grid 2x3x1", "stepwise")  # FUSED_RNN_TIER
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,18 @@ def draws_of(size, math):
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_against_float64(cell, math, size, ragged, monkeypatch):
+    check(cell, math, size, ragged, monkeypatch)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_every_tier(cell, math, tier, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", tier)
+    check(cell, math, Size(20, 33, 40, 96), True, monkeypatch)
+
+
+def check(cell, math, size, ragged, monkeypatch):
     dtype, allow_tf32 = MATHS[math]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allow_tf32)
     count = draws_of(size, math)
@@ -108,9 +122,10 @@ def test_the_current_stream_and_no_waiting():
     assert torch.equal(output, wanted)
 
 
-@pytest.mark.parametrize("H", [64, 300], ids=["block", "stepwise"])
-def test_graph_capture_and_replay(H):
-    rnn, x = fused_rnn.GRU(32, H, device="cuda"), torch.randn(20, 8, 32, device="cuda")
+@pytest.mark.parametrize("tier", TIERS)
+def test_graph_capture_and_replay(tier, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", tier)
+    rnn, x = fused_rnn.GRU(32, 96, device="cuda"), torch.randn(20, 8, 32, device="cuda")
     with torch.no_grad():
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -125,8 +140,10 @@ def test_graph_capture_and_replay(H):
             assert torch.equal(output, rnn(x)[0])
 
 
-def test_bits_repeat():
-    drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 64)).to("cuda")
+@pytest.mark.parametrize("tier", TIERS)
+def test_bits_repeat(tier, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", tier)
+    drawn = Layer.random(LSTM, torch.bfloat16, Size(40, 64, 32, 96)).to("cuda")
     first, second = drawn.results(one_layer(native.run)), drawn.results(one_layer(native.run))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 

@@ -1,6 +1,7 @@
 """explain and the environment report say what runs, and why nothing better does."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,8 +90,10 @@ def test_a_gpu_that_is_not_here(monkeypatch):
     text = str(fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="H100"))
     assert "  cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
     assert "backward: block:" in text
-    large = fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
-    assert "stepwise" in str(large) and "does not fit in one block's 227 KiB" in str(large)
+    medium = str(fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200"))
+    assert re.search(r"cuda \(on H200: grid: 1 group of \d+ blocks of .* and 8 rows;.*backward: grid:", medium)
+    large = fused_rnn.explain(fused_rnn.GRU(32, 4000, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
+    assert "stepwise" in str(large) and "does not fit in 128 blocks of 227 KiB" in str(large)
     turing = fused_rnn.explain(fused_rnn.GRU(32, 70, dtype=torch.bfloat16), x.bfloat16(), gpu="T4")
     assert turing.backend == "torch"
     assert "not cuda: bfloat16 needs compute capability 8.0 or later, and this GPU has 7.5" in str(turing)

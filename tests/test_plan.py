@@ -11,7 +11,26 @@ from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, RNN_TANH
 
 pytestmark = pytest.mark.skipif(native.load_error is not None, reason=f"needs the extension: {native.load_error}")
 
-SHARED_KIB = {"T4": 64, "A100": 163, "L4": 99, "H100": 227, "H200": 227, "B200": 227, "RTX 5090": 99}  # of a block
+SHARED_KIB = {  # of a block
+    "T4": 64,
+    "A100": 163,
+    "L4": 99,
+    "H100": 227,
+    "H100 MIG 1g": 227,
+    "H200": 227,
+    "B200": 227,
+    "RTX 5090": 99,
+}
+MULTIPROCESSORS = {
+    "T4": 40,
+    "A100": 108,
+    "L4": 58,
+    "H100": 132,
+    "H100 MIG 1g": 16,
+    "H200": 132,
+    "B200": 148,
+    "RTX 5090": 170,
+}
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -26,20 +45,20 @@ def tier(*arguments, **options):
     return plan(*arguments, **options).split(":")[0]
 
 
-# The largest H of the block tier, forward and backward: from the gates of H x H numbers (H in whole tiles of 16,
-# rows 16 bytes longer) and what a step needs beside them, against the device's shared memory.
+# The largest H of the block tier, forward and backward: from the gates of H x H numbers, with H in whole tiles
+# of 16, and what a step needs beside them, against the device's shared memory.
 LARGEST = {
-    # cell, what is multiplied: T4, A100, L4, H100, H200, B200, RTX 5090
-    (LSTM, "float32"): ((48, 96, 64, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 64)),
-    (LSTM, "tf32"): ((48, 96, 64, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 64)),
-    (LSTM, "float16"): ((128, 128, 128, 160, 160, 160, 128), (128, 128, 128, 144, 144, 144, 128)),
-    (GRU, "float32"): ((64, 112, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
-    (GRU, "tf32"): ((64, 112, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
-    (GRU, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
-    (GRU_RESET_BEFORE, "float32"): ((64, 96, 80, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 80)),
-    (GRU_RESET_BEFORE, "float16"): ((128, 144, 128, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 128)),
-    (RNN_TANH, "float32"): ((112, 128, 128, 128, 128, 128, 128),) * 2,
-    (RNN_TANH, "float16"): ((160, 192, 192, 192, 192, 192, 192),) * 2,
+    # cell, what is multiplied: T4, A100, L4, H100, H100 MIG 1g, H200, B200, RTX 5090
+    (LSTM, "float32"): ((48, 96, 64, 112, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 96, 64)),
+    (LSTM, "tf32"): ((48, 96, 64, 112, 112, 112, 112, 64), (48, 80, 64, 96, 96, 96, 96, 64)),
+    (LSTM, "float16"): ((128, 128, 128, 160, 160, 160, 160, 128), (128, 128, 128, 160, 160, 160, 160, 128)),
+    (GRU, "float32"): ((64, 112, 80, 128, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 128, 80)),
+    (GRU, "tf32"): ((64, 112, 80, 128, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 128, 80)),
+    (GRU, "float16"): ((128, 160, 128, 192, 192, 192, 192, 128), (128, 144, 128, 176, 176, 176, 176, 128)),
+    (GRU_RESET_BEFORE, "float32"): ((64, 96, 80, 128, 128, 128, 128, 80), (64, 96, 80, 128, 128, 128, 128, 80)),
+    (GRU_RESET_BEFORE, "float16"): ((128, 144, 128, 176, 176, 176, 176, 128), (128, 144, 128, 176, 176, 176, 176, 128)),
+    (RNN_TANH, "float32"): ((112, 128, 128, 128, 128, 128, 128, 128),) * 2,
+    (RNN_TANH, "float16"): ((160, 192, 192, 192, 192, 192, 192, 192),) * 2,
 }
 
 
@@ -51,14 +70,56 @@ def boundaries():
 
 
 @pytest.mark.parametrize(("cell", "math", "backward", "device", "H"), list(boundaries()), ids=str)
-def test_both_sides_of_the_block_tier(cell, math, backward, device, H):
+def test_both_sides_of_the_block_tier(cell, math, backward, device, H, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", "block")
     dtype = torch.float16 if math == "float16" else torch.float32
     options = {"backward": backward, "tf32": math == "tf32"}
-    fits, too_large = plan(cell, dtype, H, device, **options), plan(cell, dtype, H + 1, device, **options)
-    assert fits.startswith("block: ") and too_large.startswith("stepwise: ")
+    fits = plan(cell, dtype, H, device, **options)
     shared = int(re.search(r"(\d+) KiB of shared memory", fits)[1])
-    assert shared <= SHARED_KIB[device]
-    assert f"one block's {SHARED_KIB[device]} KiB" in too_large
+    assert fits.startswith("block: ") and shared <= SHARED_KIB[device]
+    with pytest.raises(RuntimeError, match=f"does not fit in one block's {SHARED_KIB[device]} KiB"):
+        plan(cell, dtype, H + 1, device, **options)
+
+
+GRID = re.compile(
+    r"grid: (\d+) groups? of (\d+) blocks of (\d+) threads and (\d+) rows; weight_hh, \d+ KiB, in .*; "
+    r"(\d+) KiB of shared memory"
+)
+
+
+@pytest.mark.parametrize("device", SHARED_KIB)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_grid_has_its_multiprocessors_to_itself_and_leaves_some(cell, device):
+    """All blocks of a grid run at the same time: one a multiprocessor, and never on all of them."""
+    grids = 0
+    for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.float16, False)):
+        for H in (17, 200, 256, 500, 768, 1024, 2000):
+            for B in (1, 16, 17, 64, 256):
+                for backward in (False, True):
+                    text = plan(cell, dtype, H, device, B=B, backward=backward, tf32=tf32)
+                    if not text.startswith("grid"):
+                        continue
+                    groups, blocks, threads, rows, shared = map(int, GRID.match(text).groups())
+                    grids += 1
+                    assert blocks > 1 and groups * blocks < MULTIPROCESSORS[device]
+                    assert threads <= 256 and threads % 32 == 0 and rows % 8 == 0
+                    assert (groups - 1) * rows < B  # no group without rows
+                    assert shared <= SHARED_KIB[device]
+    assert (grids == 0) == (device == "T4")
+
+
+def test_where_blocks_share_a_layer():
+    for H, B, wanted in ((128, 64, "block"), (256, 16, "grid"), (1024, 16, "grid"), (1024, 4096, "stepwise")):
+        assert tier(LSTM, torch.bfloat16, H, "H100", B=B) == wanted
+    assert tier(LSTM, torch.bfloat16, 256, "H100 MIG 1g") == "grid"
+    assert plan(LSTM, torch.bfloat16, 1024, "H100 MIG 1g") == (
+        "stepwise: one matmul and one kernel a step, because weight_hh, 8192 KiB, does not fit in 15 blocks of 227 KiB"
+    )
+    assert plan(GRU, torch.float16, 256, "T4") == (
+        "stepwise: one matmul and one kernel a step, because "
+        "blocks exchange what they compute from compute capability 8.0 on"
+    )
+    assert plan(LSTM, torch.bfloat16, 1024, "H100", B=4096).endswith("that takes fewer cycles by the model")
 
 
 @pytest.mark.parametrize("device", SHARED_KIB)
@@ -68,7 +129,7 @@ def test_every_shape_has_a_plan(cell, device):
         for H in (1, 7, 64, 200, 1024, 5000):
             for B in (1, 8, 9, 1000, 80_000):
                 for backward in (False, True):
-                    assert tier(cell, dtype, H, device, B=B, backward=backward) in ("block", "stepwise")
+                    assert tier(cell, dtype, H, device, B=B, backward=backward) in ("block", "grid", "stepwise")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
@@ -115,10 +176,24 @@ def test_a_forced_tier(monkeypatch):
     )
     monkeypatch.setenv("FUSED_RNN_TIER", "block")
     assert tier(LSTM, torch.bfloat16, 64, "H100") == "block"
+    assert tier(LSTM, torch.bfloat16, 64, "H100", T=1) == "block"
     with pytest.raises(RuntimeError, match="FUSED_RNN_TIER=block cannot run this layer: weight_hh, 2048 KiB"):
         plan(LSTM, torch.bfloat16, 512, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "grid")
-    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'grid' is not one of block, stepwise"):
+    assert tier(LSTM, torch.bfloat16, 64, "H100") == "grid"
+    monkeypatch.setenv("FUSED_RNN_TIER", "grid 2x4x2")  # 16 unit tiles, two in a block
+    assert "4 groups of 8 blocks of 256 threads and 16 rows" in plan(LSTM, torch.bfloat16, 256, "H100", B=64)
+    assert "1 group of 8 blocks of 256 threads and 16 rows" in plan(LSTM, torch.bfloat16, 256, "H100 MIG 1g", B=64)
+    for wrong in ("4x2x1", "1x3x2", "1x8x1", "1x16x1", "16x2x1"):  # one block, no warp for a row, no depth for a warp
+        monkeypatch.setenv("FUSED_RNN_TIER", f"grid {wrong}")
+        with pytest.raises(RuntimeError, match="16 KiB, does not fit in blocks that are divided like that"):
+            plan(LSTM, torch.bfloat16, 45, "H100")
+    for wrong in ("block 1x1x1", "grid 2x", "grid 1x1x1x1", "grid 0x0x0", "grid -1x-1x1"):
+        monkeypatch.setenv("FUSED_RNN_TIER", wrong)
+        with pytest.raises(RuntimeError, match=f"must be a tier, or such as 'grid 2x4x1', got '{wrong}'"):
+            plan(LSTM, torch.bfloat16, 64, "H100")
+    monkeypatch.setenv("FUSED_RNN_TIER", "cluster")
+    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'cluster' is not one of block, grid, stepwise"):
         plan(LSTM, torch.bfloat16, 64, "H100")
 
 

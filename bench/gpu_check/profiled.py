@@ -1,4 +1,4 @@
-"""One launch of each block kernel that matters most, for Nsight Compute to look at."""
+"""One launch of each persistent kernel that matters most, for Nsight Compute to look at."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ LAYERS = (
     (fused_rnn.LSTM, torch.bfloat16, 128),
     (fused_rnn.GRU, torch.bfloat16, 128),
     (fused_rnn.LSTM, torch.float32, 64),
+    (fused_rnn.LSTM, torch.bfloat16, 512),
+    (fused_rnn.GRU, torch.bfloat16, 1024),
 )
 
 

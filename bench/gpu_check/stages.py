@@ -219,7 +219,7 @@ METRICS = (
 
 
 def profile(stage: Stage) -> None:
-    """Cycles and stalls of the block kernels, by Nsight Compute."""
+    """Cycles and stalls of the persistent kernels, by Nsight Compute."""
     program = (sys.executable, "-m", "bench.gpu_check.profiled", *(["--dry-run"] if stage.dry else []))
     if stage.dry:
         status, text = stage.run(*program)
@@ -228,7 +228,7 @@ def profile(stage: Stage) -> None:
     ncu = shutil.which("ncu")
     if ncu is None:
         raise Skip("ncu is not on the PATH.")
-    options = ("--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:block_")
+    options = ("--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:(block|grid)_")
     status, text = stage.run(ncu, *options, "--metrics", ",".join(METRICS), *program)
     stage.figures["kernels"] = kernels = parsers.profile(text)
     stage.lines += [_profiled_line(one) for one in kernels[:8]]

@@ -1,4 +1,4 @@
-// Asynchronous copies from global into shared memory. No kernel uses them yet.
+// Asynchronous copies from global into shared memory.
 #pragma once
 
 #include "device.cuh"

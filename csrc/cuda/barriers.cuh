@@ -30,6 +30,14 @@ FUSED_RNN_DEVICE void warp_barrier(Site site) {
 #endif
 }
 
+// Keeps the compiler from moving memory accesses to the other side. What is loaded for later then shares no scoreboard
+// with what is needed at once.
+FUSED_RNN_DEVICE void keep_order() {
+#ifndef FUSED_RNN_EMULATOR
+  __syncwarp();
+#endif
+}
+
 // ---- Warps: all 32 lanes together; a value has 4 bytes. No order of memory accesses follows from these ----
 
 template <class T>

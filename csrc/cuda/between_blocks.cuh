@@ -1,5 +1,4 @@
-// What blocks of a grid exchange, through global memory or, in a cluster, through their shared memory. No kernel uses
-// it yet.
+// What blocks of a grid exchange, through global memory or, in a cluster, through their shared memory.
 #pragma once
 
 #include "barriers.cuh"
@@ -24,6 +23,14 @@ FUSED_RNN_DEVICE unsigned load_acquire(const unsigned* p, Site site) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
+#endif
+}
+
+FUSED_RNN_DEVICE void store_release(unsigned* p, unsigned value, Site site) {
+#ifdef FUSED_RNN_EMULATOR
+  emu::store_release(p, value, site);
+#else
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 #endif
 }
 
@@ -76,6 +83,17 @@ FUSED_RNN_DEVICE void store_relaxed(uint4* p, uint4 v) {
 #else
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
+#endif
+}
+
+// The GPU's clock, the same for all blocks.
+FUSED_RNN_DEVICE uint64_t nanoseconds() {
+#ifdef FUSED_RNN_EMULATOR
+  return emu::nanoseconds();
+#else
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
 #endif
 }
 

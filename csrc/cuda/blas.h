@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../scalar.h"
-#include "block_layout.h"
+#include "layout.h"
 
 namespace fused_rnn {
 

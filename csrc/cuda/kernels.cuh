@@ -3,58 +3,71 @@
 
 #include <type_traits>
 
-#include "block.cuh"
 #include "kernels.h"
 #include "launch.cuh"
+#include "recurrence.cuh"
 #include "stepwise.cuh"
 
 namespace fused_rnn {
 
 template <class Args>
-int launch_block(void (*kernel)(Args), const Args& args, const Plan& plan, Stream stream) {
+int launch_persistent(void (*kernel)(Args), const Args& args, const Plan& plan, Stream stream) {
+  const unsigned blocks = unsigned(plan.groups * plan.layout.blocks), threads = unsigned(32 * plan.layout.warps());
   return launch(kernel,
-                LaunchConfig{dim3(unsigned(plan.blocks)), dim3(unsigned(plan.threads)), size_t(plan.shared_bytes),
-                             static_cast<cudaStream_t>(stream), false, 0},
+                LaunchConfig{dim3(blocks), dim3(threads), size_t(plan.shared_bytes), static_cast<cudaStream_t>(stream),
+                             plan.tier == Tier::kGrid, 0},
                 args);
 }
 
-// The kernel for the math and the place of the weights.
-template <class S, class ForMath>
-int with_math(Math math, bool resident, const ForMath& f) {
-  const auto with_place = [&](auto m) {
+// f(math, tiles of the depth in registers, whether others are in shared memory, whether several blocks are a group), as
+// constants, for the plan's kernel.
+template <int kGates, bool kBackward, class S, class F>
+int with_plan(const Plan& plan, Math math, const F& f) {
+  const auto with_math = [&](auto m) {
     constexpr Math kMath = decltype(m)::value;
-    if constexpr (tile_depth(kMath) > 0)
-      if (resident) return f(m, std::true_type());
-    return f(m, std::false_type());
+    using InGrid = std::integral_constant<int, most_in_registers(kMath, kGates, kBackward, false)>;
+    using InBlock = std::integral_constant<int, most_in_registers(kMath, kGates, kBackward, true)>;
+    if (plan.tier == Tier::kGrid) return f(m, InGrid(), std::true_type(), std::true_type());
+    if constexpr (InBlock() > 0)
+      if (plan.layout.in_registers) return f(m, InBlock(), std::false_type(), std::false_type());
+    return f(m, std::integral_constant<int, 0>(), std::true_type(), std::false_type());
   };
-  if constexpr (std::is_same<S, BFloat16>::value) return with_place(std::integral_constant<Math, Math::kBFloat16>());
-  if constexpr (std::is_same<S, Float16>::value) return with_place(std::integral_constant<Math, Math::kFloat16>());
+  if constexpr (std::is_same<S, BFloat16>::value) return with_math(std::integral_constant<Math, Math::kBFloat16>());
+  if constexpr (std::is_same<S, Float16>::value) return with_math(std::integral_constant<Math, Math::kFloat16>());
   if constexpr (std::is_same<S, float>::value) {
-    if (math == Math::kTf32) return with_place(std::integral_constant<Math, Math::kTf32>());
-    return with_place(std::integral_constant<Math, Math::kFloat32>());
+    if (math == Math::kTf32) return with_math(std::integral_constant<Math, Math::kTf32>());
+    return with_math(std::integral_constant<Math, Math::kFloat32>());
   }
 }
 
 // The cell whose functions are as exact as its products.
 template <template <class> class CellOf, Math kMath>
-using BlockCell = CellOf<RealOf<kMath != Math::kFloat32>>;
+using PersistentCell = CellOf<RealOf<kMath != Math::kFloat32>>;
 
 template <template <class> class CellOf, class S>
-int launch_block_forward(const ForwardSteps<S>& args, const Plan& plan, Math math, Stream stream) {
-  return with_math<S>(math, plan.resident, [&](auto m, auto resident) {
-    constexpr Math kMath = decltype(m)::value;
-    return launch_block(block_forward<BlockCell<CellOf, kMath>, S, kMath, decltype(resident)::value>, args, plan,
-                        stream);
-  });
+int launch_forward(const Recurrence<ForwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
+  return with_plan<CellOf<float>::kGates, false, S>(
+      plan, math, [&](auto m, auto in_registers, auto in_shared, auto is_grid) {
+        constexpr Math kMath = decltype(m)::value;
+        using Cell = PersistentCell<CellOf, kMath>;
+        if constexpr (is_grid)
+          return launch_persistent(grid_forward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
+        else
+          return launch_persistent(block_forward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
+      });
 }
 
 template <template <class> class CellOf, class S>
-int launch_block_backward(const BackwardSteps<S>& args, const Plan& plan, Math math, Stream stream) {
-  return with_math<S>(math, plan.resident, [&](auto m, auto resident) {
-    constexpr Math kMath = decltype(m)::value;
-    return launch_block(block_backward<BlockCell<CellOf, kMath>, S, kMath, decltype(resident)::value>, args, plan,
-                        stream);
-  });
+int launch_backward(const Recurrence<BackwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
+  return with_plan<CellOf<float>::kGates, true, S>(
+      plan, math, [&](auto m, auto in_registers, auto in_shared, auto is_grid) {
+        constexpr Math kMath = decltype(m)::value;
+        using Cell = PersistentCell<CellOf, kMath>;
+        if constexpr (is_grid)
+          return launch_persistent(grid_backward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
+        else
+          return launch_persistent(block_backward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
+      });
 }
 
 // A kernel that takes any number of elements.
@@ -73,8 +86,8 @@ template <template <class> class CellOf, class S>
 Kernels<S> kernels() {
   using Cell = CellOf<Real>;
   Kernels<S> all{};
-  all.block_forward = launch_block_forward<CellOf, S>;
-  all.block_backward = launch_block_backward<CellOf, S>;
+  all.forward = launch_forward<CellOf, S>;
+  all.backward = launch_backward<CellOf, S>;
   all.stepwise_forward = [](const ForwardStep<S>& step, Stream stream) -> int {
     return launch_elements(stepwise_forward<Cell, S>, step, step.steps.B * step.steps.H, stream);
   };

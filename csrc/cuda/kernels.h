@@ -11,8 +11,8 @@ using Stream = void*;  // a cudaStream_t
 
 template <class S>
 struct Kernels {
-  int (*block_forward)(const ForwardSteps<S>&, const Plan&, Math, Stream);
-  int (*block_backward)(const BackwardSteps<S>&, const Plan&, Math, Stream);
+  int (*forward)(const Recurrence<ForwardSteps<S>>&, const Plan&, Math, Stream);    // not of a stepwise plan
+  int (*backward)(const Recurrence<BackwardSteps<S>>&, const Plan&, Math, Stream);  // nor this
   int (*stepwise_forward)(const ForwardStep<S>&, Stream);
   int (*stepwise_backward)(const BackwardStep<S>&, Stream);
   int (*stepwise_reset)(const ForwardStep<S>&, Stream);       // reset before the matmul only

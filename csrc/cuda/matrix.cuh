@@ -5,28 +5,15 @@
 
 namespace fused_rnn {
 
-// Four 8x8 matrices of 16-bit numbers: lane l gives the address of row l%8 of matrix l/8, and gets in r[i] the elements
-// 2 (l%4) and the next one of row l/4 of matrix i.
-FUSED_RNN_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+// An 8x8 matrix of 16-bit numbers, transposed: lane l has elements 2 (l%4) and the next one of row l/4, and gets those
+// of column l/4.
+FUSED_RNN_DEVICE uint32_t transpose_matrix(uint32_t pair) {
 #ifdef FUSED_RNN_EMULATOR
-  emu::ldmatrix(r, row, false);
+  return emu::movmatrix(pair);
 #else
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-#endif
-}
-
-// The same of the transposed matrices: r[i] is the elements 2 (l%4) and the next one of column l/4 of matrix i.
-FUSED_RNN_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
-#ifdef FUSED_RNN_EMULATOR
-  emu::ldmatrix(r, row, true);
-#else
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
+  uint32_t transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
 #endif
 }
 

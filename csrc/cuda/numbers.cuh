@@ -1,6 +1,8 @@
 // Conversions between float32 and the storage types, and approximations by the special function unit.
 #pragma once
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace fused_rnn {
@@ -49,6 +51,22 @@ FUSED_RNN_DEVICE Float16 from_float<Float16>(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
   return result;
 #endif
+}
+
+// Two 16-bit numbers in a word.
+template <class S>
+FUSED_RNN_DEVICE uint32_t pack(float low, float high) {
+#ifndef FUSED_RNN_EMULATOR
+  if constexpr (kCapability >= 80) {
+    uint32_t pair;
+    if constexpr (std::is_same_v<S, BFloat16>)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+  }
+#endif
+  return to_bits(from_float<S>(low)) | to_bits(from_float<S>(high)) << 16;
 }
 
 // To the 10 explicit bits of TF32: nearest, halfway cases away from zero.

@@ -49,13 +49,19 @@ class Pass {
         I_(sizes.I),
         H_(sizes.H),
         GH_(context.cell.gates * sizes.H),
-        first_(context.cell.hidden_rows(sizes.H)) {
+        first_(context.cell.hidden_rows(sizes.H)),
+        mail_(context, is_grid() ? plan_.groups * plan_.layout.mail_bytes(slots(backward)) / sizeof(float) : 0),
+        flags_(context, is_grid() ? plan_.groups * plan_.layout.flags() : 0),
+        gave_up_(is_grid() ? gave_up_word(context.input) : nullptr) {
     if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) fail(reason);
   }
 
   const CellTraits& cell() const { return context_.cell; }
   bool has_c() const { return cell().states > 1; }
   bool is_one_chunk() const { return plan_.chunk == T_; }
+
+  bool is_persistent() const { return plan_.tier != Tier::kStepwise; }
+  bool is_grid() const { return plan_.tier == Tier::kGrid; }
 
   // What the chunks of both passes share.
   static void fill(Steps<S>& steps, const LayerArgs<S>& args, bool down) {
@@ -70,6 +76,17 @@ class Pass {
     for (chunk.begin = 0; chunk.begin < chunk.T; chunk.begin += plan_.chunk) {
       chunk.count = std::min(plan_.chunk, chunk.T - chunk.begin);
       body(chunk);
+    }
+  }
+
+  // start(recurrence) launches a persistent kernel for a chunk: as often as the rows of the batch need it.
+  template <class Chunk, class Start>
+  void run_persistent(const Chunk& chunk, const char* what, const Start& start) {
+    for (int first = 0; first < chunk.B; first += plan_.rows()) {
+      if (is_grid()) torch::stable::zero_(flags_.tensor());
+      const Mailbox mailbox{reinterpret_cast<unsigned char*>(mail_.get()), reinterpret_cast<unsigned*>(flags_.get()),
+                            gave_up_};
+      check_launch(start(Recurrence<Chunk>{chunk, plan_.layout, first, mailbox}), what);
     }
   }
 
@@ -94,11 +111,17 @@ class Pass {
   const int64_t first_;  // rows of weight_hh that multiply h itself; the others multiply r * h
 
  private:
+  int slots(bool backward) const { return Layout::slots(backward, cell().gates, cell().resets_before); }
   Math math_of(bool allow_tf32) const {
     if (std::is_same<S, BFloat16>::value) return Math::kBFloat16;
     if (std::is_same<S, Float16>::value) return Math::kFloat16;
     return float32_math(allow_tf32, device_.capability);
   }
+
+  // A grid's mailbox. Bits, whatever the number type.
+  const DeviceScratch<float> mail_;
+  DeviceScratch<float> flags_;
+  unsigned* const gave_up_;
 };
 
 template <class S>
@@ -110,9 +133,9 @@ class ForwardPass : Pass<S> {
       : P(context, args, false),
         args_(args),
         gates_x_(context, P::plan_.chunk * P::B_ * P::GH_),
-        c_(context, P::has_c() && !(is_block() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
-        gates_h_(context, is_block() ? 0 : P::B_ * P::GH_),
-        reset_h_(context, !is_block() && P::cell().resets_before ? P::B_ * P::H_ : 0) {
+        c_(context, P::has_c() && !(P::is_persistent() && P::is_one_chunk()) ? P::B_ * P::H_ : 0),
+        gates_h_(context, P::is_persistent() ? 0 : P::B_ * P::GH_),
+        reset_h_(context, !P::is_persistent() && P::cell().resets_before ? P::B_ * P::H_ : 0) {
     if (P::I_ == 0) torch::stable::zero_(gates_x_.tensor());  // a library matmul takes no factor without columns
   }
 
@@ -127,8 +150,10 @@ class ForwardPass : Pass<S> {
       if (P::I_ > 0)
         P::blas_.multiply(chunk.count * P::B_, P::GH_, P::I_, Matrix<S>{x, P::I_}, {a.weight_ih, P::I_, true},
                           gates_x_.get(), P::GH_);
-      if (is_block())
-        check_launch(P::kernels_.block_forward(chunk, P::plan_, P::math_, P::stream_), "block_forward");
+      if (P::is_persistent())
+        P::run_persistent(chunk, "forward", [&](const Recurrence<ForwardSteps<S>>& recurrence) {
+          return P::kernels_.forward(recurrence, P::plan_, P::math_, P::stream_);
+        });
       else
         P::for_each_step(chunk, [&](ForwardSteps<S> step, int64_t place) {
           step.gates_x += place * P::B_ * P::GH_;
@@ -138,8 +163,6 @@ class ForwardPass : Pass<S> {
   }
 
  private:
-  bool is_block() const { return P::plan_.tier == Tier::kBlock; }
-
   void run_step(const ForwardStep<S>& step) const {
     const int64_t H = P::H_, first = P::first_;
     const S* h = step.steps.is_first() ? step.steps.hx : step.steps.hy;
@@ -226,8 +249,10 @@ class BackwardPass : Pass<S> {
     all.grads_x = grads_x_.get(), all.grads_h = grads_h_.get() ? grads_h_.get() : grads_x_.get();
     all.h_before = h_before_.get(), all.reset_h = reset_h_.get();
     P::for_each_chunk(all, [&](const BackwardSteps<S>& chunk) {
-      if (P::plan_.tier == Tier::kBlock)
-        check_launch(P::kernels_.block_backward(chunk, P::plan_, P::math_, P::stream_), "block_backward");
+      if (P::is_persistent())
+        P::run_persistent(chunk, "backward", [&](const Recurrence<BackwardSteps<S>>& recurrence) {
+          return P::kernels_.backward(recurrence, P::plan_, P::math_, P::stream_);
+        });
       else
         P::for_each_step(chunk, [&](BackwardSteps<S> step, int64_t place) {
           const int64_t row = place * P::B_;
@@ -237,8 +262,7 @@ class BackwardPass : Pass<S> {
         });
       add_chunk(chunk);
     });
-    if (P::plan_.tier == Tier::kStepwise)
-      check_launch(convert<S>({P::B_ * P::H_, grad_h_.get(), a.grad_hx}, P::stream_), "convert");
+    if (!P::is_persistent()) check_launch(convert<S>({P::B_ * P::H_, grad_h_.get(), a.grad_hx}, P::stream_), "convert");
     for (const GrowingGrad<S>* grad : {&weight_ih_, &weight_hh_, &bias_ih_, &bias_hh_}) grad->finish(P::stream_);
   }
 

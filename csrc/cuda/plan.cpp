@@ -2,20 +2,25 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
+#include <vector>
+
+#include "cost.h"
 
 namespace fused_rnn {
 namespace {
 
 constexpr int kKiB = 1024;
 
-// From NVIDIA's datasheets and the table of compute capabilities in the CUDA C++ Programming Guide.
+// From NVIDIA's datasheets, the table of compute capabilities in the CUDA C++ Programming Guide, and for a slice of a
+// GPU the MIG User Guide.
 const Device kKnownDevices[] = {
-    {"T4", 75, 40, 64 * kKiB},         {"A100", 80, 108, 163 * kKiB}, {"L4", 89, 58, 99 * kKiB},
-    {"H100", 90, 132, 227 * kKiB},     {"H200", 90, 132, 227 * kKiB}, {"B200", 100, 148, 227 * kKiB},
-    {"RTX 5090", 120, 170, 99 * kKiB},
+    {"T4", 75, 40, 64 * kKiB},      {"A100", 80, 108, 163 * kKiB},       {"L4", 89, 58, 99 * kKiB},
+    {"H100", 90, 132, 227 * kKiB},  {"H100 MIG 1g", 90, 16, 227 * kKiB}, {"H200", 90, 132, 227 * kKiB},
+    {"B200", 100, 148, 227 * kKiB}, {"RTX 5090", 120, 170, 99 * kKiB},
 };
 
 template <class Value>
@@ -37,9 +42,9 @@ Value lookup(const char* what, const std::string& name, const Named<Value> (&tab
 const Named<Math> kMaths[] = {
     {"float32", Math::kFloat32}, {"tf32", Math::kTf32}, {"bfloat16", Math::kBFloat16}, {"float16", Math::kFloat16}};
 
-const Named<Tier> kTiers[] = {{"block", Tier::kBlock}, {"stepwise", Tier::kStepwise}};
+const Named<Tier> kTiers[] = {{"block", Tier::kBlock}, {"grid", Tier::kGrid}, {"stepwise", Tier::kStepwise}};
 
-// Below this a block would load all of weight_hh for hardly any step.
+// Below this all of weight_hh would be loaded for hardly any step.
 constexpr int64_t kFewSteps = 4;
 
 std::string kib(int64_t bytes) { return std::to_string((bytes + kKiB - 1) / kKiB) + " KiB"; }
@@ -76,55 +81,163 @@ std::string why_not(const Shape& shape) {
 
 namespace {
 
-Plan best_plan(const Shape& shape, const Device& device) {
-  const int G = shape.cell.gates;
-  const int64_t step_bytes = shape.B * G * shape.H * int64_t(sizeof(float));
-  const int64_t chunk = std::max<int64_t>(1, std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes)));
-  Plan plan{Tier::kStepwise, "", int(chunk), 0, 0, false, 0, 0};
-  if (shape.T < kFewSteps) {
-    plan.reason = "fewer than " + std::to_string(kFewSteps) + " steps do not pay for loading weight_hh";
+// Multiprocessors that are left to other kernels: a communication that waits for other GPUs must not wait for a layer.
+constexpr int usable(int sm_count) { return sm_count - std::max(1, sm_count / 32); }
+
+struct Wanted {  // a division of the work that is forced; zeros where none is
+  int unit_tiles = 0, slices = 0, row_tiles = 0;
+};
+
+class Planner {
+ public:
+  Planner(const Shape& shape, const Device& device)
+      : shape_(shape), device_(device), tiles_((shape.H + kUnitTile - 1) / kUnitTile) {
+    const int64_t step_bytes = shape.B * shape.cell.gates * shape.H * int64_t(sizeof(float));
+    const int64_t chunk = std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes));
+    stepwise_ = {Tier::kStepwise, "", int(std::max<int64_t>(1, chunk)), stepwise_cycles(shape), {}, 0, 0};
+  }
+
+  // The plan of a tier; without one, where it cannot run the shape, the reason why.
+  Plan of(Tier tier, Wanted wanted = {}) const {
+    Plan best = stepwise_;
+    if (tier == Tier::kGrid && device_.capability < 80)
+      best.reason = "blocks exchange what they compute from compute capability 8.0 on";
+    if (tier == Tier::kStepwise || !best.reason.empty()) return best;
+    for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(wanted)) {
+      const Plan plan = with(tier, layout);
+      const bool is_better = best.tier == Tier::kStepwise || plan.cycles < best.cycles;
+      if (is_better && plan.shared_bytes <= device_.shared_bytes) best = plan;
+    }
+    if (best.tier == Tier::kStepwise)
+      best.reason = "weight_hh, " + kib(weight_bytes()) + ", does not fit " +
+                    (wanted.slices ? "in blocks that are divided like that" : place(tier));
+    return best;
+  }
+
+  // The one that takes the fewest cycles by the model.
+  Plan best() const {
+    Plan best = stepwise_;
+    if (shape_.T < kFewSteps) {
+      best.reason = "fewer than " + std::to_string(kFewSteps) + " steps do not pay for loading weight_hh";
+      return best;
+    }
+    for (Tier tier : {Tier::kBlock, Tier::kGrid}) {
+      const Plan plan = of(tier);
+      if (plan.tier == tier && plan.cycles < best.cycles)
+        best = plan;
+      else if (best.tier == Tier::kStepwise)
+        best.reason = plan.tier == tier ? "that takes fewer cycles by the model" : plan.reason;
+    }
+    return best;
+  }
+
+ private:
+  int64_t weight_bytes() const { return shape_.cell.gates * shape_.H * shape_.H * element_bytes(shape_.math); }
+  std::string place(Tier tier) const {
+    const std::string each = kib(device_.shared_bytes);
+    return tier == Tier::kBlock ? "in one block's " + each
+                                : "in " + std::to_string(usable(device_.sm_count)) + " blocks of " + each;
+  }
+
+  int in_registers(bool one_block) const {
+    return most_in_registers(shape_.math, shape_.cell.gates, shape_.backward, one_block);
+  }
+
+  std::vector<Layout> of_one_block() const {
+    std::vector<Layout> layouts;
+    if (tiles_ > most_warps(shape_.math, false)) return layouts;
+    const Layout layout{int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), 0, 1, int(tiles_), 1, 1};
+    layouts.push_back(layout);
+    if (const int most = in_registers(true); most && tiles_ <= most) {
+      layouts.push_back(layout);
+      layouts.back().in_registers = most;
+    }
+    return layouts;
+  }
+
+  std::vector<Layout> of_several_blocks(Wanted wanted) const {
+    std::vector<Layout> layouts;
+    const auto add = [&](int units, int slices, int rows) {
+      const int64_t blocks = (tiles_ + units - 1) / units, depth = (tiles_ + slices - 1) / slices;
+      if (blocks > 1 && blocks <= usable(device_.sm_count) && (slices - 1) * depth < tiles_)
+        layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
+                           int(blocks), units, slices, rows});
+    };
+    const int most = most_warps(shape_.math, true);
+    const int64_t row_tiles = (shape_.B + kBatchTile - 1) / kBatchTile;
+    for (int units = 1; units <= most; ++units)
+      for (int slices = 1; units * slices <= most; ++slices)
+        for (int rows = 1; 2 * rows <= slices; ++rows)
+          if (wanted.slices ? units == wanted.unit_tiles && slices == wanted.slices && rows == wanted.row_tiles
+                            : rows <= row_tiles)
+            add(units, slices, rows);
+    return layouts;
+  }
+
+  Plan with(Tier tier, const Layout& layout) const {
+    Plan plan = stepwise_;
+    plan.tier = tier;
+    plan.layout = layout;
+    const int64_t needed = (shape_.B + layout.rows() - 1) / layout.rows();
+    plan.groups =
+        int(tier == Tier::kBlock ? needed : std::min<int64_t>(needed, usable(device_.sm_count) / layout.blocks));
+    plan.cycles = persistent_cycles(shape_, layout, plan.groups);
+    plan.shared_bytes = layout.shared_bytes(shape_.backward, shape_.cell.resets_before, shape_.cell.states > 1);
     return plan;
   }
-  const int depth = tile_depth(shape.math);
-  const bool resident = depth > 0 && shape.H <= kResidentDepth * depth;
-  const int most_units = most_warps(shape.math, resident) * kUnitTile;
-  const BlockLayout layout{int(std::min<int64_t>(shape.H, most_units)), G, element_bytes(shape.math), resident};
-  const int64_t shared = layout.shared_bytes(shape.backward, shape.cell.resets_before, shape.cell.states > 1);
-  const int64_t weights = G * shape.H * shape.H * element_bytes(shape.math);
-  if (shape.H > most_units || shared > device.shared_bytes) {
-    plan.reason = "weight_hh, " + kib(weights) + ", does not fit in one block's " + kib(device.shared_bytes);
-    return plan;
-  }
-  plan.tier = Tier::kBlock;
-  plan.blocks = (shape.B + kBatchTile - 1) / kBatchTile;
-  plan.threads = 32 * layout.warps();
-  plan.resident = resident;
-  plan.on_chip = weights;
-  plan.shared_bytes = shared;
-  return plan;
+
+  const Shape& shape_;
+  const Device& device_;
+  const int64_t tiles_;
+  Plan stepwise_;
+};
+
+// "grid", or "grid 2x4x1" with a division of the work.
+std::pair<Tier, Wanted> forced_plan(const std::string& text) {
+  const size_t space = text.find(' ');
+  const Tier tier = lookup("FUSED_RNN_TIER", text.substr(0, space), kTiers);
+  Wanted wanted;
+  if (space == std::string::npos) return {tier, wanted};
+  int length = 0;
+  const std::string numbers = text.substr(space + 1);
+  const int found =
+      std::sscanf(numbers.c_str(), "%dx%dx%d%n", &wanted.unit_tiles, &wanted.slices, &wanted.row_tiles, &length);
+  if (tier != Tier::kGrid || found != 3 || size_t(length) != numbers.size() || wanted.slices < 1)
+    throw std::runtime_error("FUSED_RNN_TIER must be a tier, or such as 'grid 2x4x1', got '" + text + "'");
+  return {tier, wanted};
 }
 
 }  // namespace
 
 Plan make_plan(const Shape& shape, const Device& device) {
   if (const std::string reason = why_not(shape); !reason.empty()) throw std::runtime_error(reason);
-  Plan plan = best_plan(shape, device);
+  const Planner planner(shape, device);
   const char* const forced = std::getenv("FUSED_RNN_TIER");
-  if (!forced || !*forced) return plan;
-  const Tier tier = lookup("FUSED_RNN_TIER", forced, kTiers);
-  if (tier == plan.tier) return plan;
-  if (tier == Tier::kBlock) throw std::runtime_error("FUSED_RNN_TIER=block cannot run this layer: " + plan.reason);
-  plan.tier = tier;
-  plan.reason = "FUSED_RNN_TIER forces it";
+  if (!forced || !*forced) return planner.best();
+  const auto [tier, wanted] = forced_plan(forced);
+  Plan plan = planner.of(tier, wanted);
+  if (plan.tier != tier)
+    throw std::runtime_error("FUSED_RNN_TIER=" + std::string(forced) + " cannot run this layer: " + plan.reason);
+  if (tier == Tier::kStepwise) plan.reason = "FUSED_RNN_TIER forces it";
   return plan;
 }
 
 std::string to_string(const Plan& plan) {
   if (plan.tier == Tier::kStepwise) return "stepwise: one matmul and one kernel a step, because " + plan.reason;
+  const Layout& layout = plan.layout;
+  const auto counted = [](int n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); };
+  const int in_registers = std::min(layout.depth(), layout.in_registers), in_shared = layout.depth() - in_registers;
   std::ostringstream text;
-  text << "block: " << plan.blocks << (plan.blocks == 1 ? " block of " : " blocks of ") << plan.threads
-       << " threads and " << kBatchTile << " rows; weight_hh, " << kib(plan.on_chip) << ", in "
-       << (plan.resident ? "registers" : "shared memory") << "; " << kib(plan.shared_bytes) << " of shared memory";
+  if (plan.tier == Tier::kBlock)
+    text << "block: " << counted(plan.groups, "block");
+  else
+    text << "grid: " << counted(plan.groups, "group") << " of " << counted(layout.blocks, "block");
+  text << " of " << 32 * layout.warps() << " threads and " << layout.rows() << " rows; weight_hh, "
+       << kib(int64_t(layout.gates) * layout.H * layout.H * layout.element) << ", in "
+       << (in_shared == 0      ? "registers"
+           : in_registers == 0 ? "shared memory"
+                               : "registers and shared memory")
+       << "; " << kib(plan.shared_bytes) << " of shared memory";
   return text.str();
 }
 

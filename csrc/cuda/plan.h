@@ -6,7 +6,7 @@
 #include <string>
 
 #include "../cell_traits.h"
-#include "block_layout.h"
+#include "layout.h"
 
 namespace fused_rnn {
 
@@ -32,23 +32,27 @@ struct Shape {
 // "float32", "tf32", "bfloat16" or "float16". Throws std::runtime_error for another name.
 Math math_named(const std::string& name);
 
-// kBlock: weight_hh stays on chip, in one block, for all steps; a block has a slice of the batch to itself.
+// kBlock: weight_hh stays on chip for all steps, in one block, which has some rows of the batch to itself.
+// kGrid: the same, divided among the blocks of a group, which meet at each step.
 // kStepwise: at each step one library matmul and one kernel for the cell.
-enum class Tier { kBlock, kStepwise };
+enum class Tier { kBlock, kGrid, kStepwise };
 
 struct Plan {
   Tier tier;
   std::string reason;  // why no better tier, a sentence, or empty
   int chunk;           // steps whose gates_x are computed at once
-  int64_t blocks;      // kBlock only, as all below; each has kBatchTile rows of the batch
-  int threads;         // of a block
-  bool resident;       // weight_hh is in registers, not in shared memory
-  int64_t on_chip;     // bytes of weight_hh that a block keeps
+  double cycles;       // of a step, by the model of cost.h
+  Layout layout;       // not of kStepwise, nor what follows
+  int groups;  // of blocks, in one launch; each has layout.rows() rows of the batch, and launches take the batch
+               // one after the other
   int64_t shared_bytes;
+
+  int rows() const { return groups * layout.rows(); }  // of a launch
 };
 
-// FUSED_RNN_TIER=stepwise or =block forces a tier, for measurements. Throws std::runtime_error for another name, where
-// the forced tier cannot run the shape, and where there is a reason why no plan can.
+// FUSED_RNN_TIER=block, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in a block, 4
+// slices of the depth and 1 row tile in a group. Throws std::runtime_error for anything else, where the forced tier
+// cannot run the shape, and where there is a reason why no plan can.
 Plan make_plan(const Shape& shape, const Device& device);
 
 std::string to_string(const Plan& plan);

@@ -10,6 +10,8 @@ Device device_of(const Tensor& x) { return device_at(x.get_device_index()); }
 
 Stream stream_of(const Tensor& x) { return current_stream(x.get_device_index()); }
 
+unsigned* gave_up_word(const Tensor& x) { return gave_up_word(x.get_device_index()); }
+
 std::shared_ptr<void> current_device_guard(const Tensor& x) {
   return std::make_shared<torch::stable::accelerator::DeviceGuard>(x.get_device_index());
 }

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <thread>
 
@@ -36,7 +37,8 @@ namespace {
 struct Found {
   Device device;
   std::string why_not;
-  bool lasts;  // the answer stays the same as long as the process runs
+  bool lasts;                   // the answer stays the same as long as the process runs
+  unsigned* gave_up = nullptr;  // of a device that the kernels run on
 };
 
 std::string cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
@@ -45,14 +47,19 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Whether there is code for a device shows when one of the kernels is loaded. On a thread of its own, which alone gets
-// another current device: setting the caller's back would start CUDA on that GPU too.
-cudaError_t load_kernel(int index) {
+// Whether there is code for a device shows when one of the kernels is loaded. Also allocates the word of gave_up_word:
+// its address is the same on the host and on every GPU. On a thread of its own, which alone gets another current
+// device: setting the caller's back would start CUDA on that GPU too.
+cudaError_t load_kernel(int index, unsigned*& gave_up) {
   cudaError_t error = cudaSuccess;
   std::thread([&] {
     error = cudaSetDevice(index);
     cudaFuncAttributes attributes;
     if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, sample_kernel());
+    void* word = nullptr;
+    if (error == cudaSuccess)
+      error = cudaHostAlloc(&word, sizeof(unsigned), cudaHostAllocPortable | cudaHostAllocMapped);
+    if (error == cudaSuccess) gave_up = new (word) unsigned(0);
   }).join();
   return error;
 }
@@ -82,8 +89,9 @@ Found find(int index) {
   for (const char* name : {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle",
                            "cublasSetMathMode", "cublasGemmEx"})
     if (!find_torch_cuda_symbol(name)) return {device, std::string("this PyTorch has no function ") + name, true};
-  switch (const cudaError_t error = load_kernel(index); error) {
-    case cudaSuccess: return {device, "", true};
+  unsigned* gave_up = nullptr;
+  switch (const cudaError_t error = load_kernel(index, gave_up); error) {
+    case cudaSuccess: return {device, "", true, gave_up};
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction:
       return {device,
@@ -112,6 +120,12 @@ Device device_at(int index) {
   Found entry = found(index);
   if (!entry.why_not.empty()) throw std::runtime_error("fused_rnn's CUDA kernels cannot run: " + entry.why_not);
   return entry.device;
+}
+
+unsigned* gave_up_word(int index) {
+  unsigned* const word = found(index).gave_up;
+  check_gave_up(word);
+  return word;
 }
 
 void* current_stream(int index) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 #include "plan.h"
@@ -24,6 +25,18 @@ inline Math float32_math(bool allow_tf32, int capability) {
 
 // PyTorch's current stream of that GPU, a cudaStream_t. Throws std::runtime_error.
 void* current_stream(int index);
+
+// Of that GPU, for kernels that wait for one another: see placement.h. Its memory is the process's.
+unsigned* gave_up_word(int index);
+
+// Throws std::runtime_error if the word is set, and clears it.
+inline void check_gave_up(unsigned* word) {
+  if (!*static_cast<volatile unsigned*>(word)) return;
+  *word = 0;
+  throw std::runtime_error(
+      "an earlier recurrent layer on this GPU gave up: a block waited for two seconds for another one of its group. "
+      "The results of that layer are NaN. FUSED_RNN_TIER=stepwise runs layers without such waiting");
+}
 
 // Throws std::runtime_error that says what failed and how, unless `error` is cudaSuccess.
 void check_launch(int error, const char* what);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../scalar.h"
+#include "layout.h"
 
 namespace fused_rnn {
 
@@ -63,6 +64,22 @@ struct BackwardSteps : Steps<S> {
   S* grads_h;            // [count, B, G*H]: d loss / d gates_h; the same array as grads_x where they are the same
   S* h_before;           // [count, B, H]: the h that weight_hh multiplied, zero where a row is not active
   S* reset_h;            // [count, B, H]: r * h, reset before the matmul only
+};
+
+// What the blocks of a group exchange through global memory; of a launch with several blocks a group only.
+struct Mailbox {
+  unsigned char* tiles;  // [groups, mail_bytes]
+  unsigned* flags;       // [groups, flags]; zero before the launch
+  unsigned* gave_up;     // becomes 1 where a block has waited too long for another one
+};
+
+// A launch of a persistent kernel.
+template <class S>
+struct Recurrence {
+  S steps;  // ForwardSteps or BackwardSteps
+  Layout layout;
+  int first_row;  // of the batch; the launch takes as many as its groups have
+  Mailbox mailbox;
 };
 
 // One step of the stepwise tier, a chunk by itself, and what its matmuls gave or take.

@@ -1,98 +1,141 @@
-// A warp's product of tiles, D [16, 8] += L [16, depth] R [depth, 8], in each kind of arithmetic. Of D every thread has
-// four numbers: rows lane/4 and lane/4 + 8, columns 2 (lane%4) and the next one, as mma.sync lays them out. R is in
-// shared memory, a column after the other, and L row after row.
+// A warp's product of tiles, D [16, 8] += L [16, 16] R [16, 8], in each kind of arithmetic. Of D every thread has four
+// sums: rows lane/4 and lane/4 + 8, columns 2 (lane%4) and the next one, as mma.sync lays them out.
+//
+// D of one step is R of the next: its rows are hidden units, its columns rows of the batch. Transposed, a thread has of
+// column lane/4 the units 2 (lane%4), the next one, and both 8 further: a fragment, which is all that a thread needs
+// of R in 16 bits. In 32 bits, where a tile is two mma.sync of depth 8, these are units 2t as the instruction's k = t
+// and 2t + 1 as its k = t + 4; the columns of L are in that order, too. The first 8 units and the last 8 make half a
+// fragment each, from two of D's four sums.
 #pragma once
 
 #include "barriers.cuh"
-#include "block_layout.h"
+#include "layout.h"
 #include "matrix.cuh"
 #include "numbers.cuh"
 #include "predicated.cuh"
 
 namespace fused_rnn {
 
+constexpr int kLeftNumbers = kUnitTile * kUnitTile, kRightNumbers = kUnitTile * kBatchTile;
+constexpr int kFragmentNumbers = kRightNumbers / 32;
+
 template <Math kMath>
 struct Tile;
 
-// A tile of mma.sync, whose rows of kDepth numbers take 32 bytes: 16 numbers of 16 bits or 8 of 32. R is loaded for
-// kTiles of them at once.
+template <class Word>
+FUSED_RNN_DEVICE Word load_words(const void* from) {
+  return *static_cast<const Word*>(from);
+}
+
+// Numbers of 16 bits. A tile in memory is what each lane needs, lane after lane.
 template <class Number>
-struct MmaTile {
+struct NarrowTile {
   using Element = Number;
-  static constexpr int kDepth = 32 / sizeof(Element), kHalf = kDepth / 2, kTiles = 2;
-  struct Left {
-    uint32_t r[4];
-  };
-  struct Right {
-    uint32_t r[4];
-  };
+  using Half = uint32_t;
+  using Fragment = uint2;
+  using Left = uint4;
+  using Right = uint2;
 
-  FUSED_RNN_DEVICE static Left load_left(int lane, const Element* from, int stride) {
-    Left left;
-    ldmatrix_x4(left.r, from + lane % 16 * stride + lane / 16 * kHalf);
-    return left;
-  }
-  FUSED_RNN_DEVICE static Right load_right(int lane, const Element* from, int stride) {
-    Right right;
-    ldmatrix_x4(right.r, from + lane % 8 * stride + lane / 8 * kHalf);
-    return right;
-  }
-};
-
-// Numbers of 16 bits.
-template <class Number>
-struct HalfTile : MmaTile<Number> {
   FUSED_RNN_DEVICE static Number element(float value) { return from_float<Number>(value); }
   FUSED_RNN_DEVICE static Number element(Number value) { return value; }
-  FUSED_RNN_DEVICE static void multiply_if(bool condition, float (&d)[4], const typename MmaTile<Number>::Left& left,
-                                           const typename MmaTile<Number>::Right& right, int tile) {
-    mma_if(condition, d, left.r, {right.r[2 * tile], right.r[2 * tile + 1]}, Number());
+
+  // Where a number of L is in memory.
+  FUSED_RNN_DEVICE static int left_place(int row, int k) {
+    return (row % 8 * 4 + k % 8 / 2) * 8 + (k / 8 * 2 + row / 8) * 2 + k % 2;
   }
+  FUSED_RNN_DEVICE static Left load_left(int lane, const Number* tile) { return load_words<Left>(tile + 8 * lane); }
+  FUSED_RNN_DEVICE static Right load_right(int lane, const Number* tile) { return load_words<Right>(tile + 4 * lane); }
+  FUSED_RNN_DEVICE static int right_place(int lane) { return lane; }
+
+  FUSED_RNN_DEVICE static void multiply_if(bool condition, float (&d)[4], const Left& left, const Right& right) {
+    mma_if(condition, d, {left.x, left.y, left.z, left.w}, {right.x, right.y}, Number());
+  }
+  FUSED_RNN_DEVICE static Half half(float even, float odd) { return transpose_matrix(pack<Number>(even, odd)); }
+  FUSED_RNN_DEVICE static Fragment join(Half first, Half second) { return {first, second}; }
 };
 
 template <>
-struct Tile<Math::kBFloat16> : HalfTile<BFloat16> {};
+struct Tile<Math::kBFloat16> : NarrowTile<BFloat16> {};
 template <>
-struct Tile<Math::kFloat16> : HalfTile<Float16> {};
+struct Tile<Math::kFloat16> : NarrowTile<Float16> {};
+
+// Numbers of 32 bits.
+struct WordTile {
+  using Element = float;
+  using Half = uint2;
+  using Fragment = uint4;
+
+  // Numbers of 32 bits are transposed as their high and their low bits.
+  FUSED_RNN_DEVICE static Half half(float even, float odd) {
+    const uint32_t a = bit_cast<uint32_t>(even), b = bit_cast<uint32_t>(odd);
+    const uint32_t low = transpose_matrix((a & 0xffffu) | b << 16),
+                   high = transpose_matrix(a >> 16 | (b & 0xffff0000u));
+    return {(low & 0xffffu) | high << 16, low >> 16 | (high & 0xffff0000u)};
+  }
+  FUSED_RNN_DEVICE static Fragment join(Half first, Half second) { return {first.x, first.y, second.x, second.y}; }
+};
 
 // Float32 rounded to TF32.
 template <>
-struct Tile<Math::kTf32> : MmaTile<float> {
+struct Tile<Math::kTf32> : WordTile {
+  struct Left {
+    uint4 half[2];
+  };
+  using Right = uint4;
+
   FUSED_RNN_DEVICE static float element(float value) { return round_to_tf32(value); }
-  FUSED_RNN_DEVICE static void multiply_if(bool condition, float (&d)[4], const Left& left, const Right& right,
-                                           int tile) {
-    mma_tf32_if(condition, d, left.r, {right.r[2 * tile], right.r[2 * tile + 1]});
+  FUSED_RNN_DEVICE static Half half(float even, float odd) { return WordTile::half(element(even), element(odd)); }
+  FUSED_RNN_DEVICE static int left_place(int row, int k) {
+    return k / 8 * kRightNumbers + (row % 8 * 4 + k % 8 / 2) * 4 + k % 2 * 2 + row / 8;
+  }
+  FUSED_RNN_DEVICE static Left load_left(int lane, const float* tile) {
+    return {{load_words<uint4>(tile + 4 * lane), load_words<uint4>(tile + kRightNumbers + 4 * lane)}};
+  }
+  FUSED_RNN_DEVICE static Right load_right(int lane, const float* tile) { return load_words<Right>(tile + 4 * lane); }
+  FUSED_RNN_DEVICE static int right_place(int lane) { return lane; }
+
+  FUSED_RNN_DEVICE static void multiply_if(bool condition, float (&d)[4], const Left& left, const Right& right) {
+    const uint4 near = left.half[0], far = left.half[1];
+    mma_tf32_if(condition, d, {near.x, near.y, near.z, near.w}, {right.x, right.y});
+    mma_tf32_if(condition, d, {far.x, far.y, far.z, far.w}, {right.z, right.w});
   }
 };
 
-// Float32 multiply-adds: every thread reads the two rows and two columns that its four sums need.
+// Float32 multiply-adds: every thread reads the two rows and two columns that its four sums need. In memory both
+// factors are four parts of four k, those of a fragment, and in each part rows or columns one after the other: so the
+// rows, or columns, that the threads of a warp read at once are in different banks.
 template <>
-struct Tile<Math::kFloat32> {
-  using Element = float;
-  static constexpr int kDepth = 4, kTiles = 1;
+struct Tile<Math::kFloat32> : WordTile {
   struct Left {
-    float4 row[2];
+    const float4* rows;
   };
   struct Right {
-    float4 column[2];
+    const float4* columns;
   };
 
-  FUSED_RNN_DEVICE static Element element(float value) { return value; }
-  FUSED_RNN_DEVICE static float4 load4(const Element* from) { return *reinterpret_cast<const float4*>(from); }
+  FUSED_RNN_DEVICE static float element(float value) { return value; }
+  FUSED_RNN_DEVICE static int left_place(int row, int k) {
+    return k % 8 / 2 * (4 * kUnitTile) + row * 4 + k / 8 * 2 + k % 2;
+  }
+  FUSED_RNN_DEVICE static Left load_left(int lane, const float* tile) {
+    return {reinterpret_cast<const float4*>(tile) + lane / 4};
+  }
+  FUSED_RNN_DEVICE static Right load_right(int lane, const float* tile) {
+    return {reinterpret_cast<const float4*>(tile) + 2 * (lane % 4)};
+  }
+  FUSED_RNN_DEVICE static int right_place(int lane) { return lane % 4 * kBatchTile + lane / 4; }
 
-  FUSED_RNN_DEVICE static Left load_left(int lane, const Element* from, int stride) {
-    const Element* row = from + lane / 4 * stride;
-    return {{load4(row), load4(row + 8 * stride)}};
-  }
-  FUSED_RNN_DEVICE static Right load_right(int lane, const Element* from, int stride) {
-    const Element* column = from + 2 * (lane % 4) * stride;
-    return {{load4(column), load4(column + stride)}};
-  }
   FUSED_RNN_DEVICE static void add_product(float& sum, float4 a, float4 b) {
     sum = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
   }
-  FUSED_RNN_DEVICE static void multiply_if(bool, float (&d)[4], const Left& left, const Right& right, int) {
-    for (int i = 0; i < 4; ++i) add_product(d[i], left.row[i / 2], right.column[i % 2]);
+  FUSED_RNN_DEVICE static void multiply_if(bool, float (&d)[4], const Left& left, const Right& right) {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const float4 rows[] = {left.rows[part * kUnitTile], left.rows[part * kUnitTile + 8]};
+      const float4 columns[] = {right.columns[part * kBatchTile], right.columns[part * kBatchTile + 1]};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) add_product(d[i], rows[i / 2], columns[i % 2]);
+    }
   }
 };
 
@@ -103,14 +146,15 @@ struct LeftFactors {
   const S* weight_hh;
   int H;
 
-  // A warp copies a gate's rows from `first` on, kUnitTile of them, to its own part of shared memory. Zeros past H.
+  // A warp copies part of a gate to shared memory, as left tiles one after the other: kUnitTile rows from `row` on,
+  // `tiles` of the depth from unit k on. Zeros past H.
   template <class T>
-  FUSED_RNN_DEVICE void copy(typename T::Element* rows, int stride, int padded, int lane, int gate, int first) const {
-    const S* const from = weight_hh + gate * H * H + first * (kTransposed ? 1 : H);
+  FUSED_RNN_DEVICE void copy(typename T::Element* to, int lane, int gate, int row, int k, int tiles) const {
+    const S* const from = weight_hh + gate * H * H + (kTransposed ? k * H + row : row * H + k);
     if (H % kWide == 0 && reinterpret_cast<uintptr_t>(from) % kBytes == 0)
-      copy<T, true>(rows, stride, padded, lane, from, H - first);
+      copy<T, true>(to, lane, from, H - row, H - k, tiles);
     else
-      copy<T, false>(rows, stride, padded, lane, from, H - first);
+      copy<T, false>(to, lane, from, H - row, H - k, tiles);
   }
 
  private:
@@ -118,11 +162,10 @@ struct LeftFactors {
 
   // Global memory is read in lines, of rows or of columns, and each lane has kBatch parts of lines on the way at once.
   template <class T, bool kAligned>
-  FUSED_RNN_DEVICE void copy(typename T::Element* rows, int stride, int padded, int lane, const S* from,
-                             int units) const {
+  FUSED_RNN_DEVICE void copy(typename T::Element* to, int lane, const S* from, int rows, int depth, int tiles) const {
     constexpr int kBatch = 4;
-    const int lines = kTransposed ? H : units, length = kTransposed ? units : H;
-    const int parts = (kTransposed ? kUnitTile : padded) / kWide, count = kUnitTile * padded / kWide;
+    const int lines = kTransposed ? depth : rows, length = kTransposed ? rows : depth;
+    const int parts = (kTransposed ? kUnitTile : tiles * kUnitTile) / kWide, count = tiles * kLeftNumbers / kWide;
 #pragma unroll 1
     for (int first = lane; first < count; first += 32 * kBatch) {
       S numbers[kBatch][kWide];
@@ -147,102 +190,85 @@ struct LeftFactors {
         const int i = first + 32 * b, line = i / parts, at = i % parts * kWide;
         if (i >= count) break;
 #pragma unroll
-        for (int j = 0; j < kWide; ++j)
-          rows[kTransposed ? (at + j) * stride + line : line * stride + at + j] = T::element(numbers[b][j]);
+        for (int j = 0; j < kWide; ++j) {
+          const int row = kTransposed ? at + j : line, k = kTransposed ? line : at + j;
+          to[k / kUnitTile * kLeftNumbers + T::left_place(row, k % kUnitTile)] = T::element(numbers[b][j]);
+        }
       }
     }
   }
 };
 
-// The weights that one warp multiplies with: kGates left factors of [16, padded], on chip for all steps.
-// for_each_load(f) calls f(i, tiles, left) for the tiles of the depth from i on for which one right factor is loaded;
-// `tiles` of them, or more, exist, and left(j, gate) is the left factor of tile i + j.
-template <Math kMath, int kGates, bool kResident>
-class WarpWeights;
-
-// In registers, past a part of shared memory that holds one gate at a time.
-template <Math kMath, int kGates>
-class WarpWeights<kMath, kGates, true> {
+// The weights that one warp multiplies with, on chip for all steps: kGates left factors of one unit tile and one slice
+// of the depth. The first kInRegisters tiles of the slice are in registers; whether there may be more, in shared
+// memory, is kInShared.
+template <Math kMath, int kGates, int kInRegisters, bool kInShared>
+class WarpWeights {
   using T = Tile<kMath>;
   using Element = typename T::Element;
 
  public:
+  // shared: the warp's part of shared memory, [in_shared, kGates, left tile]. loading: memory for kInRegisters tiles.
   template <class Factors>
-  FUSED_RNN_DEVICE WarpWeights(const BlockLayout& layout, unsigned char* memory, int warp, int lane,
-                               const Factors& factors)
-      : tiles_(layout.padded() / T::kDepth) {
-    const int stride = layout.stride();
-    Element* const rows = reinterpret_cast<Element*>(memory) + warp * kUnitTile * stride;
+  FUSED_RNN_DEVICE WarpWeights(Element* shared, Element* loading, int lane, const Factors& factors, int unit,
+                               int first_tile, int tiles)
+      : tiles_(tiles), lane_(lane), shared_(shared) {
+    const int k = first_tile * kUnitTile;
+    if constexpr (kInRegisters > 0) {
+      const int count = tiles < kInRegisters ? tiles : kInRegisters;
 #pragma unroll
-    for (int gate = 0; gate < kGates; ++gate) {
-      factors.template copy<T>(rows, stride, layout.padded(), lane, gate, warp * kUnitTile);
-      warp_barrier("weights.filled");
+      for (int gate = 0; gate < kGates; ++gate) {
+        factors.template copy<T>(loading, lane, gate, unit, k, count);
+        warp_barrier("weights.filled");
 #pragma unroll
-      for (int i = 0; i < kResidentDepth; ++i)
-        if (i < tiles_) left_[gate][i] = T::load_left(lane, rows + i * T::kDepth, stride);
-      warp_barrier("weights.taken");
+        for (int i = 0; i < kInRegisters; ++i)
+          if (i < tiles) left_[gate][i] = T::load_left(lane, loading + i * kLeftNumbers);
+        warp_barrier("weights.taken");
+      }
     }
+    if constexpr (kInShared)
+#pragma unroll 1
+      for (int i = kInRegisters; i < tiles; ++i)
+        for (int gate = 0; gate < kGates; ++gate)
+          factors.template copy<T>(shared_at(i, gate), lane, gate, unit, k + i * kUnitTile, 1);
   }
+
+  // f(i, exists, left) for the tiles of the depth, and some that do not exist; left(gate) is the left factor of tile i.
   template <class F>
-  FUSED_RNN_DEVICE void for_each_load(const F& f) const {
+  FUSED_RNN_DEVICE void for_each_tile(const F& f) const {
 #pragma unroll
-    for (int i = 0; i < kResidentDepth; i += T::kTiles)
-      f(i, tiles_ - i, [&](int j, int gate) -> const typename T::Left& { return left_[gate][i + j]; });
-  }
-
- private:
-  int tiles_;
-  typename T::Left left_[kGates][kResidentDepth];
-};
-
-// In shared memory.
-template <Math kMath, int kGates>
-class WarpWeights<kMath, kGates, false> {
-  using T = Tile<kMath>;
-  using Element = typename T::Element;
-
- public:
-  template <class Factors>
-  FUSED_RNN_DEVICE WarpWeights(const BlockLayout& layout, unsigned char* memory, int warp, int lane,
-                               const Factors& factors)
-      : tiles_(layout.padded() / T::kDepth),
-        stride_(layout.stride()),
-        lane_(lane),
-        rows_(reinterpret_cast<Element*>(memory) + warp * kGates * kUnitTile * stride_) {
-    for (int gate = 0; gate < kGates; ++gate)
-      factors.template copy<T>(rows_ + gate * kUnitTile * stride_, stride_, layout.padded(), lane, gate,
-                               warp * kUnitTile);
-    // No barrier: both passes have one of the whole block before their first product.
-  }
-  template <class F>
-  FUSED_RNN_DEVICE void for_each_load(const F& f) const {
+    for (int i = 0; i < kInRegisters; ++i)
+      f(i, i == 0 || i < tiles_, [&](int gate) -> const typename T::Left& { return left_[gate][i]; });
+    if constexpr (kInShared)
 #pragma unroll 1  // more at a time cost more registers than a block of this size has
-    for (int i = 0; i < tiles_; i += T::kTiles)
-      f(i, tiles_ - i, [&](int j, int gate) {
-        return T::load_left(lane_, rows_ + gate * kUnitTile * stride_ + (i + j) * T::kDepth, stride_);
-      });
+      for (int i = kInRegisters; i < tiles_; ++i)
+        f(i, true, [&](int gate) { return T::load_left(lane_, shared_at(i, gate)); });
   }
 
  private:
-  int tiles_, stride_, lane_;
-  Element* rows_;
+  FUSED_RNN_DEVICE Element* shared_at(int i, int gate) const {
+    return shared_ + ((i - kInRegisters) * kGates + gate) * kLeftNumbers;
+  }
+
+  int tiles_, lane_;
+  Element* shared_;
+  typename T::Left left_[kGates][kInRegisters > 0 ? kInRegisters : 1];
 };
 
-// sums[gate] += left[gate] right[gate] for gates [kFirst, kLast); all gates have one right factor if kOneRight.
+// sums[gate] += left[gate] right[gate] for gates [kFirst, kLast); all gates have one right factor if kOneRight. right:
+// the first tile of the first gate's factor; the next gate's is `stride` numbers further.
 template <Math kMath, int kFirst, int kLast, bool kOneRight, class Weights, int kGates>
-FUSED_RNN_DEVICE void multiply(float (&sums)[kGates][4], const Weights& weights, int lane,
-                               const typename Tile<kMath>::Element* right, int stride) {
+FUSED_RNN_DEVICE void multiply_tiles(float (&sums)[kGates][4], const Weights& weights, int lane,
+                                     const typename Tile<kMath>::Element* right, int stride) {
   using T = Tile<kMath>;
-  weights.for_each_load([&](int i, int tiles, const auto& left) {
-    typename T::Right rights[kOneRight ? 1 : kGates];
+  weights.for_each_tile([&](int i, bool exists, const auto& left) {
+    typename T::Right factor;
 #pragma unroll
-    for (int gate = kOneRight ? 0 : kFirst; gate < (kOneRight ? 1 : kLast); ++gate)
-      rights[gate] = T::load_right(lane, right + i * T::kDepth + gate * kBatchTile * stride, stride);
-#pragma unroll
-    for (int j = 0; j < T::kTiles; ++j)
-#pragma unroll
-      for (int gate = kFirst; gate < kLast; ++gate)
-        T::multiply_if(i + j == 0 || j < tiles, sums[gate], left(j, gate), rights[kOneRight ? 0 : gate], j);
+    for (int gate = kFirst; gate < kLast; ++gate) {
+      if (gate == kFirst || !kOneRight)
+        factor = T::load_right(lane, right + (gate - kFirst) * stride + i * kRightNumbers);
+      T::multiply_if(exists, sums[gate], left(gate), factor);
+    }
   });
 }
 

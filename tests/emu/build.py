@@ -60,7 +60,8 @@ def library_of_the_compiler(name: str) -> str:
 
 
 def library_sources() -> list[Path]:
-    return [EMU / "ops.cpp", EMU / "host.cpp", CUDA / "plan.cpp", *sorted((CUDA / "kernels").glob("*.cu"))]
+    host = [EMU / "ops.cpp", EMU / "host.cpp", CUDA / "plan.cpp", CUDA / "cost.cpp"]
+    return [*host, *sorted((CUDA / "kernels").glob("*.cu"))]
 
 
 def ninja_file(flavour: str) -> str:

@@ -6,7 +6,7 @@
 // reads from the environment:
 //   EMU_SEED      0 round robin; odd: a random order; even: a random order in which some warps run far ahead of others
 //   EMU_MUTANT    the name of the synchronising calls that are switched off
-//   EMU_RESIDENT  how many blocks of a launch that is not cooperative run at the same time (4)
+//   EMU_RESIDENT  how many blocks run at the same time (4, and of a cooperative launch all: another number is a fault)
 #pragma once
 
 #define FUSED_RNN_EMULATOR 1
@@ -128,6 +128,7 @@ void require_cooperative();
 void fence(Site site);
 unsigned load_acquire(const unsigned* p, Site site);
 void add_release(unsigned* p, unsigned value, Site site);
+void store_release(unsigned* p, unsigned value, Site site);
 uint32_t load_relaxed(const uint32_t* p);
 void store_relaxed(uint32_t* p, uint32_t value);
 uint4 load_relaxed(const uint4* p);
@@ -151,7 +152,8 @@ T* cluster_address(const T* p, unsigned rank) {
 
 enum class Operand { kBFloat16, kFloat16, kTf32 };
 void mma(float* d, const uint32_t* a, const uint32_t* b, Operand operand);
-void ldmatrix(uint32_t* r, const void* row, bool transposed);
+uint32_t movmatrix(uint32_t pair);
+uint64_t nanoseconds();
 uint32_t shuffle(uint32_t value, int source_lane);
 unsigned ballot(bool predicate);
 

@@ -165,7 +165,7 @@ void prepare(const Shape& shape) {
   check(shape);
   launch_shape = shape;
   const unsigned blocks = volume(shape.grid), threads = volume(shape.block), cluster = std::max(shape.cluster, 1u);
-  const uint64_t resident = shape.cooperative ? blocks : number_from_environment("EMU_RESIDENT", 4);
+  const uint64_t resident = number_from_environment("EMU_RESIDENT", shape.cooperative ? blocks : 4);
   cluster_count = blocks / cluster;
   const size_t place_count = std::min<uint64_t>(std::max<uint64_t>(resident / cluster, 1), cluster_count);
   const size_t resident_threads = place_count * cluster * threads;

@@ -23,7 +23,8 @@ void set_device(std::string name, int64_t shared_bytes, int64_t chunk_bytes) {
 // The tier that the planner chooses there.
 std::string tier(std::string cell, std::string math, int64_t T, int64_t B, int64_t H, bool backward) {
   const Plan plan = make_plan({cell_named(cell), math_named(math), T, B, H, backward}, emulated_device());
-  return plan.tier == Tier::kBlock ? "block" : "stepwise";
+  const std::string text = to_string(plan);
+  return text.substr(0, text.find(':'));
 }
 
 // The names of the synchronising calls that were reached so far.

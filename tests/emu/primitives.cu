@@ -76,18 +76,9 @@ FUSED_RNN_KERNEL void mma_tf32_low_bits(const __grid_constant__ Args a) {
   store_sums(a.out, d);
 }
 
-template <bool kTransposed>
-FUSED_RNN_KERNEL void ldmatrix(const __grid_constant__ Args a) {
-  FUSED_RNN_SHARED_MEMORY(memory);
-  uint16_t* const elements = reinterpret_cast<uint16_t*>(memory);  // [4 matrices, 8, 8]
-  for (int i = 0; i < 8; ++i) elements[8 * threadIdx.x + i] = uint16_t(8 * threadIdx.x + i);
-  warp_barrier("ldmatrix");
-  uint32_t r[4];
-  if constexpr (kTransposed)
-    ldmatrix_x4_transposed(r, elements + 8 * threadIdx.x);
-  else
-    ldmatrix_x4(r, elements + 8 * threadIdx.x);
-  for (int i = 0; i < 4; ++i) a.out[i * kLanes + threadIdx.x] = r[i];
+FUSED_RNN_KERNEL void transpose(const __grid_constant__ Args a) {
+  const uint32_t lane = threadIdx.x;
+  a.out[lane] = transpose_matrix(2 * lane | (2 * lane + 1) << 16);
 }
 
 // ---- Warps ----
@@ -212,22 +203,27 @@ FUSED_RNN_KERNEL void grid(const __grid_constant__ Args a) {
   a.out[3 * blocks * kLanes + blockIdx.x * kLanes + lane] = value;
 }
 
-// One block hands a word to the other by a fence and a relaxed flag, and gets one back by release and acquire.
+// One block hands a word to the other by a fence and a relaxed flag, and gets one back by release and acquire, twice.
 FUSED_RNN_KERNEL void message(const __grid_constant__ Args a) {
   unsigned* const flag = a.counter;
   if (blockIdx.x == 0) {
     a.out[0] = 42;
     fence("published");
     store_relaxed(flag, 1u);
-    while (load_acquire(flag, "answer") != 3) {
+    while (load_acquire(flag, "answer") < 3) {
     }
     a.out[2] = a.out[1] + 1;
+    while (load_acquire(flag, "second answer") != 7) {
+    }
+    a.out[4] = a.out[3] + 1;
   } else {
     while (load_relaxed(flag) == 0) {
     }
     fence("observed");
     a.out[1] = a.out[0] + 1;
     add_release(flag, 2, "answered");
+    a.out[3] = a.out[0] + 2;
+    store_release(flag, 7, "answered again");
   }
 }
 
@@ -383,8 +379,7 @@ int run_all(const char* path) {
     program.run("mma_bfloat16", mma_halves<BFloat16>, warp, 128);
     program.run("mma_tf32", mma_tf32_low_bits, warp, 128);
   }
-  program.run("ldmatrix", ldmatrix<false>, warp, 128);
-  program.run("ldmatrix_transposed", ldmatrix<true>, warp, 128);
+  program.run("transpose", transpose, warp, kLanes);
   program.run("warp_exchange", warp_exchange, warp, 6 * kLanes);
   program.run("conditions", conditions, warp, kLanes + kLanes / 2);
   program.run("cp_async", cp_async, warp, 8 * kLanes);
@@ -394,7 +389,7 @@ int run_all(const char* path) {
     program.run("cluster", cluster, {dim3(8), dim3(kLanes), 4096, nullptr, false, 4}, 8 * 12 * kLanes);
   }
   program.run("grid", grid, {dim3(4), dim3(kLanes), 0, nullptr, true, 0}, 4 * 4 * kLanes);
-  program.run("message", message, {dim3(2), dim3(1), 0, nullptr, true, 0}, 3);
+  program.run("message", message, {dim3(2), dim3(1), 0, nullptr, true, 0}, 5);
   const std::vector<uint32_t> numbers = special_numbers();
   program.set_in(numbers);
   program.write("numbers", numbers);

@@ -189,8 +189,10 @@ void order_add(const void* p, bool release) {
   if (release) acting->release_to(edge);
 }
 
-void order_store(const void* p) {
-  if (watched) edges[p] = acting->published;
+void order_store(const void* p, bool release) {
+  if (!watched) return;
+  Clock& edge = edges[p] = acting->published;
+  if (release) acting->release_to(edge);
 }
 
 void order_fence() {

@@ -77,7 +77,7 @@ std::string description();
 
 void order_load(const void* p, bool acquire);
 void order_add(const void* p, bool release);
-void order_store(const void* p);
+void order_store(const void* p, bool release);
 void order_fence();
 
 }  // namespace emu::race

@@ -91,7 +91,7 @@ uint32_t load(const uint32_t* p, bool acquire, Site site, const void* pc) {
 void store(uint32_t* p, uint32_t value, const void* pc) {
   yield();
   race::access(p, sizeof(*p), race::Kind::kAtomicWrite, pc);
-  race::order_store(p);
+  race::order_store(p, false);
   *p = value;
   progress();
 }
@@ -105,6 +105,14 @@ void add_release(unsigned* p, unsigned value, Site site) {
   race::access(p, sizeof(*p), race::Kind::kAtomicWrite, __builtin_return_address(0));
   race::order_add(p, is_on(site));
   *p += value;
+  progress();
+}
+
+void store_release(unsigned* p, unsigned value, Site site) {
+  yield();
+  race::access(p, sizeof(*p), race::Kind::kAtomicWrite, __builtin_return_address(0));
+  race::order_store(p, is_on(site));
+  *p = value;
   progress();
 }
 

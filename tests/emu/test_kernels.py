@@ -30,8 +30,9 @@ def load():
 
 
 @pytest.fixture(autouse=True)
-def emulator():
+def emulator(monkeypatch):
     load()
+    monkeypatch.setenv("FUSED_RNN_TIER", "")  # and whatever `device_for` sets is gone after the test
 
 
 pytestmark = pytest.mark.slow
@@ -42,15 +43,22 @@ MATHS = {  # what products multiply: the storage type, and whether TF32 is allow
     "bfloat16": (torch.bfloat16, False),
     "float16": (torch.float16, False),
 }
-# The last H whose block backward fits into an H200's block; the forward's may be larger. With T at least 4.
+# The last H whose passes both fit into an H200's block.
 LARGEST_BLOCK = {
-    LSTM: {"float32": 96, "tf32": 96, "bfloat16": 144, "float16": 144},
+    LSTM: {"float32": 96, "tf32": 96, "bfloat16": 160, "float16": 160},
     GRU: {"float32": 128, "tf32": 128, "bfloat16": 176, "float16": 176},
     GRU_RESET_BEFORE: {"float32": 128, "tf32": 128, "bfloat16": 176, "float16": 176},
     RNN_TANH: {"float32": 128, "tf32": 128, "bfloat16": 192, "float16": 192},
     RNN_RELU: {"float32": 128, "tf32": 128, "bfloat16": 192, "float16": 192},
 }
-NO_BLOCK = 1  # bytes of shared memory with which every layer is stepwise
+# Unit tiles of a block, slices of the depth, row tiles of a group; each with sizes that need it.
+GRIDS = {
+    "grid 1x2x1": Size(6, 9, 3, 17),  # two blocks, two groups; a slice with one unit
+    "grid 2x3x1": Size(5, 9, 3, 40),  # a block whose second unit tile does not exist; a warp that applies no cell
+    "grid 1x4x2": Size(4, 17, 3, 61),  # a second group with one row
+    "grid 1x7x3": Size(4, 41, 3, 100),  # a second group with fewer rows than row tiles
+}
+TIERS = ("block", "grid 1x2x1", "stepwise")
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,15 @@ class Case:
     bias: bool = True
     chunk: int = 0  # steps of a chunk; 0: all of them
     seed: int = 0
+    device: str = "H200"
 
     def __str__(self):
         flags = [name for name in ("reverse", "ragged") if getattr(self, name)] + ["nobias"] * (not self.bias)
         chunk = [f"chunk{self.chunk}"] if self.chunk else []
-        return "-".join([str(self.cell), self.math, self.tier, str(self.size), *flags, *chunk, f"seed{self.seed}"])
+        device = [self.device] if self.device != "H200" else []
+        return "-".join(
+            [str(self.cell), self.math, self.tier, str(self.size), *device, *flags, *chunk, f"seed{self.seed}"]
+        )
 
 
 SIZES = (
@@ -77,7 +89,9 @@ SIZES = (
     Size(T=5, B=9, I=3, H=17),  # a second block with one row, a second warp with one unit
     Size(T=12, B=7, I=20, H=48),  # three warps
 )
-RESIDENT = {"tf32": (64, 65), "bfloat16": (128, 129), "float16": (128, 129)}  # in registers, in shared memory
+# The last H whose weights are all in registers, in one block and with two slices of the depth.
+IN_REGISTERS = {"tf32": (64, 128), "bfloat16": (128, 256), "float16": (128, 256)}
+FEWEST = {"block": Size(6, 9, 3, 17), "stepwise": Size(6, 9, 3, 17), "grid 1x2x1": Size(6, 9, 3, 17)}
 
 
 def cases():
@@ -86,37 +100,48 @@ def cases():
             for tier in ("block", "stepwise"):
                 for size in SIZES:
                     yield Case(cell, math, tier, size)
+            for tier, size in FEWEST.items():
                 for reverse in (False, True):
                     for ragged in (False, True):
-                        yield Case(cell, math, tier, Size(6, 9, 3, 17), reverse, ragged, bias=reverse)
+                        yield Case(cell, math, tier, size, reverse, ragged, bias=reverse)
                 for reverse in (False, True):
-                    yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, ragged=True, chunk=1 + 2 * reverse)
+                    odd = replace_T(size, 7)
+                    yield Case(cell, math, tier, odd, reverse, ragged=True, chunk=1 + 2 * reverse)
+            for i, (tier, size) in enumerate(GRIDS.items()):
+                yield Case(cell, math, tier, size, reverse=i % 2 == 1, ragged=i % 3 == 0)
+            yield Case(cell, math, "grid 1x2x1", Size(4, 60, 3, 17), ragged=True, device="H100 MIG 1g")  # two launches
             yield Case(cell, math, "few steps", Size(1, 9, 3, 17))
             yield Case(cell, math, "few steps", Size(3, 9, 3, 17), reverse=True, ragged=True)
             if PLAIN:
-                for H in RESIDENT.get(math, ()):
-                    yield Case(cell, math, "block", Size(4, 9, 3, H), ragged=H % 2 == 1)
+                for tier, last in zip(("block", "grid 4x2x1"), IN_REGISTERS.get(math, ())):
+                    for H in (last, last + 1):
+                        yield Case(cell, math, tier, Size(3, 9, 3, H), ragged=last < H)
                 H = LARGEST_BLOCK[cell][math]
                 yield Case(cell, math, "block", Size(4, 8, 3, H))
-                yield Case(cell, math, "block and stepwise", Size(4, 8, 3, H + 1))
+                yield Case(cell, math, "", Size(4, 8, 3, H + 1))
+
+
+def replace_T(size, T):
+    return Size(T, size.B, size.I, size.H)
 
 
 def seeded():
     """Every case with one of the seeds 0 to 3 in turn, and one case of every loop with all of them."""
     for i, case in enumerate(cases()):
-        every = case.size == Size(6, 9, 3, 17) and case.ragged and case.math in ("float32", "bfloat16")
+        every = case.size == FEWEST.get(case.tier) and case.ragged and case.math in ("float32", "bfloat16")
         for seed in range(4) if every else [i % 4]:
             yield replace(case, seed=seed)
 
 
 def device_for(case):
-    """Sets the device that makes the planner choose the tier and the chunk."""
+    """Sets the device, its chunk, and the tier; of no tier or few steps the planner chooses."""
     T, B, H = case.size.T, case.size.B, case.size.H
-    chunk_bytes = case.chunk * B * case.cell.gates * H * 4
-    ops.set_device("H200", NO_BLOCK if case.tier == "stepwise" else 0, chunk_bytes)
-    tiers = [ops.tier(str(case.cell), case.math, T, B, H, backward) for backward in (False, True)]
-    wanted = {"block": [["block"] * 2], "stepwise": [["stepwise"] * 2], "few steps": [["stepwise"] * 2]}
-    assert tiers in wanted.get(case.tier, [["block", "stepwise"], ["stepwise"] * 2])
+    ops.set_device(case.device, 0, case.chunk * B * case.cell.gates * H * 4)
+    forced = "" if case.tier == "few steps" else case.tier
+    os.environ["FUSED_RNN_TIER"] = forced
+    tiers = {ops.tier(str(case.cell), case.math, T, B, H, backward) for backward in (False, True)}
+    if case.tier:
+        assert tiers == {"stepwise" if case.tier == "few steps" else case.tier.split()[0]}
 
 
 def runner(math):
@@ -163,13 +188,13 @@ def results_of(call, tensors, run):
     return [*results, *torch.autograd.grad(results, tensors, grads)]
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_a_whole_call(cell, kind, dtype, tier):
     """Several layers, both directions, masks, absent states, every form of input."""
-    ops.set_device("H200", NO_BLOCK if tier == "stepwise" else 0, 0)
+    device_for(replace(one_block(cell), tier=tier))
     draws = [whole_call(cell, kind, dtype, T=5, B=9, I=3, H=17) for _ in range(4 if PLAIN else 1)]
     got = [results_of(*draw, lambda call: autograd.run(ops, call)) for draw in draws]
     same = [results_of(*draw, lambda call: layered.run(call, reference.run)) for draw in draws]
@@ -184,7 +209,7 @@ def one_block(cell, math="bfloat16", **options):
     return Case(cell, math, "block", Size(6, 9, 3, 17), **options)
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_no_bit_depends_on_the_schedule(cell, math, tier, monkeypatch):
@@ -199,7 +224,7 @@ def test_no_bit_depends_on_the_schedule(cell, math, tier, monkeypatch):
         assert all(torch.equal(value, results[0][name]) for name, value in other.items())
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_chunks_change_no_bit_of_the_forward(cell, tier):
     """h travels between chunks in the storage type and c in float32, as it does between steps."""
@@ -213,7 +238,7 @@ def test_chunks_change_no_bit_of_the_forward(cell, tier):
         assert all(torch.equal(a, b) for a, b in zip(other, outputs[0], strict=True))
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_nothing_is_saved_without_a_backward(cell, tier):
     device_for(replace(one_block(cell), tier=tier))
@@ -227,7 +252,7 @@ def test_nothing_is_saved_without_a_backward(cell, tier):
     assert all(torch.equal(a, b) for a, b in zip(results, without, strict=True))
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_padding_may_hold_anything(cell, tier):
     """What stands in x and in the incoming gradient past a row's end reaches no result."""
@@ -244,7 +269,7 @@ def test_padding_may_hold_anything(cell, tier):
         assert torch.equal(value.nan_to_num(7.0), clean[name]), name
 
 
-@pytest.mark.parametrize("tier", ["block", "stepwise"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_nan_is_not_hidden(cell, tier):
     device_for(replace(one_block(cell), tier=tier))
@@ -272,9 +297,28 @@ def test_gradients_that_nobody_needs(frozen):
         assert torch.equal(grad, everything[f"grad_{name}"])
 
 
+def test_a_block_that_never_comes(monkeypatch):
+    """It is waited for for two seconds; then results are NaN, and the next call says why."""
+    case = replace(one_block(LSTM), tier="grid 1x2x1", size=Size(6, 1, 3, 17))
+    device_for(case)
+    layer = Layer.random(LSTM, torch.bfloat16, case.size)
+
+    def outputs():
+        with torch.no_grad():
+            return runner("bfloat16")(LSTM, layer.x, layer.states, layer.weights, None, False)[0]
+
+    wanted = outputs()
+    monkeypatch.setenv("EMU_RESIDENT", "1")
+    assert outputs()[2:].isnan().all()
+    monkeypatch.delenv("EMU_RESIDENT")
+    with pytest.raises(RuntimeError, match=r"gave up: a block waited for two seconds .* results of that layer are NaN"):
+        outputs()
+    assert torch.equal(outputs(), wanted)
+
+
 def test_an_absent_gradient_is_zero():
     case = one_block(GRU, "float32")
-    for tier in ("block", "stepwise"):
+    for tier in TIERS:
         device_for(replace(case, tier=tier))
         layer = Layer.random(GRU, torch.float32, case.size)
         output, (h,) = runner("float32")(GRU, layer.x, layer.states, layer.weights, None, False)

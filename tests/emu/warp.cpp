@@ -25,10 +25,6 @@ Out together(const In& in, const char* what, const Combine& combine) {
   return *reinterpret_cast<Out*>(exchange.out[parity][lane]);
 }
 
-struct Registers {
-  uint32_t r[4];
-};
-
 float low_half(uint32_t pair, Operand operand) {
   return operand == Operand::kBFloat16 ? bit_cast<float>(pair << 16) : float(bit_cast<Float16>(uint16_t(pair)));
 }
@@ -96,26 +92,17 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, Operand operand) {
   for (int i = 0; i < 4; ++i) d[i] = sums.d[i];
 }
 
-void ldmatrix(uint32_t* r, const void* row, bool transposed) {
-  using Row = const uint16_t*;
-  constexpr int kRowBytes = 16;
-  const unsigned char* const start = static_cast<const unsigned char*>(row);
-  if (reinterpret_cast<uintptr_t>(row) % kRowBytes) fail("ldmatrix of a row that is not aligned to 16 bytes");
-  if (start < current->shared || start + kRowBytes > current->shared + shape().shared_bytes)
-    fail("ldmatrix of a row outside of shared memory");
-  race::access(row, kRowBytes, race::Kind::kRead, __builtin_return_address(0));
-  const Registers out = together<Row, Registers>(Row(row), "ldmatrix", [&](const auto& get, const auto& put) {
-    for (int lane = 0; lane < kWarpSize; ++lane)
-      for (int matrix = 0; matrix < 4; ++matrix) {
-        uint32_t pair[2];
-        for (int i = 0; i < 2; ++i) {
-          const int along = lane / 4, across = 2 * (lane % 4) + i;
-          pair[i] = transposed ? get(8 * matrix + across)[along] : get(8 * matrix + along)[across];
-        }
-        put(lane).r[matrix] = pair[0] | pair[1] << 16;
+uint32_t movmatrix(uint32_t pair) {
+  return together<uint32_t, uint32_t>(pair, "movmatrix", [&](const auto& get, const auto& put) {
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      uint32_t elements[2];
+      for (int i = 0; i < 2; ++i) {
+        const int row = 2 * (lane % 4) + i, column = lane / 4;
+        elements[i] = get(4 * row + column / 2) >> 16 * (column % 2) & 0xffffu;
       }
+      put(lane) = elements[0] | elements[1] << 16;
+    }
   });
-  for (int i = 0; i < 4; ++i) r[i] = out.r[i];
 }
 
 uint32_t shuffle(uint32_t value, int source_lane) {

@@ -1,0 +1,96 @@
+// How a persistent kernel divides a layer among blocks and warps, and what it keeps on chip: what the plan counts and
+// the kernels index.
+//
+// Hidden units come in tiles of 16 and rows of the batch in tiles of 8: a warp's product has 16 x 8 sums for each gate.
+// The depth of a product is hidden units, too, in the same tiles. H is padded to whole tiles with zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "../inline.h"
+
+namespace fused_rnn {
+
+// What a product multiplies; sums are float32 always.
+enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
+
+constexpr int kUnitTile = 16, kBatchTile = 8;
+
+constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
+// Tiles of the depth that a warp can keep in registers: 32 registers a gate, and in the backward of a grid, which needs
+// more for itself, 96 of all gates. Without tensor cores none.
+constexpr int most_in_registers(Math math, int gates, bool backward, bool one_block) {
+  if (math == Math::kFloat32) return 0;
+  const int registers = 2 * element_bytes(math), most = 32 / registers;  // registers: of a tile and gate
+  const int in_grid = 96 / (registers * gates);
+  return backward && !one_block && in_grid < most ? in_grid : most;
+}
+// Warps of a block at the most: what the registers of a multiprocessor have room for.
+constexpr int most_warps(Math math, bool in_registers) { return in_registers || element_bytes(math) == 4 ? 8 : 12; }
+
+// The blocks of a group share the rows of the batch that the group takes through all steps, and each owns some units.
+// Groups never meet. A block by itself is a group of one, and its warps are its unit tiles.
+struct Layout {
+  int H, gates, element;  // element: bytes of a number in a product
+  int in_registers;       // tiles of the depth that a warp keeps in registers; the others are in shared memory
+  int blocks;             // of a group
+  int unit_tiles;         // of a block
+  int slices;             // of the depth; the warps of a unit tile multiply one each, and their sums are added up
+  int row_tiles;          // of a group; of several blocks, two warps of a unit tile apply the cell to each, to 8 units
+
+  FUSED_RNN_INLINE bool is_one_block() const { return blocks == 1; }
+  FUSED_RNN_INLINE int tiles() const { return (H + kUnitTile - 1) / kUnitTile; }
+  FUSED_RNN_INLINE int depth() const { return (tiles() + slices - 1) / slices; }  // tiles of a slice
+  FUSED_RNN_INLINE int warps() const { return unit_tiles * slices; }
+  FUSED_RNN_INLINE int rows() const { return row_tiles * kBatchTile; }
+  FUSED_RNN_INLINE int in_shared() const { return depth() > in_registers ? depth() - in_registers : 0; }
+
+  // A tile of a left factor, weight_hh, and one of a right factor, what the blocks exchange.
+  FUSED_RNN_INLINE int left_bytes() const { return kUnitTile * kUnitTile * element; }
+  FUSED_RNN_INLINE int right_bytes() const { return kUnitTile * kBatchTile * element; }
+
+  // Parts of shared memory. weight_hh: [warps, in_shared, gates, left tile].
+  FUSED_RNN_INLINE int64_t weight_bytes() const { return int64_t(warps()) * in_shared() * gates * left_bytes(); }
+  // Where each warp puts a gate on its way into registers; afterwards it is the exchange's.
+  FUSED_RNN_INLINE int64_t loading_bytes() const { return int64_t(warps()) * in_registers * left_bytes(); }
+  // Biases of x and of h, float32: [2, gates, units of the block]; the forward's only.
+  FUSED_RNN_INLINE int64_t bias_bytes() const { return int64_t(2) * gates * unit_tiles * kUnitTile * 4; }
+  // The right factors that a warp reads: tiles past the depth are read too, and what is read is not used.
+  FUSED_RNN_INLINE int room() const { return depth() > in_registers ? depth() : in_registers; }
+  // One block: [2 steps, slots, room]; several: [warps, row_tiles, slots, room].
+  FUSED_RNN_INLINE int64_t right_factor_bytes(int slots) const {
+    return int64_t(is_one_block() ? 2 : warps() * row_tiles) * slots * room() * right_bytes();
+  }
+  // Sums of the slices, float32: [2 steps, warps, row_tiles, halves, sums, 8 x 8]; of several blocks only.
+  FUSED_RNN_INLINE int64_t partial_bytes(int sums) const {
+    return is_one_block() ? 0 : int64_t(2) * warps() * row_tiles * sums * kUnitTile * kBatchTile * 4;
+  }
+
+  // What a product of a pass takes from others: h and r * h, or the gradients of all gates.
+  static constexpr FUSED_RNN_INLINE int slots(bool backward, int gates, bool reset_before) {
+    return backward ? gates : 1 + reset_before;
+  }
+  // What a slice of a product gives: sums for each gate, or of all gates that are multiplied together.
+  static constexpr FUSED_RNN_INLINE int sums(bool backward, int gates, bool reset_before) {
+    return backward ? 1 + reset_before : gates;
+  }
+  FUSED_RNN_INLINE int64_t exchange_bytes(bool backward, bool reset_before) const {
+    const int64_t bytes =
+        right_factor_bytes(slots(backward, gates, reset_before)) + partial_bytes(sums(backward, gates, reset_before));
+    return bytes > loading_bytes() ? bytes : loading_bytes();
+  }
+  // In the backward cx in float32 has a place for each of the elements that a thread may have.
+  FUSED_RNN_INLINE int64_t shared_bytes(bool backward, bool reset_before, bool cell_state) const {
+    const int64_t cx = cell_state ? int64_t(warps()) * kUnitTile * kBatchTile * 4 : 0;
+    return weight_bytes() + exchange_bytes(backward, reset_before) + (backward ? cx : bias_bytes());
+  }
+
+  // Of several blocks, in global memory and for each group: tiles of right factors [2 steps, slots, row_tiles, tiles],
+  // and a flag for each of [tiles, row_tiles, halves].
+  FUSED_RNN_INLINE int64_t mail_bytes(int slots) const {
+    return int64_t(2) * slots * row_tiles * tiles() * right_bytes();
+  }
+  FUSED_RNN_INLINE int64_t flags() const { return int64_t(2) * row_tiles * tiles(); }
+};
+
+}  // namespace fused_rnn
