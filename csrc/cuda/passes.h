@@ -52,7 +52,7 @@ class Pass {
         first_(context.cell.hidden_rows(sizes.H)),
         mail_(context, is_grid() ? plan_.groups * plan_.layout.mail_bytes(slots(backward)) / sizeof(float) : 0),
         flags_(context, is_grid() ? plan_.groups * plan_.layout.flags() : 0),
-        gave_up_(is_grid() ? gave_up_word(context.input) : nullptr) {
+        gave_up_(gave_up_word(context.input)) {
     if (const std::string reason = why_not(math_, device_.capability); !reason.empty()) fail(reason);
   }
 

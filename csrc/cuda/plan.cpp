@@ -102,6 +102,8 @@ class Planner {
     Plan best = stepwise_;
     if (tier == Tier::kGrid && device_.capability < 80)
       best.reason = "blocks exchange what they compute from compute capability 8.0 on";
+    else if (tier == Tier::kGrid && !device_.cooperative)
+      best.reason = "blocks that exchange what they compute need cooperative launches, which this GPU does not have";
     if (tier == Tier::kStepwise || !best.reason.empty()) return best;
     for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(wanted)) {
       const Plan plan = with(tier, layout);

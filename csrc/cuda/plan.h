@@ -17,6 +17,7 @@ struct Device {
   int shared_bytes;  // that one block may have
   // gates_x of a chunk of steps: small enough for a large L2 cache, large enough that a launch is nothing beside it.
   int64_t chunk_bytes = int64_t(32) << 20;
+  bool cooperative = true;  // it can start the blocks of a launch all at once, or not at all
 };
 
 // The datasheets' devices, for plans without the device. Throws std::runtime_error for a name that is not among them.

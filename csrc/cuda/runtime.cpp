@@ -78,12 +78,14 @@ Found find(int index) {
   if (index < 0 || index >= count)
     return {{}, "there is no GPU " + std::to_string(index) + " among " + std::to_string(count), true};
 
-  int major = 0, minor = 0, sm_count = 0, shared = 0;
+  int major = 0, minor = 0, sm_count = 0, shared = 0, cooperative = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
   cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-  const Device device{"cuda:" + std::to_string(index), 10 * major + minor, sm_count, shared};
+  cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index);
+  Device device{"cuda:" + std::to_string(index), 10 * major + minor, sm_count, shared};
+  device.cooperative = cooperative;
   if (const std::string reason = why_not(Math::kFloat32, device.capability); !reason.empty())
     return {device, reason, true};
   for (const char* name : {"aoti_torch_get_current_cuda_stream", "torch_get_current_cuda_blas_handle",

@@ -12,10 +12,10 @@
 namespace fused_rnn {
 namespace {
 
-// One of the planner's devices, or with numbers that are not 0 a variation of it.
-void set_device(std::string name, int64_t shared_bytes, int64_t chunk_bytes) {
+// One of the planner's devices, or with a number that is not 0 a variation of it.
+void set_device(std::string name, bool cooperative, int64_t chunk_bytes) {
   Device device = known_device(name);
-  if (shared_bytes) device.shared_bytes = int(shared_bytes);
+  device.cooperative = cooperative;
   if (chunk_bytes) device.chunk_bytes = chunk_bytes;
   emulated_device() = device;
 }
@@ -39,7 +39,7 @@ std::string sites() {
 
 STABLE_TORCH_LIBRARY(fused_rnn_emu, m) {
   fused_rnn::define_ops(m);
-  m.def("set_device(str name, int shared_bytes, int chunk_bytes) -> ()");
+  m.def("set_device(str name, bool cooperative, int chunk_bytes) -> ()");
   m.def("tier(str cell, str math, int T, int B, int H, bool backward) -> str");
   m.def("sites() -> str");
 }

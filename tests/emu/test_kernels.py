@@ -136,7 +136,7 @@ def seeded():
 def device_for(case):
     """Sets the device, its chunk, and the tier; of no tier or few steps the planner chooses."""
     T, B, H = case.size.T, case.size.B, case.size.H
-    ops.set_device(case.device, 0, case.chunk * B * case.cell.gates * H * 4)
+    ops.set_device(case.device, True, case.chunk * B * case.cell.gates * H * 4)
     forced = "" if case.tier == "few steps" else case.tier
     os.environ["FUSED_RNN_TIER"] = forced
     tiers = {ops.tier(str(case.cell), case.math, T, B, H, backward) for backward in (False, True)}
@@ -332,7 +332,7 @@ def test_an_absent_gradient_is_zero():
 @pytest.mark.parametrize("size", NOTHING, ids=str)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_sizes_of_zero(cell, size):
-    ops.set_device("H200", 0, 0)
+    ops.set_device("H200", True, 0)
     layer = Layer.random(cell, torch.bfloat16, size)
     truth = layer.double().results(reference.run)
     for name, value in layer.results(runner("bfloat16")).items():
@@ -357,17 +357,26 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     device, dtype, size, message = REFUSED[case]
-    ops.set_device(**({"name": "H200", "shared_bytes": 0, "chunk_bytes": 0} | device))
+    ops.set_device(**({"name": "H200", "cooperative": True, "chunk_bytes": 0} | device))
     layer = Layer.random(LSTM, dtype, size)
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
         runner("float32")(LSTM, layer.x, layer.states, layer.weights, None, False)
 
 
+def test_without_cooperative_launches(monkeypatch):
+    """Blocks that need each other are never started one after the other."""
+    ops.set_device("H200", False, 0)
+    assert ops.tier("lstm", "bfloat16", 100, 16, 512, False) == "stepwise"
+    monkeypatch.setenv("FUSED_RNN_TIER", "grid")
+    with pytest.raises(RuntimeError, match="cooperative launches, which this GPU does not have"):
+        ops.tier("lstm", "bfloat16", 100, 16, 512, False)
+
+
 def test_a_turing_gpu_computes_in_float32():
     """TF32 came with compute capability 8.0: where it is allowed but not there, no factor is rounded."""
     layer = Layer.random(LSTM, torch.float32, Size(6, 9, 3, 17))
-    ops.set_device("T4", 0, 0)
+    ops.set_device("T4", True, 0)
     on_t4 = layer.results(runner("tf32"))
-    ops.set_device("H200", 0, 0)
+    ops.set_device("H200", True, 0)
     assert all(torch.equal(on_t4[name], value) for name, value in layer.results(runner("float32")).items())
     assert not torch.equal(layer.results(runner("tf32"))["output"], on_t4["output"])
