@@ -55,7 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell", nargs="+", choices=CELL_OF, default=CELLS, help="cpu, gpu: LSTM and GRU unless told")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help="these peers; without names none but torch.nn")
     parser.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="on a CPU: 1 and all, unless told")
-    parser.add_argument("--plan", nargs=1, metavar="NAME", help="kernel: avx512, avx2, generic; block, stepwise")
+    plans = "avx512, avx2, generic; block, cluster, grid, stepwise"
+    parser.add_argument("--plan", nargs=1, metavar="NAME", help=f"kernel: {plans}")
     parser.add_argument("--seconds", type=float, metavar="S", help=f"a task's time; {SECONDS}, quick {QUICK_SECONDS}")
     parser.add_argument("--out", type=Path, help="a folder; bench/results, and build/bench for --quick, unless told")
     parser.add_argument("--fresh", action="store_true", help="measure again what has a row")

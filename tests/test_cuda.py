@@ -31,7 +31,7 @@ BOUNDARIES = (  # of the plan, and shapes that fill more than one block
     Size(6, 20, 7, 300),
     Size(30, 70, 7, 520),
 )
-TIERS = ("block", "grid", "grid 1x6x3", "grid 2x3x1", "stepwise")  # FUSED_RNN_TIER
+TIERS = ("block", "cluster", "cluster 1x6x2", "grid", "grid 1x6x3", "grid 2x3x1", "stepwise")  # FUSED_RNN_TIER
 
 
 @pytest.fixture(autouse=True)

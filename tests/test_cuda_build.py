@@ -32,20 +32,25 @@ COUNTED = ("HMMA", "MOVM", "LDGSTS", "BAR")
 COLUMNS = ("kernel", "arch", "registers", "shared", "stack", *COUNTED)
 
 # For kernels, a regular expression of "name architecture": an instruction, and whether it must be there. There are no
-# products of bfloat16 and TF32 on 75, and no plan runs such a kernel there, nor a grid.
+# products of bfloat16 and TF32 on 75, no grid either, and no clusters before 90; no plan runs such a kernel there.
 RULES = (
     (r"", "LDL", False),  # local memory
     (r"", "STL", False),
-    (r"^block_.* Float16, ", "HMMA", True),
-    (r"^(block|grid)_.* (Float16|BFloat16|Tf32), .*> (?!75)", "HMMA", True),
-    (r"^(block|grid)_.* Float32,", "HMMA", False),  # float32 without TF32 is float32
-    (r"^(?!block_|grid_)", "HMMA", False),
-    (r"^(block|grid)_.*> (?!75)", "MOVM", True),
-    (r"^(block|grid)_.*> (?!75)", "BAR", True),
-    (r"^grid_.*> (?!75)", "LDGSTS", True),
-    (r"^grid_.*> (?!75)", "MEMBAR", True),  # the release of a flag
-    (r"^grid_.*> (?!75)", "CCTL", True),  # the acquire
-    (r"^block_", "MEMBAR", False),
+    (r"^recurrent_.* Float16, .*WithinBlock", "HMMA", True),
+    (r"^recurrent_.* (BFloat16|Tf32), .*WithinBlock> (?!75)", "HMMA", True),
+    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*ThroughMemory> (?!75)", "HMMA", True),
+    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*ThroughCluster> (?!75|8)", "HMMA", True),
+    (r"^recurrent_.* Float32,", "HMMA", False),  # float32 without TF32 is float32
+    (r"^(?!recurrent_)", "HMMA", False),
+    (r"^recurrent_.*WithinBlock", "MOVM", True),
+    (r"^recurrent_.*WithinBlock", "BAR", True),
+    (r"^recurrent_.*WithinBlock", "MEMBAR", False),
+    (r"^recurrent_.*ThroughMemory> (?!75)", "LDGSTS", True),
+    (r"^recurrent_.*ThroughMemory> (?!75)", "MEMBAR", True),  # the release of a flag
+    (r"^recurrent_.*ThroughMemory> (?!75)", "CCTL", True),  # the acquire
+    (r"^recurrent_.*ThroughCluster> (?!75|8)", "STAS", True),  # stores into other blocks' shared memory
+    (r"^recurrent_.*ThroughCluster> (?!75|8)", "SYNCS", True),  # mbarriers
+    (r"^recurrent_.*ThroughCluster> (?!75|8)", "LDGSTS", False),
 )
 
 
@@ -73,7 +78,7 @@ def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) 
 
 
 def readable(mangled: list[str]) -> list[str]:
-    """block_forward<LstmCell, float, Tf32, true> for each of the linker's names."""
+    """recurrent_forward<LstmCell, float, Tf32, 4, false, WithinBlock> for each of the linker's names."""
     header = (ROOT / "csrc" / "cuda" / "layout.h").read_text()
     maths = re.findall(r"\bk(\w+)", re.search(r"enum class Math \{(.*?)\}", header, re.DOTALL)[1])
     names = run("c++filt", text="\n".join(mangled))
@@ -187,9 +192,9 @@ def test_loads_that_are_waited_for_are_found(waits_at, found):
 def test_no_step_waits_for_a_load_of_the_next_one():
     """A load of the block tier is used after the barrier of its step, and by then it has arrived.
 
-    In a grid that does not matter: its loads come after what others wait for, and then it waits for the others.
+    Between blocks that does not matter: loads come after what others wait for, and then their warp waits for others.
     """
-    blocks = [k for k in built()[1] if k.name.startswith("block_")]
+    blocks = [k for k in built()[1] if "WithinBlock" in k.name]
     assert all(k.code.step_loop() != (0, 0) for k in blocks)
     waits = [
         f"{k.name} for {k.architecture}: {load}  <-  {waiting}"

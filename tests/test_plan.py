@@ -81,8 +81,8 @@ def test_both_sides_of_the_block_tier(cell, math, backward, device, H, monkeypat
         plan(cell, dtype, H + 1, device, **options)
 
 
-GRID = re.compile(
-    r"grid: (\d+) groups? of (\d+) blocks of (\d+) threads and (\d+) rows; weight_hh, \d+ KiB, in .*; "
+SHARED_LAYER = re.compile(
+    r"(?:cluster|grid): (\d+) groups? of (\d+) blocks of (\d+) threads and (\d+) rows; weight_hh, \d+ KiB, in .*; "
     r"(\d+) KiB of shared memory"
 )
 
@@ -91,27 +91,35 @@ GRID = re.compile(
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_grid_has_its_multiprocessors_to_itself_and_leaves_some(cell, device):
     """All blocks of a grid run at the same time: one a multiprocessor, and never on all of them."""
-    grids = 0
+    tiers = set()
     for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.float16, False)):
         for H in (17, 200, 256, 500, 768, 1024, 2000):
             for B in (1, 16, 17, 64, 256):
                 for backward in (False, True):
                     text = plan(cell, dtype, H, device, B=B, backward=backward, tf32=tf32)
-                    if not text.startswith("grid"):
+                    if not text.startswith(("cluster", "grid")):
                         continue
-                    groups, blocks, threads, rows, shared = map(int, GRID.match(text).groups())
-                    grids += 1
-                    assert blocks > 1 and groups * blocks < MULTIPROCESSORS[device]
+                    groups, blocks, threads, rows, shared = map(int, SHARED_LAYER.match(text).groups())
+                    tiers.add(text.split(":")[0])
+                    if text.startswith("grid"):
+                        assert blocks > 1 and groups * blocks < MULTIPROCESSORS[device]
+                    else:
+                        assert 1 < blocks <= 8
                     assert threads <= 256 and threads % 32 == 0 and rows % 8 == 0
                     assert (groups - 1) * rows < B  # no group without rows
                     assert shared <= SHARED_KIB[device]
-    assert (grids == 0) == (device == "T4")
+    before = {"T4": set(), "A100": {"grid"}, "L4": {"grid"}}  # clusters came with 9.0
+    if device == "H100 MIG 1g":  # hardly larger than a cluster
+        assert "cluster" in tiers
+    else:
+        assert tiers == before.get(device, {"cluster", "grid"})
 
 
 def test_where_blocks_share_a_layer():
-    for H, B, wanted in ((128, 64, "block"), (256, 16, "grid"), (1024, 16, "grid"), (1024, 4096, "stepwise")):
+    for H, B, wanted in ((128, 64, "block"), (256, 16, "cluster"), (1024, 16, "grid"), (1024, 4096, "stepwise")):
         assert tier(LSTM, torch.bfloat16, H, "H100", B=B) == wanted
-    assert tier(LSTM, torch.bfloat16, 256, "H100 MIG 1g") == "grid"
+    assert tier(LSTM, torch.bfloat16, 256, "A100") == "grid"
+    assert tier(LSTM, torch.bfloat16, 256, "H100 MIG 1g") == "cluster"
     assert plan(LSTM, torch.bfloat16, 1024, "H100 MIG 1g") == (
         "stepwise: one matmul and one kernel a step, because weight_hh, 8192 KiB, does not fit in 15 blocks of 227 KiB"
     )
@@ -129,7 +137,8 @@ def test_every_shape_has_a_plan(cell, device):
         for H in (1, 7, 64, 200, 1024, 5000):
             for B in (1, 8, 9, 1000, 80_000):
                 for backward in (False, True):
-                    assert tier(cell, dtype, H, device, B=B, backward=backward) in ("block", "grid", "stepwise")
+                    chosen = tier(cell, dtype, H, device, B=B, backward=backward)
+                    assert chosen in ("block", "cluster", "grid", "stepwise")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
@@ -140,7 +149,8 @@ def test_on_chip_bytes(cell, dtype):
     assert f"weight_hh, {cell.gates * 64 * 64 * size // 1024} KiB, in" in text
 
 
-def test_registers_hold_what_they_can():
+def test_registers_hold_what_they_can(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_TIER", "block")
     for H, place in ((128, "registers"), (129, "shared memory")):
         assert f"in {place};" in plan(LSTM, torch.bfloat16, H, "H200")
     for H, place in ((64, "registers"), (65, "shared memory")):
@@ -188,12 +198,16 @@ def test_a_forced_tier(monkeypatch):
         monkeypatch.setenv("FUSED_RNN_TIER", f"grid {wrong}")
         with pytest.raises(RuntimeError, match="16 KiB, does not fit in blocks that are divided like that"):
             plan(LSTM, torch.bfloat16, 45, "H100")
+    monkeypatch.setenv("FUSED_RNN_TIER", "cluster 2x4x2")
+    assert plan(LSTM, torch.bfloat16, 256, "H100", B=64).startswith("cluster: 4 groups of 8 blocks of 256 threads")
+    with pytest.raises(RuntimeError, match="clusters of blocks need compute capability"):
+        plan(LSTM, torch.bfloat16, 256, "A100")
     for wrong in ("block 1x1x1", "grid 2x", "grid 1x1x1x1", "grid 0x0x0", "grid -1x-1x1"):
         monkeypatch.setenv("FUSED_RNN_TIER", wrong)
         with pytest.raises(RuntimeError, match=f"must be a tier, or such as 'grid 2x4x1', got '{wrong}'"):
             plan(LSTM, torch.bfloat16, 64, "H100")
-    monkeypatch.setenv("FUSED_RNN_TIER", "cluster")
-    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'cluster' is not one of block, grid, stepwise"):
+    monkeypatch.setenv("FUSED_RNN_TIER", "warp")
+    with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'warp' is not one of block, cluster, grid, stepwise"):
         plan(LSTM, torch.bfloat16, 64, "H100")
 
 

@@ -228,7 +228,7 @@ def profile(stage: Stage) -> None:
     ncu = shutil.which("ncu")
     if ncu is None:
         raise Skip("ncu is not on the PATH.")
-    options = ("--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:(block|grid)_")
+    options = ("--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:recurrent_")
     status, text = stage.run(ncu, *options, "--metrics", ",".join(METRICS), *program)
     stage.figures["kernels"] = kernels = parsers.profile(text)
     stage.lines += [_profiled_line(one) for one in kernels[:8]]

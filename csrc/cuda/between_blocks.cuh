@@ -222,6 +222,18 @@ FUSED_RNN_DEVICE void store_async_cluster(T* p, unsigned rank, T value, uint64_t
 #endif
 }
 
+FUSED_RNN_DEVICE void store_async_cluster(uint2* p, unsigned rank, uint2 v, uint64_t* barrier) {
+#ifdef FUSED_RNN_EMULATOR
+  emu::store_async(emu::cluster_address(p, rank), &v, sizeof(v), emu::cluster_address(barrier, rank));
+#else
+  if constexpr (kCapability >= 90)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];" ::"r"(
+                     cluster_address(p, rank)),
+                 "r"(v.x), "r"(v.y), "r"(cluster_address(barrier, rank))
+                 : "memory");
+#endif
+}
+
 FUSED_RNN_DEVICE void store_async_cluster(uint4* p, unsigned rank, uint4 v, uint64_t* barrier) {
 #ifdef FUSED_RNN_EMULATOR
   emu::store_async(emu::cluster_address(p, rank), &v, sizeof(v), emu::cluster_address(barrier, rank));

@@ -5,18 +5,21 @@
 namespace fused_rnn {
 namespace {
 
-constexpr double kClock = 1850;            // cycles of a microsecond
-constexpr double kMeeting = 0.9 * kClock;  // a flag's way to other blocks, and that of what it stands for, through L2
-constexpr double kBarrier = 60;            // of a block
-constexpr double kLaunch = 3.3 * kClock;   // of a kernel or a library matmul, from eager PyTorch
+constexpr double kClock = 1850;  // cycles of a microsecond
 
-// A dependent product of tiles after the one before it, and how long one occupies its scheduler.
+// What a step waits for: a flag's way through L2 to other blocks and that of the tile behind it; a tile's way into the
+// shared memory of a cluster, with what is done around it; a barrier of a block; a kernel or a library matmul that
+// PyTorch starts from Python.
+constexpr double kMeeting = 1.1 * kClock, kPush = 0.45 * kClock, kBarrier = 60, kLaunch = 3.3 * kClock;
+
+// A product of tiles after the one that it adds to, and how long one occupies its scheduler.
 constexpr double kChain = 33, kIssue = 8, kFloat32Issue = 80;
-constexpr double kPartial = 8;  // of one warp, to read a slice's sums
-constexpr double kShared = 128,
-                 kTakenIn = 64;  // bytes a cycle of a multiprocessor: its shared memory, what it reads from L2
-constexpr double kL2 = 5400;     // bytes a cycle of all
-constexpr double kCell = 110;    // for each gate, exp and reciprocals of a thread's elements, and what follows
+
+// Of one warp: to store a tile into one block, to read the sums of a slice, and for each gate to apply the cell.
+constexpr double kPushed = 8, kPartial = 8, kCell = 110;
+
+// Bytes a cycle: of one multiprocessor, from its shared memory and from L2; of all of them, from L2.
+constexpr double kShared = 128, kTakenIn = 64, kL2 = 5400;
 
 double multiplications_a_cycle(Math math) {  // of all multiprocessors, in a large matmul
   switch (math) {
@@ -41,8 +44,10 @@ double persistent_cycles(const Shape& shape, const Layout& layout, int groups) {
   if (!layout.is_one_block()) {
     const int slots = Layout::slots(shape.backward, G, resets), sums = Layout::sums(shape.backward, G, resets);
     const double taken_in = warps * rows * depth * slots * layout.right_bytes() / kTakenIn;
+    const double pushed = layout.blocks * slots * kPushed;
     const double partials = layout.slices * sums * kPartial;
-    step += kMeeting * (1 + resets) + taken_in + partials;
+    step += layout.cluster ? kPush * (1 + resets) + pushed : kMeeting * (1 + resets) + taken_in;
+    step += partials;
   }
   return step * rounds(shape.B, int64_t(groups) * layout.rows());
 }

@@ -31,6 +31,9 @@ namespace fused_rnn {
 
 using Site = emu::Site;
 
+template <int>
+constexpr bool kIsAtLeast = true;
+
 #else
 
 // The capability that this pass of the compiler is for; 0 in the host's.
@@ -39,6 +42,10 @@ constexpr int kCapability = __CUDA_ARCH__ / 10;
 #else
 constexpr int kCapability = 0;
 #endif
+
+// Whether the kernel is compiled for such a device or a later one.
+template <int kOldest>
+constexpr bool kIsAtLeast = kCapability >= kOldest;
 
 // The name of a synchronising call, by which a test switches it off in the emulator. Nothing is left of it on a device.
 struct Site {

@@ -15,22 +15,30 @@ int launch_persistent(void (*kernel)(Args), const Args& args, const Plan& plan, 
   const unsigned blocks = unsigned(plan.groups * plan.layout.blocks), threads = unsigned(32 * plan.layout.warps());
   return launch(kernel,
                 LaunchConfig{dim3(blocks), dim3(threads), size_t(plan.shared_bytes), static_cast<cudaStream_t>(stream),
-                             plan.tier == Tier::kGrid, 0},
+                             plan.tier == Tier::kGrid, plan.layout.cluster ? unsigned(plan.layout.blocks) : 0},
                 args);
 }
 
-// f(math, tiles of the depth in registers, whether others are in shared memory, whether several blocks are a group), as
-// constants, for the plan's kernel.
+// A kernel's way to keep weights: tiles of the depth in registers, and whether there may be others in shared memory.
+template <int kRegisters, bool kShared>
+struct Weights {
+  static constexpr int kInRegisters = kRegisters;
+  static constexpr bool kInShared = kShared;
+};
+
+// f(math, weights, tier), as constants, for the plan's kernel.
 template <int kGates, bool kBackward, class S, class F>
 int with_plan(const Plan& plan, Math math, const F& f) {
   const auto with_math = [&](auto m) {
     constexpr Math kMath = decltype(m)::value;
-    using InGrid = std::integral_constant<int, most_in_registers(kMath, kGates, kBackward, false)>;
-    using InBlock = std::integral_constant<int, most_in_registers(kMath, kGates, kBackward, true)>;
-    if (plan.tier == Tier::kGrid) return f(m, InGrid(), std::true_type(), std::true_type());
-    if constexpr (InBlock() > 0)
-      if (plan.layout.in_registers) return f(m, InBlock(), std::false_type(), std::false_type());
-    return f(m, std::integral_constant<int, 0>(), std::true_type(), std::false_type());
+    constexpr int kInBlock = most_in_registers(kMath, kGates, kBackward, true);
+    using InBlocks = Weights<most_in_registers(kMath, kGates, kBackward, false), true>;
+    if (plan.tier == Tier::kGrid) return f(m, InBlocks(), std::integral_constant<Tier, Tier::kGrid>());
+    if (plan.tier == Tier::kCluster) return f(m, InBlocks(), std::integral_constant<Tier, Tier::kCluster>());
+    const std::integral_constant<Tier, Tier::kBlock> block;
+    if constexpr (kInBlock > 0)
+      if (plan.layout.in_registers) return f(m, Weights<kInBlock, false>(), block);
+    return f(m, Weights<0, true>(), block);
   };
   if constexpr (std::is_same<S, BFloat16>::value) return with_math(std::integral_constant<Math, Math::kBFloat16>());
   if constexpr (std::is_same<S, Float16>::value) return with_math(std::integral_constant<Math, Math::kFloat16>());
@@ -46,28 +54,36 @@ using PersistentCell = CellOf<RealOf<kMath != Math::kFloat32>>;
 
 template <template <class> class CellOf, class S>
 int launch_forward(const Recurrence<ForwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
-  return with_plan<CellOf<float>::kGates, false, S>(
-      plan, math, [&](auto m, auto in_registers, auto in_shared, auto is_grid) {
-        constexpr Math kMath = decltype(m)::value;
-        using Cell = PersistentCell<CellOf, kMath>;
-        if constexpr (is_grid)
-          return launch_persistent(grid_forward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
-        else
-          return launch_persistent(block_forward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
-      });
+  return with_plan<CellOf<float>::kGates, false, S>(plan, math, [&](auto m, auto weights, auto tier) {
+    constexpr Math kMath = decltype(m)::value;
+    constexpr int kInRegisters = decltype(weights)::kInRegisters;
+    constexpr bool kInShared = decltype(weights)::kInShared;
+    using Cell = PersistentCell<CellOf, kMath>;
+    const auto start = [&](auto* kernel) { return launch_persistent(kernel, args, plan, stream); };
+    if constexpr (tier == Tier::kBlock)
+      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>);
+    else if constexpr (tier == Tier::kGrid)
+      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, ThroughMemory>);
+    else
+      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, ThroughCluster>);
+  });
 }
 
 template <template <class> class CellOf, class S>
 int launch_backward(const Recurrence<BackwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
-  return with_plan<CellOf<float>::kGates, true, S>(
-      plan, math, [&](auto m, auto in_registers, auto in_shared, auto is_grid) {
-        constexpr Math kMath = decltype(m)::value;
-        using Cell = PersistentCell<CellOf, kMath>;
-        if constexpr (is_grid)
-          return launch_persistent(grid_backward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
-        else
-          return launch_persistent(block_backward<Cell, S, kMath, in_registers, in_shared>, args, plan, stream);
-      });
+  return with_plan<CellOf<float>::kGates, true, S>(plan, math, [&](auto m, auto weights, auto tier) {
+    constexpr Math kMath = decltype(m)::value;
+    constexpr int kInRegisters = decltype(weights)::kInRegisters;
+    constexpr bool kInShared = decltype(weights)::kInShared;
+    using Cell = PersistentCell<CellOf, kMath>;
+    const auto start = [&](auto* kernel) { return launch_persistent(kernel, args, plan, stream); };
+    if constexpr (tier == Tier::kBlock)
+      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>);
+    else if constexpr (tier == Tier::kGrid)
+      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, ThroughMemory>);
+    else
+      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, ThroughCluster>);
+  });
 }
 
 // A kernel that takes any number of elements.

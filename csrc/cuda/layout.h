@@ -17,13 +17,13 @@ enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
 constexpr int kUnitTile = 16, kBatchTile = 8;
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
-// Tiles of the depth that a warp can keep in registers: 32 registers a gate, and in the backward of a grid, which needs
-// more for itself, 96 of all gates. Without tensor cores none.
+// Tiles of the depth that a warp can keep in registers: 32 registers a gate, and in the backward of several blocks,
+// which needs more for itself, 96 of all gates. Without tensor cores none.
 constexpr int most_in_registers(Math math, int gates, bool backward, bool one_block) {
   if (math == Math::kFloat32) return 0;
   const int registers = 2 * element_bytes(math), most = 32 / registers;  // registers: of a tile and gate
-  const int in_grid = 96 / (registers * gates);
-  return backward && !one_block && in_grid < most ? in_grid : most;
+  const int of_several = 96 / (registers * gates);
+  return backward && !one_block && of_several < most ? of_several : most;
 }
 // Warps of a block at the most: what the registers of a multiprocessor have room for.
 constexpr int most_warps(Math math, bool in_registers) { return in_registers || element_bytes(math) == 4 ? 8 : 12; }
@@ -34,6 +34,7 @@ struct Layout {
   int H, gates, element;  // element: bytes of a number in a product
   int in_registers;       // tiles of the depth that a warp keeps in registers; the others are in shared memory
   int blocks;             // of a group
+  bool cluster;           // the group is a cluster
   int unit_tiles;         // of a block
   int slices;             // of the depth; the warps of a unit tile multiply one each, and their sums are added up
   int row_tiles;          // of a group; of several blocks, two warps of a unit tile apply the cell to each, to 8 units
@@ -55,15 +56,21 @@ struct Layout {
   FUSED_RNN_INLINE int64_t loading_bytes() const { return int64_t(warps()) * in_registers * left_bytes(); }
   // Biases of x and of h, float32: [2, gates, units of the block]; the forward's only.
   FUSED_RNN_INLINE int64_t bias_bytes() const { return int64_t(2) * gates * unit_tiles * kUnitTile * 4; }
-  // The right factors that a warp reads: tiles past the depth are read too, and what is read is not used.
+  // Tiles of a warp's right factor: those past the depth that registers have room for are read, too, and not used.
   FUSED_RNN_INLINE int room() const { return depth() > in_registers ? depth() : in_registers; }
-  // One block: [2 steps, slots, room]; several: [warps, row_tiles, slots, room].
+  // One block: [2 steps, slots, room]; a cluster: [2 steps, slots, row_tiles, slices, room]; other blocks: [warps,
+  // row_tiles, slots, room].
   FUSED_RNN_INLINE int64_t right_factor_bytes(int slots) const {
-    return int64_t(is_one_block() ? 2 : warps() * row_tiles) * slots * room() * right_bytes();
+    const int copies = is_one_block() ? 2 : (cluster ? 2 * slices : warps()) * row_tiles;
+    return int64_t(copies) * slots * room() * right_bytes();
   }
   // Sums of the slices, float32: [2 steps, warps, row_tiles, halves, sums, 8 x 8]; of several blocks only.
   FUSED_RNN_INLINE int64_t partial_bytes(int sums) const {
     return is_one_block() ? 0 : int64_t(2) * warps() * row_tiles * sums * kUnitTile * kBatchTile * 4;
+  }
+  // mbarriers of a cluster: [2 steps, meetings of a step, slices].
+  FUSED_RNN_INLINE int64_t barrier_bytes(bool reset_before) const {
+    return cluster ? int64_t(2) * (1 + reset_before) * slices * 8 : 0;
   }
 
   // What a product of a pass takes from others: h and r * h, or the gradients of all gates.
@@ -75,8 +82,8 @@ struct Layout {
     return backward ? 1 + reset_before : gates;
   }
   FUSED_RNN_INLINE int64_t exchange_bytes(bool backward, bool reset_before) const {
-    const int64_t bytes =
-        right_factor_bytes(slots(backward, gates, reset_before)) + partial_bytes(sums(backward, gates, reset_before));
+    const int64_t bytes = right_factor_bytes(slots(backward, gates, reset_before)) +
+                          partial_bytes(sums(backward, gates, reset_before)) + barrier_bytes(reset_before);
     return bytes > loading_bytes() ? bytes : loading_bytes();
   }
   // In the backward cx in float32 has a place for each of the elements that a thread may have.

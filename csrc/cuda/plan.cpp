@@ -42,7 +42,8 @@ Value lookup(const char* what, const std::string& name, const Named<Value> (&tab
 const Named<Math> kMaths[] = {
     {"float32", Math::kFloat32}, {"tf32", Math::kTf32}, {"bfloat16", Math::kBFloat16}, {"float16", Math::kFloat16}};
 
-const Named<Tier> kTiers[] = {{"block", Tier::kBlock}, {"grid", Tier::kGrid}, {"stepwise", Tier::kStepwise}};
+const Named<Tier> kTiers[] = {
+    {"block", Tier::kBlock}, {"cluster", Tier::kCluster}, {"grid", Tier::kGrid}, {"stepwise", Tier::kStepwise}};
 
 // Below this all of weight_hh would be loaded for hardly any step.
 constexpr int64_t kFewSteps = 4;
@@ -82,6 +83,7 @@ std::string why_not(const Shape& shape) {
 namespace {
 
 // Multiprocessors that are left to other kernels: a communication that waits for other GPUs must not wait for a layer.
+constexpr int kMostInCluster = 8;  // on every device that has clusters
 constexpr int usable(int sm_count) { return sm_count - std::max(1, sm_count / 32); }
 
 struct Wanted {  // a division of the work that is forced; zeros where none is
@@ -100,12 +102,14 @@ class Planner {
   // The plan of a tier; without one, where it cannot run the shape, the reason why.
   Plan of(Tier tier, Wanted wanted = {}) const {
     Plan best = stepwise_;
-    if (tier == Tier::kGrid && device_.capability < 80)
+    if (tier == Tier::kCluster && device_.capability < 90)
+      best.reason = "clusters of blocks need compute capability 9.0 or later";
+    else if (tier == Tier::kGrid && device_.capability < 80)
       best.reason = "blocks exchange what they compute from compute capability 8.0 on";
     else if (tier == Tier::kGrid && !device_.cooperative)
       best.reason = "blocks that exchange what they compute need cooperative launches, which this GPU does not have";
     if (tier == Tier::kStepwise || !best.reason.empty()) return best;
-    for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(wanted)) {
+    for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(tier, wanted)) {
       const Plan plan = with(tier, layout);
       const bool is_better = best.tier == Tier::kStepwise || plan.cycles < best.cycles;
       if (is_better && plan.shared_bytes <= device_.shared_bytes) best = plan;
@@ -123,7 +127,7 @@ class Planner {
       best.reason = "fewer than " + std::to_string(kFewSteps) + " steps do not pay for loading weight_hh";
       return best;
     }
-    for (Tier tier : {Tier::kBlock, Tier::kGrid}) {
+    for (Tier tier : {Tier::kBlock, Tier::kCluster, Tier::kGrid}) {
       const Plan plan = of(tier);
       if (plan.tier == tier && plan.cycles < best.cycles)
         best = plan;
@@ -135,10 +139,11 @@ class Planner {
 
  private:
   int64_t weight_bytes() const { return shape_.cell.gates * shape_.H * shape_.H * element_bytes(shape_.math); }
+  int most_blocks(Tier tier) const { return tier == Tier::kCluster ? kMostInCluster : usable(device_.sm_count); }
   std::string place(Tier tier) const {
     const std::string each = kib(device_.shared_bytes);
     return tier == Tier::kBlock ? "in one block's " + each
-                                : "in " + std::to_string(usable(device_.sm_count)) + " blocks of " + each;
+                                : "in " + std::to_string(most_blocks(tier)) + " blocks of " + each;
   }
 
   int in_registers(bool one_block) const {
@@ -148,7 +153,7 @@ class Planner {
   std::vector<Layout> of_one_block() const {
     std::vector<Layout> layouts;
     if (tiles_ > most_warps(shape_.math, false)) return layouts;
-    const Layout layout{int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), 0, 1, int(tiles_), 1, 1};
+    const Layout layout{int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), 0, 1, false, int(tiles_), 1, 1};
     layouts.push_back(layout);
     if (const int most = in_registers(true); most && tiles_ <= most) {
       layouts.push_back(layout);
@@ -157,13 +162,13 @@ class Planner {
     return layouts;
   }
 
-  std::vector<Layout> of_several_blocks(Wanted wanted) const {
+  std::vector<Layout> of_several_blocks(Tier tier, Wanted wanted) const {
     std::vector<Layout> layouts;
     const auto add = [&](int units, int slices, int rows) {
       const int64_t blocks = (tiles_ + units - 1) / units, depth = (tiles_ + slices - 1) / slices;
-      if (blocks > 1 && blocks <= usable(device_.sm_count) && (slices - 1) * depth < tiles_)
+      if (blocks > 1 && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
         layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
-                           int(blocks), units, slices, rows});
+                           int(blocks), tier == Tier::kCluster, units, slices, rows});
     };
     const int most = most_warps(shape_.math, true);
     const int64_t row_tiles = (shape_.B + kBatchTile - 1) / kBatchTile;
@@ -180,10 +185,11 @@ class Planner {
     Plan plan = stepwise_;
     plan.tier = tier;
     plan.layout = layout;
+    // All groups of a grid run at the same time; other groups also one after the other.
     const int64_t needed = (shape_.B + layout.rows() - 1) / layout.rows();
-    plan.groups =
-        int(tier == Tier::kBlock ? needed : std::min<int64_t>(needed, usable(device_.sm_count) / layout.blocks));
-    plan.cycles = persistent_cycles(shape_, layout, plan.groups);
+    const int64_t at_once = std::max(1, usable(device_.sm_count) / layout.blocks);
+    plan.groups = int(tier == Tier::kGrid ? std::min(needed, at_once) : needed);
+    plan.cycles = persistent_cycles(shape_, layout, int(std::min(needed, at_once)));
     plan.shared_bytes = layout.shared_bytes(shape_.backward, shape_.cell.resets_before, shape_.cell.states > 1);
     return plan;
   }
@@ -204,7 +210,8 @@ std::pair<Tier, Wanted> forced_plan(const std::string& text) {
   const std::string numbers = text.substr(space + 1);
   const int found =
       std::sscanf(numbers.c_str(), "%dx%dx%d%n", &wanted.unit_tiles, &wanted.slices, &wanted.row_tiles, &length);
-  if (tier != Tier::kGrid || found != 3 || size_t(length) != numbers.size() || wanted.slices < 1)
+  if ((tier != Tier::kGrid && tier != Tier::kCluster) || found != 3 || size_t(length) != numbers.size() ||
+      wanted.slices < 1)
     throw std::runtime_error("FUSED_RNN_TIER must be a tier, or such as 'grid 2x4x1', got '" + text + "'");
   return {tier, wanted};
 }
@@ -233,7 +240,8 @@ std::string to_string(const Plan& plan) {
   if (plan.tier == Tier::kBlock)
     text << "block: " << counted(plan.groups, "block");
   else
-    text << "grid: " << counted(plan.groups, "group") << " of " << counted(layout.blocks, "block");
+    text << (layout.cluster ? "cluster: " : "grid: ") << counted(plan.groups, "group") << " of "
+         << counted(layout.blocks, "block");
   text << " of " << 32 * layout.warps() << " threads and " << layout.rows() << " rows; weight_hh, "
        << kib(int64_t(layout.gates) * layout.H * layout.H * layout.element) << ", in "
        << (in_shared == 0      ? "registers"

@@ -34,9 +34,10 @@ struct Shape {
 Math math_named(const std::string& name);
 
 // kBlock: weight_hh stays on chip for all steps, in one block, which has some rows of the batch to itself.
-// kGrid: the same, divided among the blocks of a group, which meet at each step.
+// kCluster, kGrid: the same, divided among the blocks of a group, which meet at each step: in a cluster through each
+// other's shared memory, otherwise through global memory.
 // kStepwise: at each step one library matmul and one kernel for the cell.
-enum class Tier { kBlock, kGrid, kStepwise };
+enum class Tier { kBlock, kCluster, kGrid, kStepwise };
 
 struct Plan {
   Tier tier;
@@ -51,9 +52,9 @@ struct Plan {
   int rows() const { return groups * layout.rows(); }  // of a launch
 };
 
-// FUSED_RNN_TIER=block, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in a block, 4
-// slices of the depth and 1 row tile in a group. Throws std::runtime_error for anything else, where the forced tier
-// cannot run the shape, and where there is a reason why no plan can.
+// FUSED_RNN_TIER=block, =cluster, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in
+// a block, 4 slices of the depth and 1 row tile in a group. Throws std::runtime_error for anything else, where the
+// forced tier cannot run the shape, and where there is a reason why no plan can.
 Plan make_plan(const Shape& shape, const Device& device);
 
 std::string to_string(const Plan& plan);

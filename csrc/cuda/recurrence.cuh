@@ -7,22 +7,17 @@
 // starts from zeros and stays finite, so that the weights past H, which are zero, keep it out of all sums.
 #pragma once
 
-#include "exchange.cuh"
+#include "cluster.cuh"
+#include "grid.cuh"
 
 namespace fused_rnn {
 
-// Whether this pass of the compiler is for a device on which a grid may run: it needs what capability 8.0 brought.
-#ifdef FUSED_RNN_EMULATOR
-constexpr bool kHasGrid = true;
-#else
-constexpr bool kHasGrid = kCapability >= 80;
-#endif
-
-// A pass of a cell: how it divides what it exchanges.
+// A pass of a cell: how it divides what it exchanges, and how often warps meet at a step.
 template <class Cell, bool kBackward>
 struct PassOf {
   static constexpr int kSlots = Layout::slots(kBackward, Cell::kGates, Cell::kResetBefore);
   static constexpr int kSums = Layout::sums(kBackward, Cell::kGates, Cell::kResetBefore);
+  static constexpr int kMeetings = 1 + Cell::kResetBefore;
 };
 
 // body() in the warps that apply the cell.
@@ -50,11 +45,11 @@ FUSED_RNN_DEVICE auto load_weights(const Layout& layout, unsigned char* memory, 
 }
 
 template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, int, int, int> class ExchangeOf>
+          template <Math, class, int> class ExchangeOf>
 FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence) {
   using Number = NumberOf<Cell>;
   using Pass = PassOf<Cell, false>;
-  using Exchange = ExchangeOf<kMath, Pass::kSlots, Pass::kSums, kInShared ? 0 : kInRegisters>;
+  using Exchange = ExchangeOf<kMath, Pass, kInShared ? 0 : kInRegisters>;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;
   constexpr bool kOneBlock = Exchange::kOneBlock;
   constexpr int kElements = Place<kOneBlock>::kElements;
@@ -77,6 +72,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   }
   const auto weights = load_weights<kMath, kGates, kInRegisters, kInShared>(layout, memory, place,
                                                                             LeftFactors<S, false>{a.weight_hh, H});
+  exchange.start();
   const auto bias = [&](bool of_h, int gate, int e) {
     return biases[(of_h * kGates + gate) * units + place.unit - first_unit + place.unit_of(e)];
   };
@@ -174,6 +170,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
       load_x(true);
     });
   }
+  exchange.finish(now);
   skip(a.count - lengths.end);
   place.for_elements([&](int e) {
     if (place.exists[e]) store_state<Cell>(a, place.state(e, H), state[e]);
@@ -199,11 +196,11 @@ FUSED_RNN_DEVICE void add_products(Exchange& exchange, const Weights& weights, i
 }
 
 template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, int, int, int> class ExchangeOf>
+          template <Math, class, int> class ExchangeOf>
 FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrence) {
   using Number = NumberOf<Cell>;
   using Pass = PassOf<Cell, true>;
-  using Exchange = ExchangeOf<kMath, Pass::kSlots, Pass::kSums, kInShared ? 0 : kInRegisters>;
+  using Exchange = ExchangeOf<kMath, Pass, kInShared ? 0 : kInRegisters>;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;
   constexpr int kReset = Cell::kResetBefore;  // the total that is the gradient of r * h
   constexpr bool kOneBlock = Exchange::kOneBlock;
@@ -219,6 +216,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
       load_weights<kMath, kGates, kInRegisters, kInShared>(layout, memory, place, LeftFactors<S, true>{a.weight_hh, H});
   unsigned char* const exchange_memory = memory + layout.weight_bytes();
   Exchange exchange(layout, recurrence.mailbox, exchange_memory, place);
+  exchange.start();
 
   const int first = a.time(a.begin), first_place = a.place(first);
   Cursor<S, kGates> grads_x(a.grads_x, a, place, first_place), grads_h(a.grads_h, a, place, first_place);
@@ -347,28 +345,21 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
 
 // ---- Kernels ----
 
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared>
+// A kernel is compiled for every architecture, and has no code where its exchange cannot run.
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
+          template <Math, class, int> class ExchangeOf>
 FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
-    block_forward(const __grid_constant__ Recurrence<ForwardSteps<S>> recurrence) {
-  run_forward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>(recurrence);
+    recurrent_forward(const __grid_constant__ Recurrence<ForwardSteps<S>> recurrence) {
+  if constexpr (kIsAtLeast<kOldestCapability<ExchangeOf>>)
+    run_forward<Cell, S, kMath, kInRegisters, kInShared, ExchangeOf>(recurrence);
 }
 
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared>
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
+          template <Math, class, int> class ExchangeOf>
 FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
-    block_backward(const __grid_constant__ Recurrence<BackwardSteps<S>> recurrence) {
-  run_backward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>(recurrence);
-}
-
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared>
-FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
-    grid_forward(const __grid_constant__ Recurrence<ForwardSteps<S>> recurrence) {
-  if constexpr (kHasGrid) run_forward<Cell, S, kMath, kInRegisters, kInShared, BetweenBlocks>(recurrence);
-}
-
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared>
-FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
-    grid_backward(const __grid_constant__ Recurrence<BackwardSteps<S>> recurrence) {
-  if constexpr (kHasGrid) run_backward<Cell, S, kMath, kInRegisters, kInShared, BetweenBlocks>(recurrence);
+    recurrent_backward(const __grid_constant__ Recurrence<BackwardSteps<S>> recurrence) {
+  if constexpr (kIsAtLeast<kOldestCapability<ExchangeOf>>)
+    run_backward<Cell, S, kMath, kInRegisters, kInShared, ExchangeOf>(recurrence);
 }
 
 }  // namespace fused_rnn

@@ -10,7 +10,7 @@ namespace emu {
 namespace {
 
 constexpr unsigned kCopyBytes = 16;
-constexpr int kMaxBarriers = 4096, kMaxFlights = 4096, kAgents = 64;
+constexpr int kMaxBarriers = 4096, kMaxFlights = 1 << 16, kAgents = 64;
 
 bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
@@ -88,7 +88,7 @@ void land(int i) {
 }
 
 void take_off(const Flight& order) {
-  if (flight_count == kMaxFlights) fail("more than 4096 copies in flight");
+  if (flight_count == kMaxFlights) fail("more than 65536 copies in flight");
   access_barrier(order.barrier, order.pc);
   Flight& flight = flights[flight_count++] = order;
   flight.agent = &agents[next_agent++ % kAgents];

@@ -25,7 +25,7 @@ def cases():
 
     for cell in test_kernels.LOOPS:
         for math in ("float32", "bfloat16"):  # weight_hh in shared memory, in registers
-            for tier in ("block", "grid 1x2x1"):
+            for tier in ("block", "cluster 1x2x1", "grid 1x2x1"):
                 yield test_kernels.Case(cell, math, tier, test_kernels.Size(6, 9, 3, 17), ragged=True)
 
 

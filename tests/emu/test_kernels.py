@@ -52,13 +52,13 @@ LARGEST_BLOCK = {
     RNN_RELU: {"float32": 128, "tf32": 128, "bfloat16": 192, "float16": 192},
 }
 # Unit tiles of a block, slices of the depth, row tiles of a group; each with sizes that need it.
-GRIDS = {
-    "grid 1x2x1": Size(6, 9, 3, 17),  # two blocks, two groups; a slice with one unit
-    "grid 2x3x1": Size(5, 9, 3, 40),  # a block whose second unit tile does not exist; a warp that applies no cell
-    "grid 1x4x2": Size(4, 17, 3, 61),  # a second group with one row
-    "grid 1x7x3": Size(4, 41, 3, 100),  # a second group with fewer rows than row tiles
+DIVISIONS = {
+    "1x2x1": Size(6, 9, 3, 17),  # two blocks, two groups; a slice with one unit
+    "2x3x1": Size(5, 9, 3, 40),  # a block whose second unit tile does not exist; a warp that applies no cell
+    "1x4x2": Size(4, 17, 3, 61),  # a second group with one row
+    "1x5x2": Size(4, 25, 3, 70),  # a second group with fewer rows than row tiles
 }
-TIERS = ("block", "grid 1x2x1", "stepwise")
+TIERS = ("block", "cluster 1x2x1", "grid 1x2x1", "stepwise")
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ SIZES = (
     Size(T=5, B=9, I=3, H=17),  # a second block with one row, a second warp with one unit
     Size(T=12, B=7, I=20, H=48),  # three warps
 )
-# The last H whose weights are all in registers, in one block and with two slices of the depth.
+# The last H whose weights are all in registers: in one block, and in a cluster with two slices of the depth.
 IN_REGISTERS = {"tf32": (64, 128), "bfloat16": (128, 256), "float16": (128, 256)}
-FEWEST = {"block": Size(6, 9, 3, 17), "stepwise": Size(6, 9, 3, 17), "grid 1x2x1": Size(6, 9, 3, 17)}
+FEWEST = Size(6, 9, 3, 17)
 
 
 def cases():
@@ -100,20 +100,20 @@ def cases():
             for tier in ("block", "stepwise"):
                 for size in SIZES:
                     yield Case(cell, math, tier, size)
-            for tier, size in FEWEST.items():
+            for tier in TIERS:
                 for reverse in (False, True):
                     for ragged in (False, True):
-                        yield Case(cell, math, tier, size, reverse, ragged, bias=reverse)
+                        yield Case(cell, math, tier, FEWEST, reverse, ragged, bias=reverse)
                 for reverse in (False, True):
-                    odd = replace_T(size, 7)
-                    yield Case(cell, math, tier, odd, reverse, ragged=True, chunk=1 + 2 * reverse)
-            for i, (tier, size) in enumerate(GRIDS.items()):
-                yield Case(cell, math, tier, size, reverse=i % 2 == 1, ragged=i % 3 == 0)
+                    yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, ragged=True, chunk=1 + 2 * reverse)
+            for i, (division, size) in enumerate(DIVISIONS.items()):
+                for tier in ("cluster", "grid"):
+                    yield Case(cell, math, f"{tier} {division}", size, reverse=i % 2 == 1, ragged=i % 3 == 0)
             yield Case(cell, math, "grid 1x2x1", Size(4, 60, 3, 17), ragged=True, device="H100 MIG 1g")  # two launches
             yield Case(cell, math, "few steps", Size(1, 9, 3, 17))
             yield Case(cell, math, "few steps", Size(3, 9, 3, 17), reverse=True, ragged=True)
             if PLAIN:
-                for tier, last in zip(("block", "grid 4x2x1"), IN_REGISTERS.get(math, ())):
+                for tier, last in zip(("block", "cluster 4x2x1"), IN_REGISTERS.get(math, ())):
                     for H in (last, last + 1):
                         yield Case(cell, math, tier, Size(3, 9, 3, H), ragged=last < H)
                 H = LARGEST_BLOCK[cell][math]
@@ -121,14 +121,10 @@ def cases():
                 yield Case(cell, math, "", Size(4, 8, 3, H + 1))
 
 
-def replace_T(size, T):
-    return Size(T, size.B, size.I, size.H)
-
-
 def seeded():
     """Every case with one of the seeds 0 to 3 in turn, and one case of every loop with all of them."""
     for i, case in enumerate(cases()):
-        every = case.size == FEWEST.get(case.tier) and case.ragged and case.math in ("float32", "bfloat16")
+        every = case.size == FEWEST and case.ragged and case.math in ("float32", "bfloat16")
         for seed in range(4) if every else [i % 4]:
             yield replace(case, seed=seed)
 
@@ -297,6 +293,10 @@ def test_gradients_that_nobody_needs(frozen):
         assert torch.equal(grad, everything[f"grad_{name}"])
 
 
+@pytest.mark.skipif(
+    os.environ.get("EMU_FLAVOUR") == "thread",
+    reason="after giving up nothing orders what is read, which the race detector reports",
+)
 def test_a_block_that_never_comes(monkeypatch):
     """It is waited for for two seconds; then results are NaN, and the next call says why."""
     case = replace(one_block(LSTM), tier="grid 1x2x1", size=Size(6, 1, 3, 17))
@@ -366,10 +366,10 @@ def test_refused(case):
 def test_without_cooperative_launches(monkeypatch):
     """Blocks that need each other are never started one after the other."""
     ops.set_device("H200", False, 0)
-    assert ops.tier("lstm", "bfloat16", 100, 16, 512, False) == "stepwise"
+    assert ops.tier("lstm", "bfloat16", 100, 16, 1024, False) == "stepwise"
     monkeypatch.setenv("FUSED_RNN_TIER", "grid")
     with pytest.raises(RuntimeError, match="cooperative launches, which this GPU does not have"):
-        ops.tier("lstm", "bfloat16", 100, 16, 512, False)
+        ops.tier("lstm", "bfloat16", 100, 16, 1024, False)
 
 
 def test_a_turing_gpu_computes_in_float32():
