@@ -30,8 +30,8 @@ FUSED_RNN_DEVICE void warp_barrier(Site site) {
 #endif
 }
 
-// Keeps the compiler from moving memory accesses to the other side. What is loaded for later then shares no scoreboard
-// with what is needed at once.
+// The compiler moves no memory access across it. So loads for the next step share no scoreboard with results that this
+// step needs.
 FUSED_RNN_DEVICE void keep_order() {
 #ifndef FUSED_RNN_EMULATOR
   __syncwarp();

@@ -64,7 +64,7 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
     if (expects()) expect(buffer, kMeeting);
   }
 
-  // What is under way to a block must not find it gone.
+  // A block may end only when all stores into its shared memory have arrived.
   FUSED_RNN_DEVICE void finish(int buffer) { receive<0, 1>(buffer, "cluster.last"); }
 
   FUSED_RNN_DEVICE const Element* right(int buffer, int slot, int row_tile) const {

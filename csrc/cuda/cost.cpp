@@ -7,9 +7,8 @@ namespace {
 
 constexpr double kClock = 1850;  // cycles of a microsecond
 
-// What a step waits for: a flag's way through L2 to other blocks and that of the tile behind it; a tile's way into the
-// shared memory of a cluster, with what is done around it; a barrier of a block; a kernel or a library matmul that
-// PyTorch starts from Python.
+// Latencies of a step: of a flag and then a tile through L2 to other blocks; of a tile into the shared memory of other
+// blocks, with the instructions around it; of a barrier of a block; of a kernel or library matmul launched from Python.
 constexpr double kMeeting = 1.1 * kClock, kPush = 0.45 * kClock, kBarrier = 60, kLaunch = 3.3 * kClock;
 
 // A product of tiles after the one that it adds to, and how long one occupies its scheduler.

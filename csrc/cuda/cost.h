@@ -1,4 +1,4 @@
-// A model of how long a step takes, by which the planner chooses among plans that nobody has measured.
+// A model of the time of a step. The planner compares plans by it, as none has been measured.
 #pragma once
 
 #include "plan.h"

@@ -1,19 +1,21 @@
-// How the warps that share rows of the batch hand on what the next product reads: tiles of its right factors, in slots
-// of their own and in two buffers, of even and of odd steps. All warps call all functions in the same order.
+// An exchange: it moves h, or gradients of gates, from the warps that compute them to the warps that multiply them at
+// the next product. These right factors are tiles in slots, in two buffers for even and odd steps. All warps call all
+// functions in the same order.
 //
 //   start     once the weights are loaded and all of shared memory is the exchange's
 //   put       writes values of a thread's elements into a tile; by warps that apply the cell
 //   announce  lets the others have what was put since the last time; by the same warps
 //   receive   waits until all have announced, and brings slots [kFirst, kLast) of a buffer to where `right` says
-//   total     adds a product to totals [kFirst, kLast), where the cell is applied: sums_of(row_tile, sums) adds what a
-//             warp's slice of the depth gives to the same places of sums
+//   total     adds a product to totals [kFirst, kLast) of the warps that apply the cell. sums_of(row_tile, sums) adds
+//   the
+//             product of this warp's slice of the depth to sums [kFirst, kLast)
 //   finish    after the last step of a pass whose last announcement, in that buffer, nothing has received
 //
 // Pass (PassOf in recurrence.cuh) says how many slots and sums a pass has, and how often its warps meet at a step.
 // kRoom: the layout's room where it is known to the compiler, or 0.
 //
-// What a buffer holds may be replaced two steps later: by then every warp that reads it has announced what it made of
-// it, and that has been received by the warp that replaces it.
+// A warp may overwrite a buffer two steps later: every warp that reads the buffer has then announced its own next tile,
+// and the warp that overwrites has received that tile.
 #pragma once
 
 #include "place.cuh"
@@ -106,7 +108,7 @@ class SlicedSums {
   const Layout& layout_;
   const Place<false>& place_;
   float2* partials_;
-  float spoil_ = 0.0f;  // what is added to all sums; NaN after giving up
+  float spoil_ = 0.0f;  // added to all sums: 0, or NaN after giving up
 };
 
 }  // namespace fused_rnn

@@ -82,11 +82,11 @@ class Pass {
   // start(recurrence) launches a persistent kernel for a chunk: as often as the rows of the batch need it.
   template <class Chunk, class Start>
   void run_persistent(const Chunk& chunk, const char* what, const Start& start) {
-    for (int first = 0; first < chunk.B; first += plan_.rows()) {
+    for (int64_t first = 0; first < chunk.B; first += plan_.rows()) {
       if (is_grid()) torch::stable::zero_(flags_.tensor());
       const Mailbox mailbox{reinterpret_cast<unsigned char*>(mail_.get()), reinterpret_cast<unsigned*>(flags_.get()),
                             gave_up_};
-      check_launch(start(Recurrence<Chunk>{chunk, plan_.layout, first, mailbox}), what);
+      check_launch(start(Recurrence<Chunk>{chunk, plan_.layout, int(first), mailbox}), what);
     }
   }
 

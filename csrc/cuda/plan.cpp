@@ -82,8 +82,9 @@ std::string why_not(const Shape& shape) {
 
 namespace {
 
-// Multiprocessors that are left to other kernels: a communication that waits for other GPUs must not wait for a layer.
-constexpr int kMostInCluster = 8;  // on every device that has clusters
+constexpr int kMostInCluster = 8;  // blocks; every device that has clusters has these
+
+// Some multiprocessors are left to other kernels: a communication with other GPUs must not wait for a layer to end.
 constexpr int usable(int sm_count) { return sm_count - std::max(1, sm_count / 32); }
 
 struct Wanted {  // a division of the work that is forced; zeros where none is

@@ -49,7 +49,7 @@ struct Plan {
                // one after the other
   int64_t shared_bytes;
 
-  int rows() const { return groups * layout.rows(); }  // of a launch
+  int64_t rows() const { return int64_t(groups) * layout.rows(); }  // of a launch
 };
 
 // FUSED_RNN_TIER=block, =cluster, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in
