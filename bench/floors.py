@@ -44,15 +44,30 @@ class Gpu:
         """With the ceilings that a run measured: GFLOP/s of a matmul in the task's precision, GB/s of a copy."""
         return replace(self, matmul=gflops * 1e3, memory=copy_gbs * 1e3)
 
+    def share(self, parts: int) -> Gpu:
+        """What each of some layers or directions has that run side by side."""
+        each = {name: getattr(self, name) / parts for name in ("matmul", "l2", "memory")}
+        return replace(self, blocks=self.blocks // parts, **each)
+
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def floor(task: Task, gpu: Gpu) -> float:
-    """Microseconds of one time step, one direction after the other and one layer after the other."""
+    """Microseconds of one time step of all layers and directions, of which those run side by side that can."""
     case, directions = task.case, 1 + task.case.bidirectional
-    inputs = [case.I, *[directions * case.H] * (case.layers - 1)]
-    return sum(directions * _layer(task, size, gpu) for size in inputs)
+    G, B, H = CELL_OF[task.cell].gates, case.B, case.H
+    inputs = [case.I, *[directions * H] * (case.layers - 1)]
+    projections = sum(2 * G * H * size * B * directions for size in inputs) / gpu.matmul
+    # With two directions, a layer needs all steps of the one before.
+    together, turns = (directions, case.layers) if directions > 1 else (case.layers, 1)
+    steps = turns * min(
+        math.ceil(together / k) * _step(G, B, H, traffic(task), BYTES[task.dtype], gpu.share(k))
+        for k in range(1, together + 1)
+    )
+    if task.work != "training":
+        return projections + steps
+    return 3 * projections + 2 * steps + 2 * G * H * H * B * case.layers * directions / gpu.matmul
 
 
 def traffic(task: Task) -> float:
@@ -62,15 +77,6 @@ def traffic(task: Task) -> float:
     """
     G = CELL_OF[task.cell].gates
     return (2 * G + 3 if task.work == "training" else G + 1) * task.case.H * task.case.B * BYTES[task.dtype]
-
-
-def _layer(task: Task, inputs: int, gpu: Gpu) -> float:
-    G, B, H = CELL_OF[task.cell].gates, task.case.B, task.case.H
-    projection = 2 * G * H * inputs * B / gpu.matmul
-    step = _step(G, B, H, traffic(task), BYTES[task.dtype], gpu)
-    if task.work != "training":
-        return projection + step
-    return 3 * projection + 2 * step + 2 * G * H * H * B / gpu.matmul
 
 
 def _step(G: int, B: int, H: int, traffic: float, element: int, gpu: Gpu) -> float:

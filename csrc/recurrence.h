@@ -9,6 +9,8 @@
 
 namespace fused_rnn {
 
+constexpr int kMostTogether = 8;  // layers, each in one direction, that a device runs at once
+
 // Steps, batch, input size, hidden size.
 struct LayerSizes {
   int64_t T, B, I, H;

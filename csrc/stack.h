@@ -1,7 +1,9 @@
-// Both passes of a call: layer by layer, in one direction or both. No other C++ code loops over layers.
-// Device::forward(context, directions) and Device::backward(context, args) run the loops of a device.
+// Both passes of a call, in one direction or both: layer by layer, or as many at once as the device runs side by side.
+// Device::forward(context, layers) and Device::backward(context, layers) run the loops of a device, and
+// Device::layers_together(context, sizes, backward) says how many stacked layers it takes at once.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -13,14 +15,47 @@ namespace fused_rnn {
 struct Context {
   const CellTraits& cell;
   const Tensor& input;  // on the device
+  int64_t L, D;
   bool allow_tf32;
 };
 
-// The arguments of the only direction of a layer, or of both.
+// Between stacked layers with dropout: what one takes is what the other gives, times a mask. Tensors are [T, B, H].
+struct Masked {
+  Tensor from, mask, to;
+
+  // Some steps of `to`.
+  void make(int64_t begin, int64_t count) const {
+    Tensor some[] = {from, mask, to};
+    for (Tensor& tensor : some) tensor = torch::stable::narrow(tensor, 0, begin, count);
+    std::array<StableIValue, 3> stack;
+    std::transform(some, some + 3, stack.begin(), [](const Tensor& t) { return torch::stable::detail::from(t); });
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // which is released
+  }
+};
+
+// What a device runs at once: a layer in one direction or both, or some stacked layers in one direction, of which each
+// takes what the one before it gives, in the order of the pass.
 template <class Args>
-struct Directions {
-  std::array<Args, 2> args{};
-  size_t count = 0;
+struct Layers {
+  std::vector<Masked> masked;  // with dropout between stacked layers, for each but the first
+  bool stacked = false;
+  Tensors alive;  // until the layers have run
+
+  Args& add() { return each_[count_++] = Args{}; }  // of a layer in one direction
+  size_t size() const { return count_; }
+  const Args& operator[](size_t i) const { return each_[i]; }
+  const Args* begin() const { return each_.data(); }
+  const Args* end() const { return begin() + count_; }
+  Args* begin() { return each_.data(); }
+  Args* end() { return begin() + count_; }
+
+  // How what layer i takes is made, where it is not simply what another layer gives.
+  const Masked* made(size_t i) const { return i > 0 && !masked.empty() ? &masked[i - 1] : nullptr; }
+
+ private:
+  std::array<Args, kMostTogether> each_;  // not a vector: a small call would notice its allocation
+  size_t count_ = 0;
 };
 
 inline Tensor product(const Tensor& a, const Tensor& b) {
@@ -34,7 +69,8 @@ inline Tensor product(const Tensor& a, const Tensor& b) {
 template <class Device>
 class Stack {
  public:
-  explicit Stack(Call call) : call_(std::move(call)), context_{call_.cell, call_.input, call_.has(kAllowTf32)} {}
+  explicit Stack(Call call)
+      : call_(std::move(call)), context_{call_.cell, call_.input, call_.L, call_.D, call_.has(kAllowTf32)} {}
 
   // The output and the final states, of a step the states alone. With kSave the tensors for the backward follow: one
   // [T, B, kSaved, H] for each layer and direction, then the output of every layer but the last.
@@ -45,17 +81,9 @@ class Stack {
     if (!call_.has(kStep)) results.push_back(call_.allocate_like_input(call_.width()));
     results.insert(results.end(), finals.begin(), finals.end());
     for (int64_t k = 0; save && k < call_.count(); ++k) saved.push_back(allocate_saved());
-    Tensor x = call_.x;
-    for (int64_t layer = 0; layer < call_.L; ++layer) {
-      const bool is_last = layer + 1 == call_.L;
-      const Tensor y = is_last ? results[0] : allocate_between();
-      if (call_.has_steps())
-        with_storage_type(call_.dtype,
-                          [&](auto tag) { run_forward<typename decltype(tag)::type>(layer, x, y, finals, saved); });
-      if (is_last) break;
-      if (save) inner.push_back(y);
-      x = masked(y, layer);
-    }
+    with_storage_type(call_.dtype, [&](auto tag) {
+      run_forward<typename decltype(tag)::type>(results[0], finals, saved, save ? &inner : nullptr);
+    });
     if (!call_.has_steps())
       for (size_t i = 0; i < finals.size(); ++i)
         pass_on(finals[i], call_.states.empty() ? MaybeTensor() : call_.states[i]);
@@ -89,15 +117,9 @@ class Stack {
         pass_on(grads[i], i == first_state ? grad_hy : grad_cy);
       return grads;
     }
-    for (int64_t layer = call_.L - 1; layer >= 0; --layer) {
-      const Tensor x = layer ? masked(output_of(layer - 1, kept), layer - 1) : call_.x;
-      MaybeTensor grad_x;
-      if (layer || needs_input) grad_x = layer ? allocate_between() : grads[0];
-      with_storage_type(call_.dtype, [&](auto tag) {
-        run_backward<typename decltype(tag)::type>(layer, x, kept, grad_y, grad_hy, grad_cy, grad_x, grads);
-      });
-      if (layer) grad_y = masked(*grad_x, layer - 1);
-    }
+    with_storage_type(call_.dtype, [&](auto tag) {
+      run_backward<typename decltype(tag)::type>(kept, grad_y, grad_hy, grad_cy, grads);
+    });
     return grads;
   }
 
@@ -117,6 +139,14 @@ class Stack {
   // The output of a layer, or its gradient, times the layer's mask, if there are masks.
   Tensor masked(const Tensor& y, int64_t layer) const {
     return call_.masks.empty() ? y : product(y, call_.masks[size_t(layer)]);
+  }
+
+  // The same, while the layers run side by side.
+  template <class Args>
+  Tensor masked_later(const Tensor& y, int64_t layer, Layers<Args>& layers) const {
+    if (call_.masks.empty()) return y;
+    layers.masked.push_back({y, call_.masks[size_t(layer)], allocate_between()});
+    return layers.masked.back().to;
   }
 
   // Where no step takes place, a state stays as it is, and so does its gradient; zeros if there is none.
@@ -141,12 +171,39 @@ class Stack {
   // ---- Layers ----
 
   template <class S>
-  void run_forward(int64_t layer, const Tensor& x, const Tensor& y, const Tensors& finals, const Tensors& saved) const {
+  int64_t layers_together(bool backward) const {
+    const LayerSizes sizes{call_.T, call_.B, call_.I, call_.H, call_.T * call_.B};
+    return call_.L == 1 || call_.D > 1 ? 1 : Device::template layers_together<S>(context_, sizes, backward);
+  }
+
+  template <class S>
+  void run_forward(const Tensor& output, const Tensors& finals, const Tensors& saved, Tensors* inner) const {
+    const int64_t together = call_.has_steps() ? layers_together<S>(false) : 1;
+    Tensor x = call_.x;
+    for (int64_t first = 0; first < call_.L; first += together) {
+      const int64_t last = std::min(call_.L, first + together) - 1;
+      Layers<ForwardArgs<S>> layers;
+      layers.stacked = last > first;
+      for (int64_t layer = first; layer <= last; ++layer) {
+        const bool is_top = layer + 1 == call_.L;
+        const Tensor y = is_top ? output : allocate_between();
+        add_forward(layers, layer, x, y, finals, saved);
+        if (layers.stacked) layers.alive.push_back(y);
+        if (layer == last && call_.has_steps()) Device::forward(context_, layers);
+        if (is_top) break;
+        if (inner) inner->push_back(y);
+        x = layer == last ? masked(y, layer) : masked_later(y, layer, layers);
+      }
+    }
+  }
+
+  template <class S>
+  void add_forward(Layers<ForwardArgs<S>>& layers, int64_t layer, const Tensor& x, const Tensor& y,
+                   const Tensors& finals, const Tensors& saved) const {
     const int64_t D = call_.D, H = call_.H;
-    Directions<ForwardArgs<S>> directions;
     for (int64_t direction = 0; direction < D; ++direction) {
       const int64_t k = layer * D + direction;
-      ForwardArgs<S>& args = directions.args[directions.count++];
+      ForwardArgs<S>& args = layers.add();
       call_.fill(args, k, x);
       args.bias_ih = call_.has(kBias) ? const_data<S>(call_.weight(k, 2)) : nullptr;
       args.bias_hh = call_.has(kBias) ? const_data<S>(call_.weight(k, 3)) : nullptr;
@@ -155,13 +212,32 @@ class Stack {
       args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * call_.B * H : nullptr;
       args.saved = saved.empty() ? nullptr : data<accumulate_t<S>>(saved[size_t(k)]);
     }
-    Device::forward(context_, directions);
   }
 
   template <class S>
-  void run_backward(int64_t layer, const Tensor& x, const Tensors& kept, const MaybeTensor& grad_y,
-                    const MaybeTensor& grad_hy, const MaybeTensor& grad_cy, const MaybeTensor& grad_x,
+  void run_backward(const Tensors& kept, MaybeTensor grad_y, const MaybeTensor& grad_hy, const MaybeTensor& grad_cy,
                     const Tensors& grads) const {
+    const int64_t together = layers_together<S>(true);
+    for (int64_t last = call_.L - 1; last >= 0; last -= together) {
+      const int64_t first = std::max<int64_t>(0, last + 1 - together);
+      Layers<BackwardArgs<S>> layers;
+      layers.stacked = last > first;
+      for (int64_t layer = last; layer >= first; --layer) {
+        const Tensor x = layer ? masked(output_of(layer - 1, kept), layer - 1) : call_.x;
+        MaybeTensor grad_x;
+        if (layer || call_.has(kNeedsInput)) grad_x = layer ? allocate_between() : grads[0];
+        add_backward(layers, layer, x, kept, grad_y, grad_hy, grad_cy, grad_x, grads);
+        if (layers.stacked) layers.alive.insert(layers.alive.end(), {x, grad_x.value_or(x)});
+        if (layer == first) Device::backward(context_, layers);
+        if (layer) grad_y = layer == first ? masked(*grad_x, layer - 1) : masked_later(*grad_x, layer - 1, layers);
+      }
+    }
+  }
+
+  template <class S>
+  void add_backward(Layers<BackwardArgs<S>>& layers, int64_t layer, const Tensor& x, const Tensors& kept,
+                    const MaybeTensor& grad_y, const MaybeTensor& grad_hy, const MaybeTensor& grad_cy,
+                    const MaybeTensor& grad_x, const Tensors& grads) const {
     const int64_t D = call_.D, H = call_.H;
     for (int64_t direction = 0; direction < D; ++direction) {
       const int64_t k = layer * D + direction, at = k * call_.B * H, each = call_.weights_each();
@@ -172,7 +248,7 @@ class Stack {
         const size_t states = call_.states.size();
         return call_.has(kNeedsStates) && i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
       };
-      BackwardArgs<S> args;
+      BackwardArgs<S>& args = layers.add();
       call_.fill(args, k, x);
       args.grad_output = grad_y ? const_data<S>(*grad_y) + direction * H : nullptr;
       args.grad_hy = grad_hy ? const_data<S>(*grad_hy) + at : nullptr;
@@ -187,7 +263,6 @@ class Stack {
       args.grad_bias_hh = grad_of_weight(3);
       args.grad_hx = grad_of_state(0);
       args.grad_cx = grad_of_state(1);
-      Device::backward(context_, args);
     }
   }
 

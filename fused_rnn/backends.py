@@ -93,10 +93,11 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     p = problem
     if reason := _native_why_not(p, native.CUDA_DTYPES):
         return "", reason
-    forward, reason = native.cuda_plan(p.cell, p.dtype, p.T, p.B, p.H, False, gpu)
+    shape = p.cell, p.dtype, p.T, p.B, p.H, p.layers, p.directions
+    forward, reason = native.cuda_plan(*shape, False, gpu)
     if reason or not p.training:
         return forward, reason
-    backward, _ = native.cuda_plan(p.cell, p.dtype, p.T, p.B, p.H, True, gpu)
+    backward, _ = native.cuda_plan(*shape, True, gpu)
     return f"{forward}; backward: {backward}", None
 
 

@@ -99,9 +99,9 @@ def cuda_architectures() -> str:
 
 
 def cuda_plan(
-    cell: Cell, dtype: torch.dtype, T: int, B: int, H: int, backward: bool, device: str
+    cell: Cell, dtype: torch.dtype, T: int, B: int, H: int, layers: int, directions: int, backward: bool, device: str
 ) -> tuple[str, str | None]:
-    """The plan of the CUDA kernels for a layer, in words, and why there is none: one of the two is empty.
+    """The plan of the CUDA kernels for a call, in words, and why there is none: one of the two is empty.
 
     Args:
         device: a GPU that is here, ``"cuda:0"``, or the name of one that need not be: T4, A100, L4, H100,
@@ -111,7 +111,8 @@ def cuda_plan(
         RuntimeError: there is no such device.
     """
     tf32 = dtype == torch.float32 and allow_tf32()
-    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), _name(dtype), T, B, H, backward, tf32, device)
+    sizes = T, B, H, layers, directions
+    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), _name(dtype), *sizes, backward, tf32, device)
     return plan, why_not or None
 
 

@@ -358,6 +358,17 @@ def test_floors(cell, H, B, microseconds):
     assert floors._step(G, B, H, (2 * G + 3) * H * B * 2, 2, floors.Gpu()) == pytest.approx(microseconds, rel=0.1)
 
 
+@pytest.mark.parametrize(("H", "B", "more"), [(256, 16, 1.0), (1024, 256, 2.0)])
+def test_the_floor_of_what_runs_side_by_side(H, B, more):
+    """Latency is waited for once; what fills the GPU takes twice as long."""
+    floors, cases = load("floors"), load("cases")
+    one, both, stacked = (
+        floors.floor(cases.Task(cases.Case("", 256, B, H, H, **options), "LSTM", "training", "bfloat16"), floors.Gpu())
+        for options in ({}, {"bidirectional": True}, {"layers": 2})
+    )
+    assert both == pytest.approx(more * one, rel=0.1) and stacked == pytest.approx(both)
+
+
 @pytest.mark.slow
 def test_the_page_of_a_gpu(tmp_path):
     """As if there had been one: absolute figures, a heat map for each precision and pass, the floor."""

@@ -36,21 +36,21 @@ COLUMNS = ("kernel", "arch", "registers", "shared", "stack", *COUNTED)
 RULES = (
     (r"", "LDL", False),  # local memory
     (r"", "STL", False),
-    (r"^recurrent_.* Float16, .*WithinBlock", "HMMA", True),
-    (r"^recurrent_.* (BFloat16|Tf32), .*WithinBlock> (?!75)", "HMMA", True),
-    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*ThroughMemory> (?!75)", "HMMA", True),
-    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*ThroughCluster> (?!75|8)", "HMMA", True),
+    (r"^recurrent_.* Float16, .*Block", "HMMA", True),
+    (r"^recurrent_.* (BFloat16|Tf32), .*Block> (?!75)", "HMMA", True),
+    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*Grid> (?!75)", "HMMA", True),
+    (r"^recurrent_.* (Float16|BFloat16|Tf32), .*Cluster> (?!75|8)", "HMMA", True),
     (r"^recurrent_.* Float32,", "HMMA", False),  # float32 without TF32 is float32
     (r"^(?!recurrent_)", "HMMA", False),
-    (r"^recurrent_.*WithinBlock", "MOVM", True),
-    (r"^recurrent_.*WithinBlock", "BAR", True),
-    (r"^recurrent_.*WithinBlock", "MEMBAR", False),
-    (r"^recurrent_.*ThroughMemory> (?!75)", "LDGSTS", True),
-    (r"^recurrent_.*ThroughMemory> (?!75)", "MEMBAR", True),  # the release of a flag
-    (r"^recurrent_.*ThroughMemory> (?!75)", "CCTL", True),  # the acquire
-    (r"^recurrent_.*ThroughCluster> (?!75|8)", "STAS", True),  # stores into other blocks' shared memory
-    (r"^recurrent_.*ThroughCluster> (?!75|8)", "SYNCS", True),  # mbarriers
-    (r"^recurrent_.*ThroughCluster> (?!75|8)", "LDGSTS", False),
+    (r"^recurrent_.*Block", "MOVM", True),
+    (r"^recurrent_.*Block", "BAR", True),
+    (r"^recurrent_.*Block", "MEMBAR", False),
+    (r"^recurrent_.*Grid> (?!75)", "LDGSTS", True),
+    (r"^recurrent_.*Grid> (?!75)", "MEMBAR", True),  # the release of a flag
+    (r"^recurrent_.*Grid> (?!75)", "CCTL", True),  # the acquire
+    (r"^recurrent_.*Cluster> (?!75|8)", "STAS", True),  # stores into other blocks' shared memory
+    (r"^recurrent_.*Cluster> (?!75|8)", "SYNCS", True),  # mbarriers
+    (r"^recurrent_.*Cluster> (?!75|8)", "LDGSTS", False),
 )
 
 
@@ -78,12 +78,14 @@ def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) 
 
 
 def readable(mangled: list[str]) -> list[str]:
-    """recurrent_forward<LstmCell, float, Tf32, 4, false, WithinBlock> for each of the linker's names."""
+    """recurrent_forward<LstmCell, float, Tf32, 4, false, Block> for each of the linker's names."""
     header = (ROOT / "csrc" / "cuda" / "layout.h").read_text()
-    maths = re.findall(r"\bk(\w+)", re.search(r"enum class Math \{(.*?)\}", header, re.DOTALL)[1])
+    enums = {
+        name: re.findall(r"\bk(\w+)", values) for name, values in re.findall(r"enum class (\w+) \{(.*?)\}", header)
+    }
     names = run("c++filt", text="\n".join(mangled))
     names = re.sub(r"^void |fused_rnn::|<fused_rnn::RealOf<\w+> ?>|\([^()]*\)$", "", names, flags=re.MULTILINE)
-    return re.sub(r"\(Math\)(\d+)", lambda found: maths[int(found[1])], names).splitlines()
+    return re.sub(r"\((\w+)\)(\d+)", lambda found: enums[found[1]][int(found[2])], names).splitlines()
 
 
 @functools.cache
@@ -194,7 +196,7 @@ def test_no_step_waits_for_a_load_of_the_next_one():
 
     Between blocks that does not matter: loads come after what others wait for, and then their warp waits for others.
     """
-    blocks = [k for k in built()[1] if "WithinBlock" in k.name]
+    blocks = [k for k in built()[1] if "Block" in k.name]
     assert all(k.code.step_loop() != (0, 0) for k in blocks)
     waits = [
         f"{k.name} for {k.architecture}: {load}  <-  {waiting}"

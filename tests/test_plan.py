@@ -1,5 +1,6 @@
 """The planner of the CUDA kernels: plain arithmetic, so that it is tested for GPUs that are not here."""
 
+import itertools
 import re
 
 import pytest
@@ -34,9 +35,9 @@ MULTIPROCESSORS = {
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def plan(cell, dtype, H, device, *, T=100, B=16, backward=False, tf32=False):
+def plan(cell, dtype, H, device, *, T=100, B=16, L=1, D=1, backward=False, tf32=False):
     name = str(dtype).removeprefix("torch.")
-    text, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), name, T, B, H, backward, tf32, device)
+    text, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), name, T, B, H, L, D, backward, tf32, device)
     assert bool(text) != bool(why_not)
     return text or f"none: {why_not}"
 
@@ -113,6 +114,41 @@ def test_a_grid_has_its_multiprocessors_to_itself_and_leaves_some(cell, device):
         assert "cluster" in tiers
     else:
         assert tiers == before.get(device, {"cluster", "grid"})
+
+
+@pytest.mark.parametrize("device", [name for name in SHARED_KIB if name != "T4"])
+@pytest.mark.parametrize(("L", "D"), [(1, 2), (2, 1), (20, 1), (3, 2)])
+def test_what_runs_side_by_side_has_multiprocessors(L, D, device):
+    """Layers and directions are in one launch only where that is faster; of a grid all their blocks run at once."""
+    found = set()
+    for H, B in itertools.product((64, 256, 700, 1024), (1, 16, 64, 300)):
+        for T, backward in ((20, False), (500, True)):
+            one = plan(GRU, torch.bfloat16, H, device, T=T, B=B, backward=backward)
+            text = plan(GRU, torch.bfloat16, H, device, T=T, B=B, L=L, D=D, backward=backward)
+            layers = re.search(r"; (\d+) layers side by side, each (\d+) steps behind the one before$", text)
+            together = 2 if text.endswith("; both directions side by side") else int(layers[1]) if layers else 1
+            assert together == 1 or not text.startswith("stepwise")
+            assert together <= (2 if D > 1 else min(L, 8)) and not (layers and D > 1)
+            assert not layers or 4 <= int(layers[2]) <= T
+            if text.startswith("grid"):
+                groups, blocks, *_ = map(int, SHARED_LAYER.match(text).groups())
+                assert together * groups * blocks < MULTIPROCESSORS[device]
+            if together == 1 and D > 1:
+                assert text.startswith("stepwise") or one.startswith("grid")
+            found.add(together)
+    assert min(found) == 1 < max(found)
+
+
+def test_side_by_side():
+    for H, B, T, options, wanted in (
+        (256, 16, 100, {"D": 2}, "; both directions side by side"),
+        (1024, 16, 100, {"D": 2}, "; both directions side by side"),
+        (1024, 64, 100, {"D": 2}, " of shared memory"),  # one fills the GPU
+        (256, 16, 1000, {"L": 3}, "; 3 layers side by side, each \\d+ steps behind the one before"),
+        (256, 16, 20, {"L": 3}, " of shared memory"),  # too few steps to be cut
+        (256, 16, 1000, {"L": 3, "D": 2}, "; both directions side by side"),
+    ):
+        assert re.search(f"{wanted}$", plan(LSTM, torch.bfloat16, H, "H100", T=T, B=B, **options))
 
 
 def test_where_blocks_share_a_layer():
@@ -200,18 +236,33 @@ def test_a_forced_tier(monkeypatch):
             plan(LSTM, torch.bfloat16, 45, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "cluster 2x4x2")
     assert plan(LSTM, torch.bfloat16, 256, "H100", B=64).startswith("cluster: 4 groups of 8 blocks of 256 threads")
+    monkeypatch.setenv("FUSED_RNN_TIER", "block together 3")
+    for options, wanted in ({"L": 2}, "; 2 layers"), ({"L": 9}, "; 3 layers"), ({"D": 2}, "; both directions"):
+        assert wanted in plan(LSTM, torch.bfloat16, 64, "H100", T=20, **options)
+    assert "side by side" not in plan(LSTM, torch.bfloat16, 64, "H100")
+    monkeypatch.setenv("FUSED_RNN_TIER", "cluster 2x4x2 together 2")
+    assert plan(LSTM, torch.bfloat16, 256, "H100", B=64, D=2).endswith("; both directions side by side")
     with pytest.raises(RuntimeError, match="clusters of blocks need compute capability"):
         plan(LSTM, torch.bfloat16, 256, "A100")
-    for wrong in ("block 1x1x1", "grid 2x", "grid 1x1x1x1", "grid 0x0x0", "grid -1x-1x1"):
+    for wrong in (
+        "block 1x1x1", "grid 2x", "grid 1x1x1x1", "grid 0x0x0", "grid -1x-1x1", "grid together", "grid together 0",
+        "grid together 2 3", "grid 2x4x1 2", "stepwise together 2", "block together together",
+    ):  # fmt: skip
         monkeypatch.setenv("FUSED_RNN_TIER", wrong)
-        with pytest.raises(RuntimeError, match=f"must be a tier, or such as 'grid 2x4x1', got '{wrong}'"):
+        with pytest.raises(RuntimeError, match=f"must be a tier, or such as 'grid .*, got '{wrong}'"):
             plan(LSTM, torch.bfloat16, 64, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "warp")
     with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'warp' is not one of block, cluster, grid, stepwise"):
         plan(LSTM, torch.bfloat16, 64, "H100")
 
 
+def test_no_layers_and_three_directions():
+    for L, D in ((0, 1), (-1, 1), (2**31, 1), (1, 0), (1, 3)):
+        plan, why_not = native.cuda_plan(LSTM, torch.float32, 4, 2, 3, L, D, False, "H100")
+        assert plan == "" and why_not.endswith(f"one direction or two, got L = {L}, D = {D}")
+
+
 def test_steps_that_cannot_be_counted_in_32_bits():
     for sizes in ((2**31, 1, 1), (4, 2**20, 2**20), (4, 1, 2**62), (4, -1, 1)):
-        plan, why_not = native.cuda_plan(LSTM, torch.float32, *sizes, False, "H100")
+        plan, why_not = native.cuda_plan(LSTM, torch.float32, *sizes, 1, 1, False, "H100")
         assert plan == "" and "T and the numbers of one step must be below 2^31, got T = " in why_not

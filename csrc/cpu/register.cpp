@@ -22,17 +22,22 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
 
 struct Cpu {
   template <class S>
-  static void forward(const Context& context, const Directions<ForwardArgs<S>>& directions) {
+  static int64_t layers_together(const Context&, const LayerSizes&, bool) {
+    return 1;
+  }
+
+  template <class S>
+  static void forward(const Context& context, const Layers<ForwardArgs<S>>& directions) {
     const auto run = loops_of<S>(context.cell).forward;
-    if (directions.count == 1 || !run_together(context, directions.args[0])) {
-      for (size_t i = 0; i < directions.count; ++i) run(directions.args[i]);
+    if (directions.size() == 1 || !run_together(context, directions[0])) {
+      for (const ForwardArgs<S>& args : directions) run(args);
       return;
     }
     std::array<std::string, 2> errors;  // a team's body must not throw
     run_team(2, [&](const Worker& worker) {
       for (auto i = size_t(worker.begin); i < size_t(worker.end); ++i) {
         try {
-          run(directions.args[i]);
+          run(directions[i]);
         } catch (const std::exception& error) {
           errors[i] = error.what();
         }
@@ -43,8 +48,8 @@ struct Cpu {
   }
 
   template <class S>
-  static void backward(const Context& context, const BackwardArgs<S>& args) {
-    loops_of<S>(context.cell).backward(args);
+  static void backward(const Context& context, const Layers<BackwardArgs<S>>& directions) {
+    for (const BackwardArgs<S>& args : directions) loops_of<S>(context.cell).backward(args);
   }
 };
 

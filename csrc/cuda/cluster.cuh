@@ -93,7 +93,4 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
   unsigned phases_ = 0;                               // a bit for each of [2 steps, meetings]
 };
 
-template <>
-constexpr int kOldestCapability<ThroughCluster> = 90;
-
 }  // namespace fused_rnn

@@ -28,11 +28,9 @@ double multiplications_a_cycle(Math math) {  // of all multiprocessors, in a lar
   }
 }
 
-double rounds(int64_t count, int64_t each) { return double((count + each - 1) / each); }
-
 }  // namespace
 
-double persistent_cycles(const Shape& shape, const Layout& layout, int groups) {
+double persistent_cycles(const Shape& shape, const Layout& layout) {
   const int G = shape.cell.gates, element = element_bytes(shape.math);
   const bool resets = shape.cell.resets_before;
   const double schedulers = 4, warps = layout.warps(), depth = layout.depth(), rows = layout.row_tiles;
@@ -48,7 +46,13 @@ double persistent_cycles(const Shape& shape, const Layout& layout, int groups) {
     step += layout.cluster ? kPush * (1 + resets) + pushed : kMeeting * (1 + resets) + taken_in;
     step += partials;
   }
-  return step * rounds(shape.B, int64_t(groups) * layout.rows());
+  return step;
+}
+
+// Launches, the matmuls that project steps among them, and weight_hh from L2.
+double starting_cycles(const Layout& layout, int64_t parts) {
+  const double weights = double(layout.gates) * layout.warps() * layout.depth() * layout.left_bytes();
+  return double(1 + parts) * kLaunch + weights / kTakenIn;
 }
 
 double stepwise_cycles(const Shape& shape) {

@@ -23,10 +23,6 @@
 
 namespace fused_rnn {
 
-// The capability that an exchange needs.
-template <template <Math, class, int> class ExchangeOf>
-constexpr int kOldestCapability = 0;
-
 // Through shared memory, in a block that has all units of its rows: a warp has the whole depth.
 template <Math kMath, class Pass, int kRoom>
 class WithinBlock {

@@ -23,8 +23,8 @@ class ThroughMemory : public SlicedSums<Pass::kSums> {
       : Base(layout, place, memory + layout.right_factor_bytes(kSlots)),
         stride_(layout.room() * kRightNumbers),
         row_bytes_(layout.tiles() * kTileBytes),
-        mail_(mailbox.tiles + place.group * layout.mail_bytes(kSlots)),
-        flags_(mailbox.flags + place.group * layout.flags()),
+        mail_(mailbox.tiles + place.group_of_all(layout) * layout.mail_bytes(kSlots)),
+        flags_(mailbox.flags + place.group_of_all(layout) * layout.flags()),
         gave_up_(mailbox.gave_up),
         factors_(reinterpret_cast<Element*>(memory) + place.warp * layout.row_tiles * kSlots * stride_) {}
 
@@ -115,8 +115,5 @@ class ThroughMemory : public SlicedSums<Pass::kSums> {
   unsigned announced_ = 0, received_ = 0;
   Element* factors_;
 };
-
-template <>
-constexpr int kOldestCapability<ThroughMemory> = 80;
 
 }  // namespace fused_rnn

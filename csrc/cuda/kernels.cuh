@@ -11,11 +11,14 @@
 namespace fused_rnn {
 
 template <class Args>
-int launch_persistent(void (*kernel)(Args), const Args& args, const Plan& plan, Stream stream) {
-  const unsigned blocks = unsigned(plan.groups * plan.layout.blocks), threads = unsigned(32 * plan.layout.warps());
+int launch_persistent(void (*kernel)(Args), const Args& args, const Launch& how) {
+  static_assert(sizeof(Args) <= 4096, "a kernel takes no more by value");
+  const Layout& layout = how.plan.layout;
   return launch(kernel,
-                LaunchConfig{dim3(blocks), dim3(threads), size_t(plan.shared_bytes), static_cast<cudaStream_t>(stream),
-                             plan.tier == Tier::kGrid, plan.layout.cluster ? unsigned(plan.layout.blocks) : 0},
+                LaunchConfig{dim3(unsigned(how.plan.groups * layout.blocks), unsigned(how.parts)),
+                             dim3(unsigned(32 * layout.warps())), size_t(how.plan.shared_bytes),
+                             static_cast<cudaStream_t>(how.stream), how.plan.tier == Tier::kGrid,
+                             layout.cluster ? unsigned(layout.blocks) : 0},
                 args);
 }
 
@@ -53,36 +56,21 @@ template <template <class> class CellOf, Math kMath>
 using PersistentCell = CellOf<RealOf<kMath != Math::kFloat32>>;
 
 template <template <class> class CellOf, class S>
-int launch_forward(const Recurrence<ForwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
-  return with_plan<CellOf<float>::kGates, false, S>(plan, math, [&](auto m, auto weights, auto tier) {
-    constexpr Math kMath = decltype(m)::value;
-    constexpr int kInRegisters = decltype(weights)::kInRegisters;
-    constexpr bool kInShared = decltype(weights)::kInShared;
-    using Cell = PersistentCell<CellOf, kMath>;
-    const auto start = [&](auto* kernel) { return launch_persistent(kernel, args, plan, stream); };
-    if constexpr (tier == Tier::kBlock)
-      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>);
-    else if constexpr (tier == Tier::kGrid)
-      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, ThroughMemory>);
-    else
-      return start(recurrent_forward<Cell, S, kMath, kInRegisters, kInShared, ThroughCluster>);
+int launch_forward(const Recurrence<ForwardSteps<S>>& args, const Launch& how) {
+  return with_plan<CellOf<float>::kGates, false, S>(how.plan, how.math, [&](auto m, auto weights, auto tier) {
+    using Weights = decltype(weights);
+    using Cell = PersistentCell<CellOf, m>;
+    return launch_persistent(recurrent_forward<Cell, S, m, Weights::kInRegisters, Weights::kInShared, tier>, args, how);
   });
 }
 
 template <template <class> class CellOf, class S>
-int launch_backward(const Recurrence<BackwardSteps<S>>& args, const Plan& plan, Math math, Stream stream) {
-  return with_plan<CellOf<float>::kGates, true, S>(plan, math, [&](auto m, auto weights, auto tier) {
-    constexpr Math kMath = decltype(m)::value;
-    constexpr int kInRegisters = decltype(weights)::kInRegisters;
-    constexpr bool kInShared = decltype(weights)::kInShared;
-    using Cell = PersistentCell<CellOf, kMath>;
-    const auto start = [&](auto* kernel) { return launch_persistent(kernel, args, plan, stream); };
-    if constexpr (tier == Tier::kBlock)
-      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, WithinBlock>);
-    else if constexpr (tier == Tier::kGrid)
-      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, ThroughMemory>);
-    else
-      return start(recurrent_backward<Cell, S, kMath, kInRegisters, kInShared, ThroughCluster>);
+int launch_backward(const Recurrence<BackwardSteps<S>>& args, const Launch& how) {
+  return with_plan<CellOf<float>::kGates, true, S>(how.plan, how.math, [&](auto m, auto weights, auto tier) {
+    using Weights = decltype(weights);
+    using Cell = PersistentCell<CellOf, m>;
+    return launch_persistent(recurrent_backward<Cell, S, m, Weights::kInRegisters, Weights::kInShared, tier>, args,
+                             how);
   });
 }
 

@@ -9,10 +9,18 @@ namespace fused_rnn {
 
 using Stream = void*;  // a cudaStream_t
 
+// How a recurrence is launched.
+struct Launch {
+  const Plan& plan;  // not a stepwise one
+  Math math;
+  int parts;
+  Stream stream;
+};
+
 template <class S>
 struct Kernels {
-  int (*forward)(const Recurrence<ForwardSteps<S>>&, const Plan&, Math, Stream);    // not of a stepwise plan
-  int (*backward)(const Recurrence<BackwardSteps<S>>&, const Plan&, Math, Stream);  // nor this
+  int (*forward)(const Recurrence<ForwardSteps<S>>&, const Launch&);
+  int (*backward)(const Recurrence<BackwardSteps<S>>&, const Launch&);
   int (*stepwise_forward)(const ForwardStep<S>&, Stream);
   int (*stepwise_backward)(const BackwardStep<S>&, Stream);
   int (*stepwise_reset)(const ForwardStep<S>&, Stream);       // reset before the matmul only

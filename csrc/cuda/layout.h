@@ -14,6 +14,17 @@ namespace fused_rnn {
 // What a product multiplies; sums are float32 always.
 enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
 
+// kBlock: weight_hh stays on chip for all steps, in one block, which has some rows of the batch to itself.
+// kCluster, kGrid: the same, divided among the blocks of a group, which meet at each step: in a cluster through each
+// other's shared memory, otherwise through global memory.
+// kStepwise: at each step one library matmul and one kernel for the cell.
+enum class Tier { kBlock, kCluster, kGrid, kStepwise };
+
+// The compute capability from which on the kernels of a tier can run.
+constexpr FUSED_RNN_INLINE int oldest_capability(Tier tier) {
+  return tier == Tier::kCluster ? 90 : tier == Tier::kGrid ? 80 : 75;
+}
+
 constexpr int kUnitTile = 16, kBatchTile = 8;
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
@@ -86,10 +97,10 @@ struct Layout {
                           partial_bytes(sums(backward, gates, reset_before)) + barrier_bytes(reset_before);
     return bytes > loading_bytes() ? bytes : loading_bytes();
   }
-  // In the backward cx in float32 has a place for each of the elements that a thread may have.
+  // In the backward hx and cx have a place for each of the elements that a thread may have.
   FUSED_RNN_INLINE int64_t shared_bytes(bool backward, bool reset_before, bool cell_state) const {
-    const int64_t cx = cell_state ? int64_t(warps()) * kUnitTile * kBatchTile * 4 : 0;
-    return weight_bytes() + exchange_bytes(backward, reset_before) + (backward ? cx : bias_bytes());
+    const int64_t initial = int64_t(warps()) * kUnitTile * kBatchTile * element * (1 + cell_state);
+    return weight_bytes() + exchange_bytes(backward, reset_before) + (backward ? initial : bias_bytes());
   }
 
   // Of several blocks, in global memory and for each group: tiles of right factors [2 steps, slots, row_tiles, tiles],

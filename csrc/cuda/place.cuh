@@ -34,13 +34,17 @@ struct Place {
     unit = tile * kUnitTile + half * 8 + lane / 4;
     row = first_row(recurrence) + row_tile * kBatchTile + 2 * (lane % 4);
     for (int e = 0; e < kElements; ++e)
-      exists[e] = applies_cell && unit + unit_of(e) < layout.H && row + row_of(e) < recurrence.steps.B;
+      exists[e] = applies_cell && unit + unit_of(e) < layout.H && row + row_of(e) < recurrence.parts[0].B;
   }
   // body(e) for each element of the thread.
   template <class Body>
   FUSED_RNN_DEVICE static void for_elements(const Body& body) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) body(e);
+  }
+  // The group, of those of all parts.
+  FUSED_RNN_DEVICE int group_of_all(const Layout& layout) const {
+    return blockIdx.y * (gridDim.x / layout.blocks) + group;
   }
   // The first row of the group.
   template <class S>
@@ -78,7 +82,7 @@ struct Lengths {
 
   template <class S, class Place>
   FUSED_RNN_DEVICE Lengths(const Recurrence<S>& recurrence, const Place& place) {
-    const auto& a = recurrence.steps;
+    const auto a = recurrence.part(blockIdx.y);
     const auto length = [&](int row) { return row < a.B ? a.length(row) : 0; };
     for (int i = 0; i < 2; ++i) of_row[i] = length(place.row + i);
     const int first_row = place.first_row(recurrence);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "cost.h"
+#include "steps.h"
 
 namespace fused_rnn {
 namespace {
@@ -48,6 +50,8 @@ const Named<Tier> kTiers[] = {
 // Below this all of weight_hh would be loaded for hardly any step.
 constexpr int64_t kFewSteps = 4;
 
+double rounds(int64_t count, int64_t each) { return double((count + each - 1) / each); }
+
 std::string kib(int64_t bytes) { return std::to_string((bytes + kKiB - 1) / kKiB) + " KiB"; }
 
 }  // namespace
@@ -75,6 +79,9 @@ std::string why_not(const Shape& shape) {
   const int64_t each = std::max(shape.cell.gates, shape.cell.saved);
   const bool fits = 0 <= shape.T && shape.T <= INT_MAX && 0 <= shape.H && shape.H <= INT_MAX / each && 0 <= shape.B &&
                     shape.B <= INT_MAX / std::max<int64_t>(1, each * shape.H);
+  if (shape.L < 1 || shape.L > INT_MAX || shape.D < 1 || shape.D > 2)
+    return "a call has at least one layer, in one direction or two, got L = " + std::to_string(shape.L) +
+           ", D = " + std::to_string(shape.D);
   if (fits) return "";
   return "T and the numbers of one step must be below 2^31, got T = " + std::to_string(shape.T) +
          ", B = " + std::to_string(shape.B) + ", H = " + std::to_string(shape.H);
@@ -87,34 +94,42 @@ constexpr int kMostInCluster = 8;  // blocks; every device that has clusters has
 // Some multiprocessors are left to other kernels: a communication with other GPUs must not wait for a layer to end.
 constexpr int usable(int sm_count) { return sm_count - std::max(1, sm_count / 32); }
 
-struct Wanted {  // a division of the work that is forced; zeros where none is
-  int unit_tiles = 0, slices = 0, row_tiles = 0;
+struct Wanted {  // what is forced of a plan; zeros where it is not
+  int unit_tiles = 0, slices = 0, row_tiles = 0, together = 0;
 };
 
 class Planner {
  public:
   Planner(const Shape& shape, const Device& device)
-      : shape_(shape), device_(device), tiles_((shape.H + kUnitTile - 1) / kUnitTile) {
-    const int64_t step_bytes = shape.B * shape.cell.gates * shape.H * int64_t(sizeof(float));
-    const int64_t chunk = std::min(shape.T, device.chunk_bytes / std::max<int64_t>(1, step_bytes));
-    stepwise_ = {Tier::kStepwise, "", int(std::max<int64_t>(1, chunk)), stepwise_cycles(shape), {}, 0, 0};
-  }
+      : shape_(shape),
+        device_(device),
+        tiles_((shape.H + kUnitTile - 1) / kUnitTile),
+        step_bytes_(shape.B * shape.cell.gates * shape.H * int64_t(sizeof(float))),
+        stepwise_{Tier::kStepwise,
+                  "",
+                  double(shape.L * shape.D * shape.T) * stepwise_cycles(shape),
+                  int(chunk_of(shape.D)),
+                  1,
+                  {},
+                  0,
+                  0} {}
 
   // The plan of a tier; without one, where it cannot run the shape, the reason why.
   Plan of(Tier tier, Wanted wanted = {}) const {
     Plan best = stepwise_;
-    if (tier == Tier::kCluster && device_.capability < 90)
+    if (tier == Tier::kCluster && device_.capability < oldest_capability(tier))
       best.reason = "clusters of blocks need compute capability 9.0 or later";
-    else if (tier == Tier::kGrid && device_.capability < 80)
+    else if (tier == Tier::kGrid && device_.capability < oldest_capability(tier))
       best.reason = "blocks exchange what they compute from compute capability 8.0 on";
     else if (tier == Tier::kGrid && !device_.cooperative)
       best.reason = "blocks that exchange what they compute need cooperative launches, which this GPU does not have";
     if (tier == Tier::kStepwise || !best.reason.empty()) return best;
-    for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(tier, wanted)) {
-      const Plan plan = with(tier, layout);
-      const bool is_better = best.tier == Tier::kStepwise || plan.cycles < best.cycles;
-      if (is_better && plan.shared_bytes <= device_.shared_bytes) best = plan;
-    }
+    for (const Layout& layout : tier == Tier::kBlock ? of_one_block() : of_several_blocks(tier, wanted))
+      for (const int64_t together : counts(tier, layout, wanted)) {
+        const Plan plan = with(tier, layout, together);
+        const bool is_better = best.tier == Tier::kStepwise || plan.cycles < best.cycles;
+        if (is_better && plan.shared_bytes <= device_.shared_bytes) best = plan;
+      }
     if (best.tier == Tier::kStepwise)
       best.reason = "weight_hh, " + kib(weight_bytes()) + ", does not fit " +
                     (wanted.slices ? "in blocks that are divided like that" : place(tier));
@@ -182,38 +197,82 @@ class Planner {
     return layouts;
   }
 
-  Plan with(Tier tier, const Layout& layout) const {
+  // Steps whose gates_x fit into a chunk, of so many layers or directions.
+  int64_t chunk_of(int64_t layers) const {
+    return std::max<int64_t>(1, std::min(shape_.T, device_.chunk_bytes / std::max<int64_t>(1, layers * step_bytes_)));
+  }
+
+  // How many layers or directions may be side by side: one, as many as run at the same time, or all.
+  std::vector<int64_t> counts(Tier tier, const Layout& layout, Wanted wanted) const {
+    const int64_t at_once = groups_at_once(layout),
+                  most = std::min<int64_t>(kMostTogether, shape_.D > 1 ? shape_.D : shape_.L);
+    const int64_t possible = tier == Tier::kGrid ? std::min(most, at_once) : most;
+    if (wanted.together) return {std::min<int64_t>(wanted.together, possible)};
+    std::vector<int64_t> counts{1};
+    for (const int64_t count : {std::min(possible, at_once / groups_needed(layout)), possible})
+      if (count > counts.back()) counts.push_back(count);
+    return counts;
+  }
+
+  Plan with(Tier tier, const Layout& layout, int64_t together) const {
     Plan plan = stepwise_;
     plan.tier = tier;
+    plan.together = int(together);
     plan.layout = layout;
-    // All groups of a grid run at the same time; other groups also one after the other.
-    const int64_t needed = (shape_.B + layout.rows() - 1) / layout.rows();
-    const int64_t at_once = std::max(1, usable(device_.sm_count) / layout.blocks);
-    plan.groups = int(tier == Tier::kGrid ? std::min(needed, at_once) : needed);
-    plan.cycles = persistent_cycles(shape_, layout, int(std::min(needed, at_once)));
     plan.shared_bytes = layout.shared_bytes(shape_.backward, shape_.cell.resets_before, shape_.cell.states > 1);
+    // All groups of a grid run at the same time; other groups also one after the other.
+    const int64_t needed = groups_needed(layout), at_once = groups_at_once(layout);
+    plan.groups = int(tier == Tier::kGrid ? std::min(needed, at_once / together) : needed);
+    const double launches = rounds(needed, plan.groups), start = launches * starting_cycles(layout, together);
+    const double step =
+        persistent_cycles(shape_, layout) * (tier == Tier::kGrid ? launches : rounds(needed * together, at_once));
+    // Stacked layers are a chunk behind one another. More chunks make that shorter, and each has to be started.
+    const int64_t behind = shape_.D > 1 ? 0 : together - 1;
+    const int64_t most = chunk_of(shape_.D > 1 ? shape_.D : together);
+    const double balanced = behind ? std::sqrt(double(shape_.T) * start / (double(behind) * step)) : double(most);
+    plan.chunk = int(std::min(most, std::max<int64_t>(kFewSteps, std::lround(std::min(balanced, double(most))))));
+    const double turns = shape_.D > 1 ? double(shape_.L) * rounds(shape_.D, together) : rounds(shape_.L, together);
+    const double waits = shape_.D > 1 ? 0 : double(shape_.L) - turns;  // each for a chunk of the layer before
+    plan.cycles = (turns * double(shape_.T) / plan.chunk + waits) * (plan.chunk * step + start);
     return plan;
   }
 
+  int64_t groups_needed(const Layout& layout) const {
+    return std::max<int64_t>(1, (shape_.B + layout.rows() - 1) / layout.rows());
+  }
+  int64_t groups_at_once(const Layout& layout) const { return std::max(1, usable(device_.sm_count) / layout.blocks); }
+
   const Shape& shape_;
   const Device& device_;
-  const int64_t tiles_;
-  Plan stepwise_;
+  const int64_t tiles_, step_bytes_;  // bytes: of a step's gates_x
+  const Plan stepwise_;
 };
 
-// "grid", or "grid 2x4x1" with a division of the work.
+// A tier, what divides the work of several blocks, and how many layers or directions are side by side: "grid", "grid
+// 2x4x1", "block together 2", "grid 2x4x1 together 2".
 std::pair<Tier, Wanted> forced_plan(const std::string& text) {
-  const size_t space = text.find(' ');
-  const Tier tier = lookup("FUSED_RNN_TIER", text.substr(0, space), kTiers);
+  std::istringstream words(text);
+  std::string tier_name, word, rest;
+  words >> tier_name;
+  const Tier tier = lookup("FUSED_RNN_TIER", tier_name, kTiers);
   Wanted wanted;
-  if (space == std::string::npos) return {tier, wanted};
-  int length = 0;
-  const std::string numbers = text.substr(space + 1);
-  const int found =
-      std::sscanf(numbers.c_str(), "%dx%dx%d%n", &wanted.unit_tiles, &wanted.slices, &wanted.row_tiles, &length);
-  if ((tier != Tier::kGrid && tier != Tier::kCluster) || found != 3 || size_t(length) != numbers.size() ||
-      wanted.slices < 1)
-    throw std::runtime_error("FUSED_RNN_TIER must be a tier, or such as 'grid 2x4x1', got '" + text + "'");
+  bool is_right = true;
+  if (words >> word && word != "together") {
+    int length = 0;
+    const int found =
+        std::sscanf(word.c_str(), "%dx%dx%d%n", &wanted.unit_tiles, &wanted.slices, &wanted.row_tiles, &length);
+    is_right = (tier == Tier::kGrid || tier == Tier::kCluster) && found == 3 && size_t(length) == word.size() &&
+               wanted.slices >= 1;
+    word.clear();
+    words >> word;
+  }
+  if (word == "together")
+    is_right &= words >> wanted.together && wanted.together >= 1 && tier != Tier::kStepwise;
+  else
+    is_right &= word.empty();
+  if (!is_right || words >> rest)
+    throw std::runtime_error(
+        "FUSED_RNN_TIER must be a tier, or such as 'grid 2x4x1' or 'grid 2x4x1 together 2', got '" + text + "'");
   return {tier, wanted};
 }
 
@@ -232,7 +291,7 @@ Plan make_plan(const Shape& shape, const Device& device) {
   return plan;
 }
 
-std::string to_string(const Plan& plan) {
+std::string to_string(const Plan& plan, const Shape& shape) {
   if (plan.tier == Tier::kStepwise) return "stepwise: one matmul and one kernel a step, because " + plan.reason;
   const Layout& layout = plan.layout;
   const auto counted = [](int n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); };
@@ -249,6 +308,9 @@ std::string to_string(const Plan& plan) {
            : in_registers == 0 ? "shared memory"
                                : "registers and shared memory")
        << "; " << kib(plan.shared_bytes) << " of shared memory";
+  if (plan.together > 1 && shape.D > 1) text << "; both directions side by side";
+  if (plan.together > 1 && shape.D == 1)
+    text << "; " << plan.together << " layers side by side, each " << plan.chunk << " steps behind the one before";
   return text.str();
 }
 

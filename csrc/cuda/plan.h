@@ -27,25 +27,21 @@ struct Shape {
   const CellTraits& cell;
   Math math;
   int64_t T, B, H;
+  int64_t L, D;  // layers and directions of the call
   bool backward;
 };
 
 // "float32", "tf32", "bfloat16" or "float16". Throws std::runtime_error for another name.
 Math math_named(const std::string& name);
 
-// kBlock: weight_hh stays on chip for all steps, in one block, which has some rows of the batch to itself.
-// kCluster, kGrid: the same, divided among the blocks of a group, which meet at each step: in a cluster through each
-// other's shared memory, otherwise through global memory.
-// kStepwise: at each step one library matmul and one kernel for the cell.
-enum class Tier { kBlock, kCluster, kGrid, kStepwise };
-
 struct Plan {
   Tier tier;
   std::string reason;  // why no better tier, a sentence, or empty
+  double cycles;       // of the call, by the model of cost.h
   int chunk;           // steps whose gates_x are computed at once
-  double cycles;       // of a step, by the model of cost.h
+  int together;        // directions of a layer, or stacked layers in one direction, in one launch; 1 of kStepwise
   Layout layout;       // not of kStepwise, nor what follows
-  int groups;  // of blocks, in one launch; each has layout.rows() rows of the batch, and launches take the batch
+  int groups;  // of blocks, for each of these; a group has layout.rows() rows of the batch, and launches take the batch
                // one after the other
   int64_t shared_bytes;
 
@@ -53,11 +49,12 @@ struct Plan {
 };
 
 // FUSED_RNN_TIER=block, =cluster, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in
-// a block, 4 slices of the depth and 1 row tile in a group. Throws std::runtime_error for anything else, where the
+// a block, 4 slices of the depth and 1 row tile in a group, and "block together 2" two layers or directions side by
+// side, if there are. Throws std::runtime_error for anything else, where the
 // forced tier cannot run the shape, and where there is a reason why no plan can.
 Plan make_plan(const Shape& shape, const Device& device);
 
-std::string to_string(const Plan& plan);
+std::string to_string(const Plan& plan, const Shape& shape);
 
 // Why no plan can run the math on the device, a sentence, or an empty string.
 std::string why_not(Math math, int capability);

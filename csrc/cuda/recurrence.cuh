@@ -7,6 +7,8 @@
 // starts from zeros and stays finite, so that the weights past H, which are zero, keep it out of all sums.
 #pragma once
 
+#include <type_traits>
+
 #include "cluster.cuh"
 #include "grid.cuh"
 
@@ -19,6 +21,11 @@ struct PassOf {
   static constexpr int kSums = Layout::sums(kBackward, Cell::kGates, Cell::kResetBefore);
   static constexpr int kMeetings = 1 + Cell::kResetBefore;
 };
+
+template <Tier kTier, Math kMath, class Pass, int kRoom>
+using ExchangeOf = std::conditional_t<
+    kTier == Tier::kBlock, WithinBlock<kMath, Pass, kRoom>,
+    std::conditional_t<kTier == Tier::kCluster, ThroughCluster<kMath, Pass, kRoom>, ThroughMemory<kMath, Pass, kRoom>>>;
 
 // body() in the warps that apply the cell.
 template <bool kOneBlock, class Body>
@@ -44,19 +51,18 @@ FUSED_RNN_DEVICE auto load_weights(const Layout& layout, unsigned char* memory, 
   return weights;
 }
 
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, class, int> class ExchangeOf>
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared, Tier kTier>
 FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence) {
   using Number = NumberOf<Cell>;
   using Pass = PassOf<Cell, false>;
-  using Exchange = ExchangeOf<kMath, Pass, kInShared ? 0 : kInRegisters>;
+  using Exchange = ExchangeOf<kTier, kMath, Pass, kInShared ? 0 : kInRegisters>;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;
   constexpr bool kOneBlock = Exchange::kOneBlock;
   constexpr int kElements = Place<kOneBlock>::kElements;
   FUSED_RNN_SHARED_MEMORY(memory);
-  const ForwardSteps<S>& a = recurrence.steps;
+  const ForwardSteps<S> a = recurrence.part(blockIdx.y);
   const Layout& layout = recurrence.layout;
-  const int H = a.H, hop = a.down ? -a.B * H : a.B * H;
+  const int H = a.H, to_next = a.to_next(), hop = to_next * a.B * H;
   const Place<kOneBlock> place(recurrence);
   const Lengths lengths(recurrence, place);
   unsigned char* const exchange_memory = memory + layout.weight_bytes();
@@ -83,7 +89,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   Cursor<float, Cell::kSaved> saved(a.saved, a, place, first);
   const auto store = [&](int e, S h, const typename Cell::Saved& numbers) {
     store_if(place.exists[e], output.of(e, H), h);
-    store_saved<Cell>(place.exists[e] && a.saved, saved.of(e, H), H, numbers);
+    store_saved<Cell>(place.exists[e] && recurrence.parts[0].saved, saved.of(e, H), H, numbers);
   };
   const auto skip = [&](int steps) {  // no row is active
     const typename Cell::Saved nothing = {};
@@ -116,9 +122,9 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   load_x(lengths.begin < lengths.end);
 
   int now = 0;  // the buffer that holds h
+  int t = a.time(a.begin + lengths.begin);
 #pragma unroll 1
-  for (int i = lengths.begin; i < lengths.end; ++i, now = 1 - now) {
-    const int t = a.time(a.begin + i);
+  for (int left = lengths.end - lengths.begin; left > 0; --left, now = 1 - now, t += to_next) {
     exchange.template receive<0, 1>(now, "forward.h");
     float products[kGates][kElements];
 #pragma unroll
@@ -166,7 +172,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
       place.for_elements([&](int e) { store(e, h[e], numbers[e]); });
       output.advance(hop), saved.advance(hop);
       keep_order();
-      gates_x.advance(i + 1 < lengths.end ? hop : 0);
+      gates_x.advance(left > 1 ? hop : 0);
       load_x(true);
     });
   }
@@ -195,20 +201,19 @@ FUSED_RNN_DEVICE void add_products(Exchange& exchange, const Weights& weights, i
   });
 }
 
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, class, int> class ExchangeOf>
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared, Tier kTier>
 FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrence) {
   using Number = NumberOf<Cell>;
   using Pass = PassOf<Cell, true>;
-  using Exchange = ExchangeOf<kMath, Pass, kInShared ? 0 : kInRegisters>;
+  using Exchange = ExchangeOf<kTier, kMath, Pass, kInShared ? 0 : kInRegisters>;
   constexpr int kGates = Cell::kGates, kFirst = kHiddenGates<Cell>;
   constexpr int kReset = Cell::kResetBefore;  // the total that is the gradient of r * h
   constexpr bool kOneBlock = Exchange::kOneBlock;
   constexpr int kElements = Place<kOneBlock>::kElements;
   FUSED_RNN_SHARED_MEMORY(memory);
-  const BackwardSteps<S>& a = recurrence.steps;
+  const BackwardSteps<S> a = recurrence.part(blockIdx.y);
   const Layout& layout = recurrence.layout;
-  const int H = a.H, hop = a.down ? -a.B * H : a.B * H;
+  const int H = a.H, to_next = a.to_next(), hop = to_next * a.B * H;
   const Place<kOneBlock> place(recurrence);
   const Lengths lengths(recurrence, place);
   // Transposed: a row is a unit of h, the depth is the units of the gate.
@@ -240,37 +245,40 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
   };
   skip(lengths.begin);
 
-  // The thread's elements of cx, which rows reach at different steps.
-  float* const cx = reinterpret_cast<float*>(exchange_memory + layout.exchange_bytes(true, Cell::kResetBefore)) +
-                    threadIdx.x * kElements;
+  // The thread's elements of hx and cx, which rows reach at different steps.
+  S* const hx = reinterpret_cast<S*>(exchange_memory + layout.exchange_bytes(true, Cell::kResetBefore)) +
+                threadIdx.x * kElements * (1 + kHasCellState<Cell>);
+  S* const cx = hx + kElements;
   const int begin = a.begin + lengths.begin, begin_time = a.time(begin < a.T ? begin : a.T - 1);
   Cursor<const S, 1> grad_output(a.grad_output, a, place, begin_time), output(a.output, a, place, begin_time);
   Cursor<const float, Cell::kSaved> saved(a.saved, a, place, begin_time);
   typename Cell::State grad[kElements] = {};
   BackwardInputs<Cell> in[kElements] = {};
-  const auto load_in = [&](int step, bool is_any) {
-    // The state before is the output and saved c of the next step of this pass, or hx.
+  const auto load_in = [&](int time, bool is_any) {
+    // The state before is the output and saved c of the next step of this pass, or the initial one.
     auto output_before = output;
     auto saved_before = saved;
-    output_before.advance(step + 1 < a.T ? hop : 0), saved_before.advance(step + 1 < a.T ? hop : 0);
+    const int to_before = a.has_time(time + to_next) ? hop : 0;
+    output_before.advance(to_before), saved_before.advance(to_before);
     place.for_elements([&](int e) {
-      const bool exists = place.exists[e] && is_any, is_first = is_first_step(a, a.time(step), lengths.of(e));
+      const bool exists = place.exists[e] && is_any;
       load_if(exists && a.grad_output, grad_output.of(e, H), in[e].grad_output);
-      load_if(exists, is_first ? a.hx + place.state(e, H) : output_before.of(e, H), in[e].h_before);
+      load_if(exists, output_before.of(e, H), in[e].h_before);
       load_saved<Cell>(exists, saved.of(e, H), saved_before.of(e, H), H, in[e]);
     });
   };
   place.for_elements([&](int e) {
     const int at = place.state(e, H);
     if (place.exists[e]) grad[e] = initial_grad<Cell>(a, at);
-    if constexpr (kHasCellState<Cell>) cx[e] = place.exists[e] ? to_float(a.cx[at]) : 0.0f;
+    hx[e] = place.exists[e] ? a.hx[at] : from_float<S>(0.0f);
+    if constexpr (kHasCellState<Cell>) cx[e] = place.exists[e] ? a.cx[at] : from_float<S>(0.0f);
   });
-  load_in(begin, lengths.begin < lengths.end);
+  load_in(begin_time, lengths.begin < lengths.end);
 
   int now = 0;  // the buffer of this step
+  int t = begin_time;
 #pragma unroll 1
-  for (int i = lengths.begin; i < lengths.end; ++i, now = 1 - now) {
-    const int t = a.time(a.begin + i);
+  for (int left = lengths.end - lengths.begin; left > 0; --left, now = 1 - now, t += to_next) {
     float totals[Pass::kSums][kElements] = {};
     typename Cell::Saved numbers[kElements];
     typename Cell::State grad_now[kElements];
@@ -299,15 +307,16 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
       GradsOf<Cell> grads[kElements];
       S h[kElements];
       place.for_elements([&](int e) {
-        const bool active = lengths.is_active(e, t);
+        const bool active = lengths.is_active(e, t), is_first = is_first_step(a, t, lengths.of(e));
+        const float h_before = to_float(from_bits<S>(in[e].h_before)), h_initial = to_float(hx[e]);
         typename Cell::State before;
-        before.h = to_float(from_bits<S>(in[e].h_before));
+        before.h = is_first ? h_initial : h_before;
         if constexpr (kHasCellState<Cell>) {
-          before.c = from_bits<float>(in[e].c_before);
-          if (is_first_step(a, t, lengths.of(e))) before.c = cx[e];
+          const float c_initial = to_float(cx[e]);
+          before.c = is_first ? c_initial : from_bits<float>(in[e].c_before);
         }
         grads[e] = step_backward<Cell>(grad_now[e], before, numbers[e], totals[kReset][e]);
-        h[e] = from_bits<S>(active ? in[e].h_before : 0);
+        h[e] = active ? from_float<S>(before.h.v) : from_float<S>(0.0f);
         grad[e].h = active ? grads[e].prev.h.v : grad[e].h.v;
         if constexpr (kHasCellState<Cell>) grad[e].c = active ? grads[e].prev.c.v : grad[e].c.v;
 #pragma unroll
@@ -326,9 +335,9 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
       place.for_elements([&](int e) { store(e, grads[e], h[e], numbers[e][0].v); });
       advance();
       keep_order();
-      const int more = i + 1 < lengths.end;
+      const int more = left > 1;
       grad_output.advance(more * hop), output.advance(more * hop), saved.advance(more * hop);
-      load_in(a.begin + i + more, true);
+      load_in(t + more * to_next, true);
     });
     exchange.template receive<0, kFirst>(now, "backward.grads");
     add_products<kMath, 0, kFirst, 0>(exchange, weights, place.lane, now, totals, "backward.sums");
@@ -346,20 +355,18 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
 // ---- Kernels ----
 
 // A kernel is compiled for every architecture, and has no code where its exchange cannot run.
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, class, int> class ExchangeOf>
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared, Tier kTier>
 FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
     recurrent_forward(const __grid_constant__ Recurrence<ForwardSteps<S>> recurrence) {
-  if constexpr (kIsAtLeast<kOldestCapability<ExchangeOf>>)
-    run_forward<Cell, S, kMath, kInRegisters, kInShared, ExchangeOf>(recurrence);
+  if constexpr (kIsAtLeast<oldest_capability(kTier)>)
+    run_forward<Cell, S, kMath, kInRegisters, kInShared, kTier>(recurrence);
 }
 
-template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared,
-          template <Math, class, int> class ExchangeOf>
+template <class Cell, class S, Math kMath, int kInRegisters, bool kInShared, Tier kTier>
 FUSED_RNN_KERNEL void __launch_bounds__(kMostThreads<kMath, kInRegisters>, 1)
     recurrent_backward(const __grid_constant__ Recurrence<BackwardSteps<S>> recurrence) {
-  if constexpr (kIsAtLeast<kOldestCapability<ExchangeOf>>)
-    run_backward<Cell, S, kMath, kInRegisters, kInShared, ExchangeOf>(recurrence);
+  if constexpr (kIsAtLeast<oldest_capability(kTier)>)
+    run_backward<Cell, S, kMath, kInRegisters, kInShared, kTier>(recurrence);
 }
 
 }  // namespace fused_rnn

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../ops.h"
-#include "passes.h"
+#include "layers.h"
 
 namespace fused_rnn {
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../scalar.h"
+#include "../recurrence.h"
 #include "layout.h"
 
 namespace fused_rnn {
@@ -23,6 +23,8 @@ struct Steps {
   const S* cx;             // [B, H], LSTM only
 
   FUSED_RNN_INLINE int time(int step) const { return down ? T - 1 - step : step; }
+  FUSED_RNN_INLINE int to_next() const { return down ? -1 : 1; }  // from a step's time to that of the next step
+  FUSED_RNN_INLINE bool has_time(int t) const { return uint32_t(t) < uint32_t(T); }
   // Arrays of a chunk hold its times in rising order, from this one on.
   FUSED_RNN_INLINE int lowest_time() const { return down ? T - begin - count : begin; }
   FUSED_RNN_INLINE int place(int t) const { return t - lowest_time(); }
@@ -68,18 +70,26 @@ struct BackwardSteps : Steps<S> {
 
 // What the blocks of a group exchange through global memory; of a launch with several blocks a group only.
 struct Mailbox {
-  unsigned char* tiles;  // [groups, mail_bytes]
-  unsigned* flags;       // [groups, flags]; zero before the launch
+  unsigned char* tiles;  // [parts, groups, mail_bytes]
+  unsigned* flags;       // [parts, groups, flags]; zero before the launch
   unsigned* gave_up;     // becomes 1 where a block has waited too long for another one
 };
 
-// A launch of a persistent kernel.
+// A launch of a persistent kernel. Its parts, each some steps of a layer in one direction, run side by side on blocks
+// of their own: part blockIdx.y. Sizes and lengths are the same for all of them, and all save or none.
 template <class S>
 struct Recurrence {
-  S steps;  // ForwardSteps or BackwardSteps
+  S parts[kMostTogether];  // ForwardSteps or BackwardSteps
   Layout layout;
   int first_row;  // of the batch; the launch takes as many as its groups have
   Mailbox mailbox;
+
+  // What is the same for all comes from the first part, whose address the compiler knows.
+  FUSED_RNN_INLINE S part(unsigned i) const {
+    S one = parts[i];
+    one.T = parts[0].T, one.B = parts[0].B, one.H = parts[0].H, one.lengths = parts[0].lengths;
+    return one;
+  }
 };
 
 // One step of the stepwise tier, a chunk by itself, and what its matmuls gave or take.

@@ -4,7 +4,7 @@
 
 #include "../../csrc/ops.h"
 
-#include "../../csrc/cuda/passes.h"
+#include "../../csrc/cuda/layers.h"
 #include "../../csrc/schemas.h"
 #include "emulator.h"
 #include "host.h"
@@ -20,11 +20,11 @@ void set_device(std::string name, bool cooperative, int64_t chunk_bytes) {
   emulated_device() = device;
 }
 
-// The tier that the planner chooses there.
-std::string tier(std::string cell, std::string math, int64_t T, int64_t B, int64_t H, bool backward) {
-  const Plan plan = make_plan({cell_named(cell), math_named(math), T, B, H, backward}, emulated_device());
-  const std::string text = to_string(plan);
-  return text.substr(0, text.find(':'));
+// The plan that the planner makes there.
+std::string plan(std::string cell, std::string math, int64_t T, int64_t B, int64_t H, int64_t L, int64_t D,
+                 bool backward) {
+  const Shape shape{cell_named(cell), math_named(math), T, B, H, L, D, backward};
+  return to_string(make_plan(shape, emulated_device()), shape);
 }
 
 // The names of the synchronising calls that were reached so far.
@@ -40,7 +40,7 @@ std::string sites() {
 STABLE_TORCH_LIBRARY(fused_rnn_emu, m) {
   fused_rnn::define_ops(m);
   m.def("set_device(str name, bool cooperative, int chunk_bytes) -> ()");
-  m.def("tier(str cell, str math, int T, int B, int H, bool backward) -> str");
+  m.def("plan(str cell, str math, int T, int B, int H, int L, int D, bool backward) -> str");
   m.def("sites() -> str");
 }
 
@@ -48,6 +48,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_emu, CPU, m) { fused_rnn::Ops<fused_rnn::Cud
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_emu, CompositeExplicitAutograd, m) {
   m.impl("set_device", TORCH_BOX(&fused_rnn::set_device));
-  m.impl("tier", TORCH_BOX(&fused_rnn::tier));
+  m.impl("plan", TORCH_BOX(&fused_rnn::plan));
   m.impl("sites", TORCH_BOX(&fused_rnn::sites));
 }

@@ -135,9 +135,13 @@ def device_for(case):
     ops.set_device(case.device, True, case.chunk * B * case.cell.gates * H * 4)
     forced = "" if case.tier == "few steps" else case.tier
     os.environ["FUSED_RNN_TIER"] = forced
-    tiers = {ops.tier(str(case.cell), case.math, T, B, H, backward) for backward in (False, True)}
+    tiers = {tier_of(case.cell, case.math, T, B, H, backward) for backward in (False, True)}
     if case.tier:
         assert tiers == {"stepwise" if case.tier == "few steps" else case.tier.split()[0]}
+
+
+def tier_of(cell, math, T, B, H, backward):
+    return ops.plan(str(cell), math, T, B, H, 1, 1, backward).split(":")[0]
 
 
 def runner(math):
@@ -184,13 +188,34 @@ def results_of(call, tensors, run):
     return [*results, *torch.autograd.grad(results, tensors, grads)]
 
 
+# Layers and directions side by side, or not: with the steps that all their chunks have together.
+TOGETHER = {
+    "block together 2": 4,
+    "cluster 1x2x1 together 3": 6,
+    "grid 1x2x1 together 2": 2,
+    "grid 1x2x1 together 1": 3,
+    "stepwise": 4,
+}
+
+
+@pytest.mark.parametrize(("tier", "chunk"), TOGETHER.items())
+@pytest.mark.parametrize("kind", [kind for kind, options in CALLS.items() if "layers" in options])
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
+def test_several_layers_side_by_side(cell, kind, tier, chunk):
+    check_call(cell, kind, torch.bfloat16, tier, chunk)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("cell", LOOPS, ids=str)
 def test_a_whole_call(cell, kind, dtype, tier):
     """Several layers, both directions, masks, absent states, every form of input."""
-    device_for(replace(one_block(cell), tier=tier))
+    check_call(cell, kind, dtype, tier, chunk=0)
+
+
+def check_call(cell, kind, dtype, tier, chunk):
+    device_for(replace(one_block(cell), tier=tier, chunk=chunk))
     draws = [whole_call(cell, kind, dtype, T=5, B=9, I=3, H=17) for _ in range(4 if PLAIN else 1)]
     got = [results_of(*draw, lambda call: autograd.run(ops, call)) for draw in draws]
     same = [results_of(*draw, lambda call: layered.run(call, reference.run)) for draw in draws]
@@ -199,6 +224,37 @@ def test_a_whole_call(cell, kind, dtype, tier):
     for k in range(len(truth[0])):  # few draws, and more arithmetic in a row than the other tests have
         found = ([r[k] for r in results] for results in (got, truth, same))
         assert_within_budget(f"result {k}", *found, factor=4)
+
+
+@pytest.mark.parametrize(("tier", "chunk"), TOGETHER.items())
+@pytest.mark.parametrize("kind", ["masks", "two layers, both directions"])
+@pytest.mark.parametrize("cell", LOOPS, ids=str)
+def test_side_by_side_changes_no_bit_of_the_forward(cell, kind, tier, chunk, monkeypatch):
+    call, tensors = whole_call(cell, kind, torch.bfloat16, T=5, B=9, I=3, H=17)
+    outputs = []
+    for together, seed in ((tier, 0), (tier, 1), (tier.split(" together")[0], 0)):
+        device_for(replace(one_block(cell), tier=together, chunk=chunk))
+        monkeypatch.setenv("EMU_SEED", str(seed))
+        with torch.no_grad():
+            outputs.append(autograd.run(ops, call(*tensors)))
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, outputs[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tier", "chunk", "layers", "directions", "wanted"),
+    [
+        ("block together 2", 4, 3, 1, "; 2 layers side by side, each 2 steps behind the one before"),
+        ("cluster 1x2x1 together 3", 6, 3, 1, "; 3 layers side by side, each 2 steps behind the one before"),
+        ("cluster 1x2x1 together 3", 6, 2, 2, "; both directions side by side"),
+        ("grid 1x2x1 together 2", 4, 1, 2, "; both directions side by side"),
+        ("grid 1x2x1 together 1", 4, 2, 2, " of shared memory"),
+    ],
+)
+def test_what_is_side_by_side(tier, chunk, layers, directions, wanted):
+    device_for(replace(one_block(LSTM), tier=tier, chunk=chunk))
+    for backward in (False, True):
+        assert ops.plan("lstm", "bfloat16", 6, 9, 17, layers, directions, backward).endswith(wanted)
 
 
 def one_block(cell, math="bfloat16", **options):
@@ -366,10 +422,10 @@ def test_refused(case):
 def test_without_cooperative_launches(monkeypatch):
     """Blocks that need each other are never started one after the other."""
     ops.set_device("H200", False, 0)
-    assert ops.tier("lstm", "bfloat16", 100, 16, 1024, False) == "stepwise"
+    assert tier_of("lstm", "bfloat16", 100, 16, 1024, False) == "stepwise"
     monkeypatch.setenv("FUSED_RNN_TIER", "grid")
     with pytest.raises(RuntimeError, match="cooperative launches, which this GPU does not have"):
-        ops.tier("lstm", "bfloat16", 100, 16, 1024, False)
+        tier_of("lstm", "bfloat16", 100, 16, 1024, False)
 
 
 def test_a_turing_gpu_computes_in_float32():

@@ -1,0 +1,82 @@
+// The forward of one layer in one direction on a GPU: what it does for each chunk of steps, before and after the loop.
+#pragma once
+
+#include "pass.h"
+
+namespace fused_rnn {
+
+template <class S>
+class ForwardLayer {
+ public:
+  using Steps = ForwardSteps<S>;
+  static constexpr auto kKernel = &Kernels<S>::forward;
+  static constexpr const char* kName = "forward";
+
+  // x: how x is made, if it has to be made from the output of the layer before.
+  ForwardLayer(const Pass<S>& pass, const ForwardArgs<S>& args, const Masked* x)
+      : pass_(pass),
+        args_(args),
+        made_x_(x),
+        output_(pass.context, has_gaps() || args.output == args.hy ? pass.T * pass.B * pass.H : 0),
+        zeros_(pass.context, args),
+        gates_x_(pass.context, pass.chunk_rows() * pass.GH),
+        c_(pass.context, pass.has_c() && !(pass.is_persistent() && pass.is_one_chunk()) ? pass.B * pass.H : 0),
+        gates_h_(pass.context, pass.is_persistent() ? 0 : pass.B * pass.GH),
+        reset_h_(pass.context, !pass.is_persistent() && pass.cell().resets_before ? pass.B * pass.H : 0) {
+    if (args_.I == 0) fill_with_zeros(gates_x_.tensor());  // a library matmul takes no factor without columns
+  }
+
+  Steps steps(int begin, int count) const {
+    Steps steps = steps_of<Steps>(args_, args_.reverse, begin, count);
+    zeros_.replace_absent(steps);
+    steps.gates_x = gates_x_.get(), steps.bias_ih = args_.bias_ih, steps.bias_hh = args_.bias_hh;
+    steps.output = output_.get() ? output_.get() : args_.output;
+    steps.hy = args_.hy, steps.cy = args_.cy, steps.c = c_.get(), steps.saved = args_.saved;
+    return steps;
+  }
+
+  void before(const Steps& chunk) const {
+    if (made_x_) made_x_->make(chunk.lowest_time(), chunk.count);
+    const S* x = args_.x + chunk.lowest_time() * pass_.B * args_.I;
+    if (args_.I > 0)
+      pass_.blas.multiply(chunk.count * pass_.B, pass_.GH, args_.I, Matrix<S>{x, args_.I},
+                          {args_.weight_ih, args_.I, true}, gates_x_.get(), pass_.GH);
+  }
+
+  // Step `place` of a chunk, by itself.
+  void run_step(Steps steps, int64_t place) const {
+    const int64_t B = pass_.B, H = pass_.H, GH = pass_.GH, first = pass_.first;
+    steps.gates_x += place * B * GH;
+    const ForwardStep<S> step{steps, gates_h_.get(), reset_h_.get()};
+    const S* h = steps.is_first() ? steps.hx : steps.hy;
+    const S* weight = steps.weight_hh;
+    pass_.blas.multiply(B, first, H, Matrix<S>{h, H}, {weight, H, true}, step.gates_h, GH);
+    if (pass_.cell().resets_before) {
+      check_launch(pass_.kernels.stepwise_reset(step, pass_.stream), "stepwise_reset");
+      pass_.blas.multiply(B, H, H, Matrix<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first, GH);
+    }
+    check_launch(pass_.kernels.stepwise_forward(step, pass_.stream), "stepwise_forward");
+  }
+
+  void after(const Steps&) const {}
+
+  // The kernels write rows of output without gaps, in memory that nothing else is written to.
+  void finish() const {
+    if (!has_gaps()) return;
+    Tensor to = rows_at(pass_.context, args_.output, args_, args_.output_row);
+    torch::stable::copy_(to, rows_at(pass_.context, output_.get(), args_, args_.H));
+  }
+
+ private:
+  bool has_gaps() const { return args_.output_row != args_.H; }
+
+  const Pass<S>& pass_;
+  const ForwardArgs<S> args_;
+  const Masked* made_x_;
+  const DeviceScratch<S> output_;
+  const InitialStates<S> zeros_;
+  const DeviceScratch<float> gates_x_, c_, gates_h_;
+  const DeviceScratch<S> reset_h_;
+};
+
+}  // namespace fused_rnn
