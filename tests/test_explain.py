@@ -90,6 +90,8 @@ def test_a_gpu_that_is_not_here(monkeypatch):
     text = str(fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="H100"))
     assert "  cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
     assert "backward: block:" in text
+    both = str(fused_rnn.explain(fused_rnn.LSTM(32, 64, num_layers=2, bidirectional=True), x, gpu="H100"))
+    assert both.count("; both directions side by side") == 2
     medium = str(fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200"))
     assert re.search(r"cuda \(on H200: grid: 1 group of \d+ blocks of .* and 8 rows;.*backward: grid:", medium)
     large = fused_rnn.explain(fused_rnn.GRU(32, 4000, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
