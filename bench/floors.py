@@ -45,7 +45,7 @@ class Gpu:
         return replace(self, matmul=gflops * 1e3, memory=copy_gbs * 1e3)
 
     def share(self, parts: int) -> Gpu:
-        """What each of some layers or directions has that run side by side."""
+        """The share of one of ``parts`` layers or directions that run side by side."""
         each = {name: getattr(self, name) / parts for name in ("matmul", "l2", "memory")}
         return replace(self, blocks=self.blocks // parts, **each)
 

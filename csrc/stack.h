@@ -1,10 +1,11 @@
 // Both passes of a call, in one direction or both: layer by layer, or as many at once as the device runs side by side.
-// Device::forward(context, layers) and Device::backward(context, layers) run the loops of a device, and
-// Device::layers_together(context, sizes, backward) says how many stacked layers it takes at once.
+// Device::Pass<S>(context, sizes, backward) is a pass of a call on a device: run(layers) runs the loops of some layers,
+// and together() is the number of stacked layers that it takes at once.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "call.h"
@@ -19,12 +20,12 @@ struct Context {
   bool allow_tf32;
 };
 
-// Between stacked layers with dropout: what one takes is what the other gives, times a mask. Tensors are [T, B, H].
+// Dropout between stacked layers that run side by side: to = from * mask, [T, B, H] each.
 struct Masked {
   Tensor from, mask, to;
 
-  // Some steps of `to`.
-  void make(int64_t begin, int64_t count) const {
+  // Computes steps [begin, begin + count) of `to`.
+  void compute(int64_t begin, int64_t count) const {
     Tensor some[] = {from, mask, to};
     for (Tensor& tensor : some) tensor = torch::stable::narrow(tensor, 0, begin, count);
     std::array<StableIValue, 3> stack;
@@ -34,11 +35,11 @@ struct Masked {
   }
 };
 
-// What a device runs at once: a layer in one direction or both, or some stacked layers in one direction, of which each
-// takes what the one before it gives, in the order of the pass.
+// The layers of one run, each in one direction: the directions of one layer, or stacked layers in the order of the
+// pass, each of which takes the output (in the backward, the grad_x) of the one before it.
 template <class Args>
 struct Layers {
-  std::vector<Masked> masked;  // with dropout between stacked layers, for each but the first
+  std::vector<Masked> masked;  // of stacked layers with dropout: the input of each layer but the first
   bool stacked = false;
   Tensors alive;  // until the layers have run
 
@@ -50,8 +51,8 @@ struct Layers {
   Args* begin() { return each_.data(); }
   Args* end() { return begin() + count_; }
 
-  // How what layer i takes is made, where it is not simply what another layer gives.
-  const Masked* made(size_t i) const { return i > 0 && !masked.empty() ? &masked[i - 1] : nullptr; }
+  // Dropout before layer i, or null.
+  const Masked* dropout(size_t i) const { return i > 0 && !masked.empty() ? &masked[i - 1] : nullptr; }
 
  private:
   std::array<Args, kMostTogether> each_;  // not a vector: a small call would notice its allocation
@@ -141,7 +142,7 @@ class Stack {
     return call_.masks.empty() ? y : product(y, call_.masks[size_t(layer)]);
   }
 
-  // The same, while the layers run side by side.
+  // The same for layers that run side by side: the device computes it, step by step.
   template <class Args>
   Tensor masked_later(const Tensor& y, int64_t layer, Layers<Args>& layers) const {
     if (call_.masks.empty()) return y;
@@ -171,14 +172,14 @@ class Stack {
   // ---- Layers ----
 
   template <class S>
-  int64_t layers_together(bool backward) const {
-    const LayerSizes sizes{call_.T, call_.B, call_.I, call_.H, call_.T * call_.B};
-    return call_.L == 1 || call_.D > 1 ? 1 : Device::template layers_together<S>(context_, sizes, backward);
-  }
+  using Pass = typename Device::template Pass<S>;
+  LayerSizes sizes() const { return {call_.T, call_.B, call_.I, call_.H, call_.T * call_.B}; }
 
   template <class S>
   void run_forward(const Tensor& output, const Tensors& finals, const Tensors& saved, Tensors* inner) const {
-    const int64_t together = call_.has_steps() ? layers_together<S>(false) : 1;
+    std::optional<Pass<S>> pass;
+    if (call_.has_steps()) pass.emplace(context_, sizes(), false);
+    const int64_t together = pass ? pass->together() : 1;
     Tensor x = call_.x;
     for (int64_t first = 0; first < call_.L; first += together) {
       const int64_t last = std::min(call_.L, first + together) - 1;
@@ -189,7 +190,7 @@ class Stack {
         const Tensor y = is_top ? output : allocate_between();
         add_forward(layers, layer, x, y, finals, saved);
         if (layers.stacked) layers.alive.push_back(y);
-        if (layer == last && call_.has_steps()) Device::forward(context_, layers);
+        if (layer == last && pass) pass->run(layers);
         if (is_top) break;
         if (inner) inner->push_back(y);
         x = layer == last ? masked(y, layer) : masked_later(y, layer, layers);
@@ -217,7 +218,8 @@ class Stack {
   template <class S>
   void run_backward(const Tensors& kept, MaybeTensor grad_y, const MaybeTensor& grad_hy, const MaybeTensor& grad_cy,
                     const Tensors& grads) const {
-    const int64_t together = layers_together<S>(true);
+    const Pass<S> pass(context_, sizes(), true);
+    const int64_t together = pass.together();
     for (int64_t last = call_.L - 1; last >= 0; last -= together) {
       const int64_t first = std::max<int64_t>(0, last + 1 - together);
       Layers<BackwardArgs<S>> layers;
@@ -228,7 +230,7 @@ class Stack {
         if (layer || call_.has(kNeedsInput)) grad_x = layer ? allocate_between() : grads[0];
         add_backward(layers, layer, x, kept, grad_y, grad_hy, grad_cy, grad_x, grads);
         if (layers.stacked) layers.alive.insert(layers.alive.end(), {x, grad_x.value_or(x)});
-        if (layer == first) Device::backward(context_, layers);
+        if (layer == first) pass.run(layers);
         if (layer) grad_y = layer == first ? masked(*grad_x, layer - 1) : masked_later(*grad_x, layer - 1, layers);
       }
     }

@@ -20,16 +20,16 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
   return together > 1 && (together <= 3 || alone == 1);
 }
 
-struct Cpu {
-  template <class S>
-  static int64_t layers_together(const Context&, const LayerSizes&, bool) {
-    return 1;
-  }
+template <class S>
+class CpuPass {
+ public:
+  CpuPass(const Context& context, const LayerSizes&, bool) : context_(context) {}
 
-  template <class S>
-  static void forward(const Context& context, const Layers<ForwardArgs<S>>& directions) {
-    const auto run = loops_of<S>(context.cell).forward;
-    if (directions.size() == 1 || !run_together(context, directions[0])) {
+  int64_t together() const { return 1; }
+
+  void run(const Layers<ForwardArgs<S>>& directions) const {
+    const auto run = loops_of<S>(context_.cell).forward;
+    if (directions.size() == 1 || !run_together(context_, directions[0])) {
       for (const ForwardArgs<S>& args : directions) run(args);
       return;
     }
@@ -47,10 +47,17 @@ struct Cpu {
       if (!error.empty()) fail(error);
   }
 
-  template <class S>
-  static void backward(const Context& context, const Layers<BackwardArgs<S>>& directions) {
-    for (const BackwardArgs<S>& args : directions) loops_of<S>(context.cell).backward(args);
+  void run(const Layers<BackwardArgs<S>>& directions) const {
+    for (const BackwardArgs<S>& args : directions) loops_of<S>(context_.cell).backward(args);
   }
+
+ private:
+  const Context& context_;
+};
+
+struct Cpu {
+  template <class S>
+  using Pass = CpuPass<S>;
 };
 
 std::string cpu_instruction_set() { return instruction_set().name; }

@@ -1,4 +1,4 @@
-// The backward of one layer in one direction on a GPU: what it does for each chunk of steps, before and after the loop.
+// The backward of one layer in one direction on a GPU: the work for a chunk of steps before and after the time loop.
 #pragma once
 
 #include "pass.h"
@@ -43,14 +43,14 @@ class BackwardLayer {
   static constexpr auto kKernel = &Kernels<S>::backward;
   static constexpr const char* kName = "backward";
 
-  // grad_output: how it is made, if it has to be made from the gradient that the layer after has.
-  BackwardLayer(const Pass<S>& pass, const BackwardArgs<S>& args, const Masked* grad_output)
+  // dropout: makes grad_output from the grad_x of the layer after; or null.
+  BackwardLayer(const Pass<S>& pass, const BackwardArgs<S>& args, const Masked* dropout)
       : pass_(pass),
         args_(args),
-        made_grad_output_(grad_output),
+        dropout_(dropout),
         exact_(pass.blas.exact()),
-        output_(pass.context, has_gaps() ? pass.T * pass.B * pass.H : 0),
-        grad_output_(pass.context, has_gaps() && args.grad_output ? pass.T * pass.B * pass.H : 0),
+        output_(pass.context, has_gaps(args) ? pass.T * pass.B * pass.H : 0),
+        grad_output_(pass.context, has_gaps(args) && args.grad_output ? pass.T * pass.B * pass.H : 0),
         grad_hx_(pass.context, args.grad_hx ? 0 : pass.B * pass.H),
         grad_cx_(pass.context, pass.has_c() && !args.grad_cx ? pass.B * pass.H : 0),
         zeros_(pass.context, args),
@@ -85,7 +85,7 @@ class BackwardLayer {
   }
 
   void before(const Steps& chunk) const {
-    if (made_grad_output_) made_grad_output_->make(chunk.lowest_time(), chunk.count);
+    if (dropout_) dropout_->compute(chunk.lowest_time(), chunk.count);
   }
 
   // Step `place` of a chunk, by itself.
@@ -103,7 +103,7 @@ class BackwardLayer {
     pass_.blas.multiply(B, H, first, Matrix<S>{steps.grads_h, GH}, {steps.weight_hh, H}, steps.grad_h, H, true);
   }
 
-  // What is summed over the rows of a chunk, and its grad_x.
+  // The chunk's part of the weights' and biases' gradients, and its grad_x.
   void after(const Steps& chunk) const {
     const int64_t rows = chunk.count * pass_.B, I = args_.I, H = pass_.H, GH = pass_.GH, first = pass_.first;
     const bool more = !chunk.is_first();
@@ -149,17 +149,13 @@ class BackwardLayer {
     return scratch.get() ? scratch.get() : given;
   }
 
-  // The kernels read rows without gaps.
-  bool has_gaps() const { return args_.output_row != args_.H; }
-  void close_gaps(const S* from, const DeviceScratch<S>& scratch) const {
-    if (!scratch.get()) return;
-    Tensor to = rows_at(pass_.context, scratch.get(), args_, args_.H);
-    torch::stable::copy_(to, rows_at(pass_.context, from, args_, args_.output_row));
+  void close_gaps(const S* from, const DeviceScratch<S>& to) const {
+    if (to.get()) copy_rows(pass_.context, args_, from, args_.output_row, to.get(), args_.H);
   }
 
   const Pass<S>& pass_;
   const BackwardArgs<S> args_;
-  const Masked* made_grad_output_;
+  const Masked* dropout_;
   const Blas exact_;  // for sums: no factor is rounded
   const DeviceScratch<S> output_, grad_output_, grad_hx_, grad_cx_;
   const InitialStates<S> zeros_;

@@ -49,7 +49,7 @@ double persistent_cycles(const Shape& shape, const Layout& layout) {
   return step;
 }
 
-// Launches, the matmuls that project steps among them, and weight_hh from L2.
+// The launch itself, a matmul for each part that projects its steps, and weight_hh from L2.
 double starting_cycles(const Layout& layout, int64_t parts) {
   const double weights = double(layout.gates) * layout.warps() * layout.depth() * layout.left_bytes();
   return double(1 + parts) * kLaunch + weights / kTakenIn;

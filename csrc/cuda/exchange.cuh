@@ -7,8 +7,7 @@
 //   announce  lets the others have what was put since the last time; by the same warps
 //   receive   waits until all have announced, and brings slots [kFirst, kLast) of a buffer to where `right` says
 //   total     adds a product to totals [kFirst, kLast) of the warps that apply the cell. sums_of(row_tile, sums) adds
-//   the
-//             product of this warp's slice of the depth to sums [kFirst, kLast)
+//             the product of this warp's slice of the depth to sums [kFirst, kLast)
 //   finish    after the last step of a pass whose last announcement, in that buffer, nothing has received
 //
 // Pass (PassOf in recurrence.cuh) says how many slots and sums a pass has, and how often its warps meet at a step.

@@ -1,4 +1,4 @@
-// The forward of one layer in one direction on a GPU: what it does for each chunk of steps, before and after the loop.
+// The forward of one layer in one direction on a GPU: the work for a chunk of steps before and after the time loop.
 #pragma once
 
 #include "pass.h"
@@ -12,12 +12,12 @@ class ForwardLayer {
   static constexpr auto kKernel = &Kernels<S>::forward;
   static constexpr const char* kName = "forward";
 
-  // x: how x is made, if it has to be made from the output of the layer before.
-  ForwardLayer(const Pass<S>& pass, const ForwardArgs<S>& args, const Masked* x)
+  // dropout: makes x from the output of the layer before; or null.
+  ForwardLayer(const Pass<S>& pass, const ForwardArgs<S>& args, const Masked* dropout)
       : pass_(pass),
         args_(args),
-        made_x_(x),
-        output_(pass.context, has_gaps() || args.output == args.hy ? pass.T * pass.B * pass.H : 0),
+        dropout_(dropout),
+        output_(pass.context, has_gaps(args) || args.output == args.hy ? pass.T * pass.B * pass.H : 0),
         zeros_(pass.context, args),
         gates_x_(pass.context, pass.chunk_rows() * pass.GH),
         c_(pass.context, pass.has_c() && !(pass.is_persistent() && pass.is_one_chunk()) ? pass.B * pass.H : 0),
@@ -36,7 +36,7 @@ class ForwardLayer {
   }
 
   void before(const Steps& chunk) const {
-    if (made_x_) made_x_->make(chunk.lowest_time(), chunk.count);
+    if (dropout_) dropout_->compute(chunk.lowest_time(), chunk.count);
     const S* x = args_.x + chunk.lowest_time() * pass_.B * args_.I;
     if (args_.I > 0)
       pass_.blas.multiply(chunk.count * pass_.B, pass_.GH, args_.I, Matrix<S>{x, args_.I},
@@ -60,20 +60,15 @@ class ForwardLayer {
 
   void after(const Steps&) const {}
 
-  // The kernels write rows of output without gaps, in memory that nothing else is written to.
   void finish() const {
-    if (!has_gaps()) return;
-    Tensor to = rows_at(pass_.context, args_.output, args_, args_.output_row);
-    torch::stable::copy_(to, rows_at(pass_.context, output_.get(), args_, args_.H));
+    if (has_gaps(args_)) copy_rows(pass_.context, args_, output_.get(), args_.H, args_.output, args_.output_row);
   }
 
  private:
-  bool has_gaps() const { return args_.output_row != args_.H; }
-
   const Pass<S>& pass_;
   const ForwardArgs<S> args_;
-  const Masked* made_x_;
-  const DeviceScratch<S> output_;
+  const Masked* dropout_;
+  const DeviceScratch<S> output_;  // where rows of args_.output have gaps, or args_.output is hy as well
   const InitialStates<S> zeros_;
   const DeviceScratch<float> gates_x_, c_, gates_h_;
   const DeviceScratch<S> reset_h_;

@@ -43,7 +43,7 @@ class ThroughMemory : public SlicedSums<Pass::kSums> {
   }
 
   // A row tile's part of a slot is one piece of memory: all its tiles of the slice. What does not depend on the flags
-  // comes before them or after the copies have begun: everybody waits for the time in between.
+  // comes before them or after the copies have begun, since the time in between adds to the latency of the step.
   template <int kFirst, int kLast>
   FUSED_RNN_DEVICE void receive(int buffer, Site site) {
     ++received_;
@@ -87,7 +87,7 @@ class ThroughMemory : public SlicedSums<Pass::kSums> {
     return factors_ + (row_tile * kSlots + slot) * stride_;
   }
 
-  // What was not received cannot be right: nothing that follows from it looks like a number.
+  // All later results become NaN, since a tile is missing.
   FUSED_RNN_DEVICE void give_up() {
     spoil_ = bit_cast<float>(0x7fc00000u);
     if (place_.lane == 0) store_relaxed(gave_up_, 1u);

@@ -6,49 +6,45 @@
 
 namespace fused_rnn {
 
-struct Cuda {
-  template <class S>
-  static int64_t layers_together(const Context& context, const LayerSizes& sizes, bool backward) {
-    if constexpr (std::is_same<S, double>::value)
-      refuse_double();
-    else
-      return plan_of<S>(context, sizes, device_of(context.input), backward).together;
-  }
+template <class S>
+class CudaPass : Pass<S> {
+ public:
+  using Pass<S>::Pass;
 
-  template <class S>
-  static void forward(const Context& context, const Layers<ForwardArgs<S>>& layers) {
-    if constexpr (std::is_same<S, double>::value) {
-      refuse_double();
-    } else {
-      const Pass<S> pass(context, layers[0], false);
-      pass.template run<ForwardLayer<S>>(layers);
-    }
-  }
+  int64_t together() const { return this->context.D > 1 ? 1 : this->plan.together; }
 
-  template <class S>
-  static void backward(const Context& context, Layers<BackwardArgs<S>> layers) {
-    if constexpr (std::is_same<S, double>::value) {
-      refuse_double();
-    } else {
-      const Pass<S> pass(context, layers[0], true);
-      if (context.D > 1 && !pass.is_one_chunk()) share_grad_x(context, layers);
-      pass.template run<BackwardLayer<S>>(layers);
-    }
+  void run(const Layers<ForwardArgs<S>>& layers) const { this->template run_layers<ForwardLayer<S>>(layers); }
+
+  void run(Layers<BackwardArgs<S>> layers) const {
+    if (this->context.D > 1 && !this->is_one_chunk()) share_grad_x(layers);
+    this->template run_layers<BackwardLayer<S>>(layers);
   }
 
  private:
-  // Of several chunks, either direction is the first one somewhere.
-  template <class S>
-  static void share_grad_x(const Context& context, Layers<BackwardArgs<S>>& directions) {
+  // With several chunks, each direction comes first in some of the steps: both add to zeros.
+  void share_grad_x(Layers<BackwardArgs<S>>& directions) const {
     const BackwardArgs<S>& args = directions[0];
     if (!args.grad_x) return;
-    fill_with_zeros(rows_at(context, args.grad_x, LayerSizes{args.T, args.B, args.I, args.I, args.rows}, args.I));
+    const LayerSizes sizes{args.T, args.B, args.I, args.I, args.rows};  // rows of I numbers
+    fill_with_zeros(rows_at(this->context, args.grad_x, sizes, args.I));
     for (BackwardArgs<S>& each : directions) each.adds_grad_x = true;
   }
+};
 
-  [[noreturn]] static void refuse_double() {
+template <>
+class CudaPass<double> {
+ public:
+  CudaPass(const Context&, const LayerSizes&, bool) {
     fail("the CUDA kernels are for float32, bfloat16 and float16, got float64");
   }
+  int64_t together() const { return 1; }
+  template <class Args>
+  void run(const Layers<Args>&) const {}
+};
+
+struct Cuda {
+  template <class S>
+  using Pass = CudaPass<S>;
 };
 
 }  // namespace fused_rnn

@@ -1,5 +1,5 @@
-// How a persistent kernel divides a layer among blocks and warps, and what it keeps on chip: what the plan counts and
-// the kernels index.
+// The division of a layer among blocks and warps of a persistent kernel, and its on-chip memory. The planner counts its
+// bytes, and the kernels index it.
 //
 // Hidden units come in tiles of 16 and rows of the batch in tiles of 8: a warp's product has 16 x 8 sums for each gate.
 // The depth of a product is hidden units, too, in the same tiles. H is padded to whole tiles with zeros.
@@ -11,7 +11,7 @@
 
 namespace fused_rnn {
 
-// What a product multiplies; sums are float32 always.
+// Number type of the factors of a product. Sums are always float32.
 enum class Math { kFloat32, kTf32, kBFloat16, kFloat16 };
 
 // kBlock: weight_hh stays on chip for all steps, in one block, which has some rows of the batch to itself.
@@ -36,7 +36,7 @@ constexpr int most_in_registers(Math math, int gates, bool backward, bool one_bl
   const int of_several = 96 / (registers * gates);
   return backward && !one_block && of_several < most ? of_several : most;
 }
-// Warps of a block at the most: what the registers of a multiprocessor have room for.
+// Maximum number of warps of a block, by the registers of a multiprocessor.
 constexpr int most_warps(Math math, bool in_registers) { return in_registers || element_bytes(math) == 4 ? 8 : 12; }
 
 // The blocks of a group share the rows of the batch that the group takes through all steps, and each owns some units.
@@ -57,7 +57,7 @@ struct Layout {
   FUSED_RNN_INLINE int rows() const { return row_tiles * kBatchTile; }
   FUSED_RNN_INLINE int in_shared() const { return depth() > in_registers ? depth() - in_registers : 0; }
 
-  // A tile of a left factor, weight_hh, and one of a right factor, what the blocks exchange.
+  // Bytes of a tile of the left factor, weight_hh, and of the right factor, which warps exchange.
   FUSED_RNN_INLINE int left_bytes() const { return kUnitTile * kUnitTile * element; }
   FUSED_RNN_INLINE int right_bytes() const { return kUnitTile * kBatchTile * element; }
 
@@ -84,11 +84,11 @@ struct Layout {
     return cluster ? int64_t(2) * (1 + reset_before) * slices * 8 : 0;
   }
 
-  // What a product of a pass takes from others: h and r * h, or the gradients of all gates.
+  // Right factors at a step: h and r * h, or in the backward the gradients of all gates.
   static constexpr FUSED_RNN_INLINE int slots(bool backward, int gates, bool reset_before) {
     return backward ? gates : 1 + reset_before;
   }
-  // What a slice of a product gives: sums for each gate, or of all gates that are multiplied together.
+  // Sums of a slice of the depth: one for each gate, or in the backward one for all gates of a product.
   static constexpr FUSED_RNN_INLINE int sums(bool backward, int gates, bool reset_before) {
     return backward ? 1 + reset_before : gates;
   }

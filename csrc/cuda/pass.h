@@ -1,5 +1,5 @@
-// A pass of layers that run side by side: their plan, chunks of steps, and between library matmuls over all steps of a
-// chunk the loop of the plan's tier. Everything is enqueued on the current stream; nothing waits for it.
+// A pass of a call on a GPU: chunks of steps, each with library matmuls over all its steps before and after the loop of
+// the plan's tier. Everything is enqueued on the current stream; nothing waits for it.
 #pragma once
 
 #include <algorithm>
@@ -40,17 +40,25 @@ Math math_of(const Context& context, const Device& device) {
   return float32_math(context.allow_tf32, device.capability);
 }
 
-template <class S>
-Plan plan_of(const Context& context, const LayerSizes& sizes, const Device& device, bool backward) {
-  return make_plan(
-      {context.cell, math_of<S>(context, device), sizes.T, sizes.B, sizes.H, context.L, context.D, backward}, device);
-}
-
-// Rows of [T, B, H] numbers, `row` numbers apart.
+// An array [T, B, H] whose rows are `row` numbers apart.
 template <class S>
 Tensor rows_at(const Context& context, const S* data, const LayerSizes& sizes, int64_t row) {
   const std::array<int64_t, 3> shape = {sizes.T, sizes.B, sizes.H}, strides = {sizes.B * row, row, 1};
   return torch::stable::from_blob(const_cast<S*>(data), shape, strides, context.input.device(), scalar_type<S>());
+}
+
+// The kernels read and write rows without gaps; with two directions those of output are 2 H numbers apart.
+template <class S>
+bool has_gaps(const LayerArgs<S>& args) {
+  return args.output_row != args.H;
+}
+
+// Copies an array [T, B, H] to one with another distance between rows.
+template <class S>
+void copy_rows(const Context& context, const LayerSizes& sizes, const S* from, int64_t from_row, S* to,
+               int64_t to_row) {
+  Tensor target = rows_at(context, to, sizes, to_row);
+  torch::stable::copy_(target, rows_at(context, from, sizes, from_row));
 }
 
 // Zeros for the initial states that are not given, for the time of one op.
@@ -68,7 +76,7 @@ class InitialStates {
   DeviceScratch<S> zeros_;
 };
 
-// What the steps of both passes have in common; the rest is zero.
+// The arguments that kernels of both passes take; all others are zero.
 template <class PassSteps, class S>
 PassSteps steps_of(const LayerArgs<S>& args, bool down, int begin, int count) {
   PassSteps steps{};
@@ -79,7 +87,7 @@ PassSteps steps_of(const LayerArgs<S>& args, bool down, int begin, int count) {
   return steps;
 }
 
-// What the layers of a pass share, each a layer in one direction: all sizes but I, the plan, the library.
+// State that all layers of a call share in a pass: sizes but for I, the plan, the library, the mailbox.
 template <class S>
 class Pass {
  public:
@@ -87,7 +95,7 @@ class Pass {
       : context(context),
         device(device_of(context.input)),
         math(math_of<S>(context, device)),
-        plan(plan_of<S>(context, sizes, device, backward)),
+        plan(make_plan({context.cell, math, sizes.T, sizes.B, sizes.H, context.L, context.D, backward}, device)),
         blas(math),
         kernels(fused_rnn::kernels<S>(context.cell, AllCells{})),
         stream(stream_of(context.input)),
@@ -108,13 +116,13 @@ class Pass {
   bool is_persistent() const { return plan.tier != Tier::kStepwise; }
   int64_t chunk_rows() const { return plan.chunk * B; }
 
-  // Takes layers, each a ForwardLayer or BackwardLayer, through all chunks. Of stacked layers each is a chunk behind
-  // the one before it, whose results it takes.
+  // Runs layers side by side through all chunks; Layer is ForwardLayer or BackwardLayer. A stacked layer is one chunk
+  // behind the one before it.
   template <class Layer, class Args>
-  void run(const Layers<Args>& wanted) const {
+  void run_layers(const Layers<Args>& wanted) const {
     std::vector<Layer> layers;
     layers.reserve(wanted.size());
-    for (size_t i = 0; i < wanted.size(); ++i) layers.emplace_back(*this, wanted[i], wanted.made(i));
+    for (size_t i = 0; i < wanted.size(); ++i) layers.emplace_back(*this, wanted[i], wanted.dropout(i));
     const int64_t count = int64_t(layers.size()), lag = wanted.stacked ? plan.chunk : 0;
     for (int64_t now = 0; now < T + lag * (count - 1); now += plan.chunk) {
       std::vector<const Layer*> active;
@@ -151,7 +159,7 @@ class Pass {
   int64_t most_groups() const { return int64_t(plan.together) * plan.groups; }  // of a launch
   int slots(bool backward) const { return Layout::slots(backward, cell().gates, cell().resets_before); }
 
-  // A persistent kernel, as often as the layers and the rows of the batch need it.
+  // Launches a persistent kernel, once for as many layers and rows of the batch as one launch takes.
   template <class Layer>
   void run_persistent(const std::vector<typename Layer::Steps>& steps) const {
     const Mailbox mailbox{reinterpret_cast<unsigned char*>(mail_.get()), reinterpret_cast<unsigned*>(flags_.get()),

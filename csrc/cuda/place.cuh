@@ -42,7 +42,7 @@ struct Place {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) body(e);
   }
-  // The group, of those of all parts.
+  // Index of the group among those of all parts.
   FUSED_RNN_DEVICE int group_of_all(const Layout& layout) const {
     return blockIdx.y * (gridDim.x / layout.blocks) + group;
   }

@@ -197,12 +197,12 @@ class Planner {
     return layouts;
   }
 
-  // Steps whose gates_x fit into a chunk, of so many layers or directions.
+  // Steps of a chunk, by the memory for gates_x of that many layers or directions.
   int64_t chunk_of(int64_t layers) const {
     return std::max<int64_t>(1, std::min(shape_.T, device_.chunk_bytes / std::max<int64_t>(1, layers * step_bytes_)));
   }
 
-  // How many layers or directions may be side by side: one, as many as run at the same time, or all.
+  // Numbers of layers or directions side by side to compare: one, as many as run at the same time, and all.
   std::vector<int64_t> counts(Tier tier, const Layout& layout, Wanted wanted) const {
     const int64_t at_once = groups_at_once(layout),
                   most = std::min<int64_t>(kMostTogether, shape_.D > 1 ? shape_.D : shape_.L);
@@ -226,7 +226,7 @@ class Planner {
     const double launches = rounds(needed, plan.groups), start = launches * starting_cycles(layout, together);
     const double step =
         persistent_cycles(shape_, layout) * (tier == Tier::kGrid ? launches : rounds(needed * together, at_once));
-    // Stacked layers are a chunk behind one another. More chunks make that shorter, and each has to be started.
+    // A stacked layer starts one chunk after the one before it. Shorter chunks shorten that delay, but add starts.
     const int64_t behind = shape_.D > 1 ? 0 : together - 1;
     const int64_t most = chunk_of(shape_.D > 1 ? shape_.D : together);
     const double balanced = behind ? std::sqrt(double(shape_.T) * start / (double(behind) * step)) : double(most);

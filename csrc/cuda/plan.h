@@ -48,10 +48,9 @@ struct Plan {
   int64_t rows() const { return int64_t(groups) * layout.rows(); }  // of a launch
 };
 
-// FUSED_RNN_TIER=block, =cluster, =grid or =stepwise forces a tier, for measurements; "grid 2x4x1" has 2 unit tiles in
-// a block, 4 slices of the depth and 1 row tile in a group, and "block together 2" two layers or directions side by
-// side, if there are. Throws std::runtime_error for anything else, where the
-// forced tier cannot run the shape, and where there is a reason why no plan can.
+// FUSED_RNN_TIER=block, =cluster, =grid or =stepwise forces a tier, for measurements. "grid 2x4x1": 2 unit tiles in a
+// block, 4 slices of the depth, 1 row tile in a group. "block together 2": at most two layers or directions side by
+// side. Throws std::runtime_error for anything else, where the forced tier cannot run the shape, and where no plan can.
 Plan make_plan(const Shape& shape, const Device& device);
 
 std::string to_string(const Plan& plan, const Shape& shape);

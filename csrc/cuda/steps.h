@@ -84,7 +84,7 @@ struct Recurrence {
   int first_row;  // of the batch; the launch takes as many as its groups have
   Mailbox mailbox;
 
-  // What is the same for all comes from the first part, whose address the compiler knows.
+  // Fields that are equal in all parts are read from the first one, whose address is a constant.
   FUSED_RNN_INLINE S part(unsigned i) const {
     S one = parts[i];
     one.T = parts[0].T, one.B = parts[0].B, one.H = parts[0].H, one.lengths = parts[0].lengths;
