@@ -40,6 +40,12 @@ class Gpu:
     l2: float = 10e6
     memory: float = 4.3e6
 
+    @classmethod
+    def of(cls, task: Task) -> Gpu:
+        """With the datasheet's ratio of a matmul in the task's precision to one in bfloat16."""
+        slower = 1 if task.dtype != "float32" else 2 if task.tf32 else 15
+        return cls(matmul=cls.matmul / slower)
+
     def calibrated(self, gflops: float, copy_gbs: float) -> Gpu:
         """With the ceilings that a run measured: GFLOP/s of a matmul in the task's precision, GB/s of a copy."""
         return replace(self, matmul=gflops * 1e3, memory=copy_gbs * 1e3)
@@ -61,13 +67,21 @@ def floor(task: Task, gpu: Gpu) -> float:
     projections = sum(2 * G * H * size * B * directions for size in inputs) / gpu.matmul
     # With two directions, a layer needs all steps of the one before.
     together, turns = (directions, case.layers) if directions > 1 else (case.layers, 1)
-    steps = turns * min(
-        math.ceil(together / k) * _step(G, B, H, traffic(task), BYTES[task.dtype], gpu.share(k))
-        for k in range(1, together + 1)
-    )
+    steps = turns * min(math.ceil(together / k) * step(task, gpu.share(k)) for k in range(1, together + 1))
     if task.work != "training":
         return projections + steps
     return 3 * projections + 2 * steps + 2 * G * H * H * B * case.layers * directions / gpu.matmul
+
+
+def step(task: Task, gpu: Gpu) -> float:
+    """Microseconds of one time step of one layer in one direction and one pass, in the best arrangement."""
+    case = task.case
+    sizes = CELL_OF[task.cell].gates, case.B, case.H, traffic(task), BYTES[task.dtype]
+    return min(
+        _arranged(P, Q, *sizes, gpu)
+        for P, Q in itertools.product(range(1, gpu.blocks + 1), _groups(case.B, gpu.blocks))
+        if gpu.blocks >= P * Q and case.H >= P
+    )
 
 
 def traffic(task: Task) -> float:
@@ -79,20 +93,12 @@ def traffic(task: Task) -> float:
     return (2 * G + 3 if task.work == "training" else G + 1) * task.case.H * task.case.B * BYTES[task.dtype]
 
 
-def _step(G: int, B: int, H: int, traffic: float, element: int, gpu: Gpu) -> float:
-    """The best arrangement. traffic: bytes to and from device memory."""
-    return min(
-        _arranged(P, Q, G, B, H, traffic, element, gpu)
-        for P, Q in itertools.product(range(1, gpu.blocks + 1), _groups(B, gpu.blocks))
-        if gpu.blocks >= P * Q and P <= H
-    )
-
-
 def _groups(B: int, most: int) -> list[int]:
     return sorted({min(B, 2**k) for k in range(8)} | {min(B, most)})
 
 
 def _arranged(P: int, Q: int, G: int, B: int, H: int, traffic: float, element: int, gpu: Gpu) -> float:
+    """traffic: bytes to and from device memory."""
     rows, units = math.ceil(B / Q), math.ceil(H / P)
     latency = gpu.one_block if P == 1 else gpu.cluster if gpu.cluster_blocks >= P else gpu.grid
     share = 1.0 if rows >= 32 else gpu.mma_share

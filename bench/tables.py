@@ -160,7 +160,7 @@ def moved(task: Task) -> float:
 
 
 def floor_of(row: Row, task: Task) -> float:
-    gpu = floors.Gpu()
+    gpu = floors.Gpu.of(task)
     if row["peak_gflops"] and row["copy_gbs"]:
         gpu = gpu.calibrated(float(row["peak_gflops"]), float(row["copy_gbs"]))
     return floors.floor(task, gpu)

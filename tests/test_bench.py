@@ -354,8 +354,8 @@ def test_targets():
 def test_floors(cell, H, B, microseconds):
     """Close to figures that were worked out by hand for an H200: bfloat16, keeping what a backward needs."""
     floors = load("floors")
-    G = {"LSTM": 4, "GRU": 3}[cell]
-    assert floors._step(G, B, H, (2 * G + 3) * H * B * 2, 2, floors.Gpu()) == pytest.approx(microseconds, rel=0.1)
+    task = tiny(cell, "training", "bfloat16", B=B, H=H)
+    assert floors.step(task, floors.Gpu()) == pytest.approx(microseconds, rel=0.1)
 
 
 @pytest.mark.parametrize(("H", "B", "more"), [(256, 16, 1.0), (1024, 256, 2.0)])

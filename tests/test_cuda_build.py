@@ -7,25 +7,17 @@ not on the tensor cores, shows without a GPU. And what the build says when it ca
 from __future__ import annotations
 
 import difflib
-import functools
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from machine_code import Code
+from cuda_kernels import RESOURCES, ROOT, Kernel, built, of_built_kernels, skip_for_another_nvcc
+from machine_code import Code, Loop, disassembled
 
 from fused_rnn import native
-
-ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "tests" / "data" / "cuda_resources.txt"
-LIBRARY = native.library
 
 # Tensor cores, transpositions by a warp, copies to shared memory that run on, barriers of a block.
 COUNTED = ("HMMA", "MOVM", "LDGSTS", "BAR")
@@ -54,65 +46,14 @@ RULES = (
 )
 
 
-class Kernel(NamedTuple):
-    name: str
-    architecture: str
-    registers: int
-    shared: int  # bytes, without what the launch adds
-    stack: int  # bytes
-    code: Code
-
-    def row(self) -> list[str]:
-        return [str(value) for value in self[:-1]] + [str(self.code.counts[name]) for name in COUNTED]
-
-
-def tool(name: str) -> str | None:
-    """A program of the pip packages, or the toolkit's."""
-    packages = importlib.util.find_spec("nvidia")
-    folders = [f"{place}/cu13/bin" for place in (packages and packages.submodule_search_locations) or ()]
-    return shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
-
-
-def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
-    return subprocess.run(command, cwd=cwd, input=text, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-def readable(mangled: list[str]) -> list[str]:
-    """recurrent_forward<LstmCell, float, Tf32, 4, false, Block> for each of the linker's names."""
-    header = (ROOT / "csrc" / "cuda" / "layout.h").read_text()
-    enums = {
-        name: re.findall(r"\bk(\w+)", values) for name, values in re.findall(r"enum class (\w+) \{(.*?)\}", header)
-    }
-    names = run("c++filt", text="\n".join(mangled))
-    names = re.sub(r"^void |fused_rnn::|<fused_rnn::RealOf<\w+> ?>|\([^()]*\)$", "", names, flags=re.MULTILINE)
-    return re.sub(r"\((\w+)\)(\d+)", lambda found: enums[found[1]][int(found[2])], names).splitlines()
-
-
-@functools.cache
-def built() -> tuple[str, list[Kernel]]:
-    """The release of nvcc that made the extension, and the kernels."""
-    releases, kernels = set(), []
-    with tempfile.TemporaryDirectory() as folder:
-        run(tool("cuobjdump"), "-xelf", "all", LIBRARY, cwd=Path(folder))
-        for cubin in sorted(Path(folder).glob("*.cubin")):
-            releases.update(re.findall(rb"Cuda compilation tools, release ([\d.]+)", cubin.read_bytes()))
-            usage = run(tool("cuobjdump"), "-res-usage", cubin)
-            functions = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
-            sections = re.split(r"^\.text\.(\w+):$", run(tool("nvdisasm"), "-c", "-hex", cubin), flags=re.MULTILINE)
-            texts = dict(zip(sections[1::2], sections[2::2]))
-            architecture = re.search(r"\.sm_(\w+)\.cubin$", cubin.name)[1]
-            for (mangled, registers, stack, shared), name in zip(functions, readable([f[0] for f in functions])):
-                kernel = Kernel(name, architecture, int(registers), int(shared), int(stack), Code(texts[mangled]))
-                assert kernel.code.counts["EXIT"], f"the code of {name} was not understood"
-                kernels.append(kernel)
-    return b" and ".join(sorted(releases)).decode(), sorted(
-        kernels, key=lambda k: (k.name, int(k.architecture.strip("af")))
-    )
+def row(kernel: Kernel) -> list[str]:
+    counts = (kernel.code.counts[name] for name in COUNTED)
+    return [*map(str, kernel[:-1]), *map(str, counts)]
 
 
 def table() -> str:
     release, kernels = built()
-    rows = [list(COLUMNS), *(kernel.row() for kernel in kernels)]
+    rows = [list(COLUMNS), *map(row, kernels)]
     width, *widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join([row[0].ljust(width), *map(str.rjust, row[1:], widths)]) for row in rows]
     return "\n".join([f"# nvcc {release}", *lines]) + "\n"
@@ -123,27 +64,12 @@ def rows_of(text: str) -> list[list[str]]:
     return [re.split(r"  +", line) for line in text.splitlines()[2:]]
 
 
-needs_cuda = pytest.mark.skipif(
-    native.load_error is not None or not native.cuda_architectures(), reason="the extension was built without CUDA"
-)
-needs_tools = pytest.mark.skipif(
-    not (tool("cuobjdump") and tool("nvdisasm") and shutil.which("c++filt")),
-    reason="needs cuobjdump and nvdisasm, which pip install '.[test]' brings on Linux, and c++filt of binutils",
-)
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("machine_code")
-@needs_cuda
-@needs_tools
+@of_built_kernels
 def test_architectures_are_those_it_says():
     assert {kernel.architecture for kernel in built()[1]} == set(native.cuda_architectures().split())
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("machine_code")
-@needs_cuda
-@needs_tools
+@of_built_kernels
 @pytest.mark.parametrize(
     "kernels, instruction, there", RULES, ids=[f"{'needs' if rule[2] else 'no'} {rule[1]} {rule[0]}" for rule in RULES]
 )
@@ -152,19 +78,6 @@ def test_instructions(kernels, instruction, there):
     assert concerned
     wrong = [f"{k.name} for {k.architecture}" for k in concerned if (k.code.counts[instruction] > 0) != there]
     assert not wrong, f"{'no' if there else 'there is'} {instruction} in\n" + "\n".join(wrong)
-
-
-def disassembled(*lines):
-    """What nvdisasm prints: labels, and instructions with the scoreboard that they release and those they wait for."""
-    text = []
-    for line in lines:
-        if isinstance(line, str):
-            text.append(f"{line}:")
-        else:
-            instruction, scoreboard, waits = line
-            control = scoreboard << 46 | sum(1 << 52 + one for one in waits)
-            text += [f"        /*0010*/    {instruction} ;  /* 0x{0:016x} */", f"      /* 0x{control:016x} */"]
-    return "\n".join(text)
 
 
 @pytest.mark.parametrize("waits_at, found", [("before", 1), ("after", 0), ("for another", 0)])
@@ -181,23 +94,20 @@ def test_loads_that_are_waited_for_are_found(waits_at, found):
         ("EXIT", 7, []),
     )
     code = Code(text)
-    assert code.step_loop() == (2, 6)
+    assert code.step_loop() == Loop(2, 6)
     waits = code.waited_loads()
     assert len(waits) == found
     assert all(load.opcode == "LDG.E.U16" and waiting.opcode == "IMAD.U32" for load, waiting in waits)
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("machine_code")
-@needs_cuda
-@needs_tools
+@of_built_kernels
 def test_no_step_waits_for_a_load_of_the_next_one():
     """A load of the block tier is used after the barrier of its step, and by then it has arrived.
 
     Between blocks that does not matter: loads come after what others wait for, and then their warp waits for others.
     """
     blocks = [k for k in built()[1] if "Block" in k.name]
-    assert all(k.code.step_loop() != (0, 0) for k in blocks)
+    assert all(k.code.step_loop() for k in blocks)
     waits = [
         f"{k.name} for {k.architecture}: {load}  <-  {waiting}"
         for k in blocks
@@ -206,22 +116,13 @@ def test_no_step_waits_for_a_load_of_the_next_one():
     assert not waits, "waited for before the barrier:\n" + "\n".join(waits)
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("machine_code")
-@needs_cuda
-@needs_tools
+@of_built_kernels
 def test_kernels_take_what_the_table_says():
-    release, _ = built()
-    committed = TABLE.read_text()
-    if not committed.startswith(f"# nvcc {release}\n"):
-        of_the_table = committed.splitlines()[0].removeprefix("# ")
-        pytest.skip(
-            f"registers are the compiler's choice: the table is of {of_the_table}, this build of nvcc {release}"
-        )
-    tables = rows_of(committed), rows_of(table())
+    skip_for_another_nvcc()
+    tables = rows_of(RESOURCES.read_text()), rows_of(table())
     both = set.intersection(*({row[1] for row in rows} for rows in tables))
     lines = [["  ".join(row) for row in rows if row[1] in both] for rows in tables]
-    difference = "\n".join(difflib.unified_diff(*lines, TABLE.name, "this build", n=0, lineterm=""))
+    difference = "\n".join(difflib.unified_diff(*lines, RESOURCES.name, "this build", n=0, lineterm=""))
     assert not difference, f"if it is meant, python tests/test_cuda_build.py --write\n{difference}"
 
 
@@ -275,4 +176,4 @@ def test_build_for_an_unknown_architecture(architectures, unknown):
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(__doc__)
-    TABLE.write_text(table())
+    RESOURCES.write_text(table())

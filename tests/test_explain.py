@@ -87,13 +87,14 @@ def test_a_gpu_that_is_not_here(monkeypatch):
     """What was measured on a GPU is in test_evidence.py; this is what the kernels themselves say."""
     monkeypatch.setattr(evidence, "why_later", lambda problem, backend, gpu=None: None)
     x = torch.zeros(50, 8, 32)
-    text = str(fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="H100"))
-    assert "  cuda (on H100: block: 1 block of 128 threads and 8 rows; weight_hh" in text
+    text = str(fused_rnn.explain(fused_rnn.LSTM(32, 16), x, gpu="H100"))
+    assert "  cuda (on H100: block: 1 block of 32 threads and 8 rows; weight_hh" in text
     assert "backward: block:" in text
+    assert re.search(r"; by the model of an H100 0\.\d\d us a step; backward.* H100 0\.\d\d us a step", text)
     both = str(fused_rnn.explain(fused_rnn.LSTM(32, 64, num_layers=2, bidirectional=True), x, gpu="H100"))
     assert both.count("; both directions side by side") == 2
     medium = str(fused_rnn.explain(fused_rnn.GRU(32, 700, dtype=torch.bfloat16), x.bfloat16(), gpu="H200"))
-    assert re.search(r"cuda \(on H200: grid: 1 group of \d+ blocks of .* and 8 rows;.*backward: grid:", medium)
+    assert re.search(r"cuda \(on H200: grid \S+: 1 group of \d+ blocks of .* and 8 rows;.*backward: grid ", medium)
     large = fused_rnn.explain(fused_rnn.GRU(32, 4000, dtype=torch.bfloat16), x.bfloat16(), gpu="H200")
     assert "stepwise" in str(large) and "does not fit in 128 blocks of 227 KiB" in str(large)
     turing = fused_rnn.explain(fused_rnn.GRU(32, 70, dtype=torch.bfloat16), x.bfloat16(), gpu="T4")

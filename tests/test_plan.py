@@ -35,15 +35,22 @@ MULTIPROCESSORS = {
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def plan(cell, dtype, H, device, *, T=100, B=16, L=1, D=1, backward=False, tf32=False):
+MODEL = re.compile(r"; by the model of an H100 (\d+\.\d\d) us a step$")
+
+
+def described(cell, dtype, H, device, *, T=100, B=16, L=1, D=1, backward=False, tf32=False):
     name = str(dtype).removeprefix("torch.")
     text, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), name, T, B, H, L, D, backward, tf32, device)
     assert bool(text) != bool(why_not)
     return text or f"none: {why_not}"
 
 
+def plan(*arguments, **options):
+    return MODEL.sub("", described(*arguments, **options))
+
+
 def tier(*arguments, **options):
-    return plan(*arguments, **options).split(":")[0]
+    return re.split("[ :]", plan(*arguments, **options))[0]
 
 
 # The largest H of the block tier, forward and backward: from the gates of H x H numbers, with H in whole tiles
@@ -83,8 +90,8 @@ def test_both_sides_of_the_block_tier(cell, math, backward, device, H, monkeypat
 
 
 SHARED_LAYER = re.compile(
-    r"(?:cluster|grid): (\d+) groups? of (\d+) blocks of (\d+) threads and (\d+) rows; weight_hh, \d+ KiB, in .*; "
-    r"(\d+) KiB of shared memory"
+    r"(?:cluster|grid) \d+x\d+x\d+: (\d+) groups? of (\d+) blocks of (\d+) threads and (\d+) rows; "
+    r"weight_hh, \d+ KiB, in .*; (\d+) KiB of shared memory"
 )
 
 
@@ -101,11 +108,11 @@ def test_a_grid_has_its_multiprocessors_to_itself_and_leaves_some(cell, device):
                     if not text.startswith(("cluster", "grid")):
                         continue
                     groups, blocks, threads, rows, shared = map(int, SHARED_LAYER.match(text).groups())
-                    tiers.add(text.split(":")[0])
+                    tiers.add(text.split()[0])
                     if text.startswith("grid"):
                         assert blocks > 1 and groups * blocks < MULTIPROCESSORS[device]
                     else:
-                        assert 1 < blocks <= 8
+                        assert blocks in (4, 8)
                     assert threads <= 256 and threads % 32 == 0 and rows % 8 == 0
                     assert (groups - 1) * rows < B  # no group without rows
                     assert shared <= SHARED_KIB[device]
@@ -152,7 +159,13 @@ def test_side_by_side():
 
 
 def test_where_blocks_share_a_layer():
-    for H, B, wanted in ((128, 64, "block"), (256, 16, "cluster"), (1024, 16, "grid"), (1024, 4096, "stepwise")):
+    for H, B, wanted in (
+        (64, 64, "block"),
+        (128, 64, "cluster"),
+        (256, 16, "cluster"),
+        (1024, 16, "grid"),
+        (1024, 4096, "stepwise"),
+    ):
         assert tier(LSTM, torch.bfloat16, H, "H100", B=B) == wanted
     assert tier(LSTM, torch.bfloat16, 256, "A100") == "grid"
     assert tier(LSTM, torch.bfloat16, 256, "H100 MIG 1g") == "cluster"
@@ -235,7 +248,11 @@ def test_a_forced_tier(monkeypatch):
         with pytest.raises(RuntimeError, match="16 KiB, does not fit in blocks that are divided like that"):
             plan(LSTM, torch.bfloat16, 45, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "cluster 2x4x2")
-    assert plan(LSTM, torch.bfloat16, 256, "H100", B=64).startswith("cluster: 4 groups of 8 blocks of 256 threads")
+    assert plan(LSTM, torch.bfloat16, 256, "H100", B=64).startswith(
+        "cluster 2x4x2: 4 groups of 8 blocks of 256 threads"
+    )
+    monkeypatch.setenv("FUSED_RNN_TIER", "cluster 3x2x1")  # 5 unit tiles: the last two of four blocks have none
+    assert "2 groups of 4 blocks of 192 threads" in plan(LSTM, torch.bfloat16, 70, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "block together 3")
     for options, wanted in ({"L": 2}, "; 2 layers"), ({"L": 9}, "; 3 layers"), ({"D": 2}, "; both directions"):
         assert wanted in plan(LSTM, torch.bfloat16, 64, "H100", T=20, **options)
@@ -254,6 +271,16 @@ def test_a_forced_tier(monkeypatch):
     monkeypatch.setenv("FUSED_RNN_TIER", "warp")
     with pytest.raises(RuntimeError, match="FUSED_RNN_TIER 'warp' is not one of block, cluster, grid, stepwise"):
         plan(LSTM, torch.bfloat16, 64, "H100")
+
+
+def test_the_model_is_of_a_whole_call():
+    def us(**options):
+        return float(MODEL.search(described(LSTM, torch.bfloat16, 1024, "H100", **options))[1])
+
+    assert us(L=2, D=2) > 1.9 * us(D=2) > us()
+    assert us(T=5) > us() > 1  # the start of a launch, by fewer steps
+    assert us(T=1) > 6  # stepwise: two launches
+    assert us(B=4096) > 40
 
 
 def test_no_layers_and_three_directions():

@@ -59,6 +59,10 @@ FUSED_RNN_DEVICE T shuffle(T value, int lane, int width = 32) {
 #endif
 }
 
+// A value that all lanes have, in a register: the compiler would compute it from the kernel's arguments at each step
+// anew, and wait for them.
+FUSED_RNN_DEVICE int kept(int value) { return shuffle(value, 0); }
+
 FUSED_RNN_DEVICE unsigned ballot(bool predicate) {
 #ifdef FUSED_RNN_EMULATOR
   return emu::ballot(predicate);

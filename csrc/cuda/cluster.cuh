@@ -11,8 +11,8 @@ namespace fused_rnn {
 // blocks, and each block counts the bytes of every slice of the depth on an mbarrier, whose warps wait for it. A phase
 // is a meeting; its only arrival says how many bytes belong to it.
 template <Math kMath, class Pass, int>
-class ThroughCluster : public SlicedSums<Pass::kSums> {
-  using Base = SlicedSums<Pass::kSums>;
+class ThroughCluster : public SlicedSums<Pass::kSums, false> {
+  using Base = SlicedSums<Pass::kSums, false>;
   using Base::layout_, Base::place_;
   using T = Tile<kMath>;
   using Element = typename T::Element;
@@ -22,15 +22,17 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
   FUSED_RNN_DEVICE ThroughCluster(const Layout& layout, const Mailbox&, unsigned char* memory,
                                   const Place<false>& place)
       : Base(layout, place, memory + layout.right_factor_bytes(kSlots)),
-        slice_(layout.room() * kRightNumbers),
-        row_(layout.slices * slice_),
-        stride_(layout.row_tiles * row_),
+        blocks_(kept(layout.blocks)),
+        row_(kept(layout.slices * layout.room() * kRightNumbers)),
+        stride_(kept(layout.row_tiles * row_)),
+        right_(kept(place.slice * layout.room() * kRightNumbers)),
+        slot_bytes_(kept(place.tiles * layout.row_tiles * kRightNumbers * int(sizeof(Element)))),
         factors_(reinterpret_cast<Element*>(memory)),
         barriers_(reinterpret_cast<uint64_t*>(memory + layout.right_factor_bytes(kSlots) +
                                               layout.partial_bytes(Pass::kSums))) {
     const int depth = layout.depth();
     own_slice_ = place.tile / depth;
-    own_place_ = place.row_tile * row_ + own_slice_ * slice_ + place.tile % depth * kRightNumbers +
+    own_place_ = place.row_tile * row_ + (own_slice_ * layout.room() + place.tile % depth) * kRightNumbers +
                  T::right_place(place.lane) * kFragmentNumbers + place.half * (kFragmentNumbers / 2);
   }
 
@@ -44,13 +46,23 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
     cluster_barrier("cluster.ready");
   }
 
-  FUSED_RNN_DEVICE void put(int buffer, int slot, const float (&values)[2]) {
-    Element* const to = factors_ + (buffer * kSlots + slot) * stride_ + own_place_;
-    uint64_t* const barrier = this->barrier(buffer, meeting_of(slot), own_slice_);
-    const typename T::Half half = T::half(values[0], values[1]);
-#pragma unroll 4
-    for (int rank = 0; rank < layout_.blocks; ++rank)
-      store_async_cluster(reinterpret_cast<typename T::Half*>(to), unsigned(rank), half, barrier);
+  template <int kCount>
+  FUSED_RNN_DEVICE void put(int buffer, int first_slot, const float (&values)[kCount][2]) {
+    Element* const to = factors_ + (buffer * kSlots + first_slot) * stride_ + own_place_;
+    uint64_t* const barrier = this->barrier(buffer, meeting_of(first_slot), own_slice_);
+    typename T::Half halves[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) halves[i] = T::half(values[i][0], values[i][1]);
+    int rank = 0;
+#pragma unroll 1
+    do {
+#pragma unroll
+      for (int next = 0; next < kClusterBlocks; ++next, ++rank)
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          store_async_cluster(reinterpret_cast<typename T::Half*>(to + i * stride_), unsigned(rank), halves[i],
+                              barrier);
+    } while (rank < blocks_);
   }
 
   FUSED_RNN_DEVICE void announce(Site) { keep_order(); }
@@ -68,7 +80,7 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
   FUSED_RNN_DEVICE void finish(int buffer) { receive<0, 1>(buffer, "cluster.last"); }
 
   FUSED_RNN_DEVICE const Element* right(int buffer, int slot, int row_tile) const {
-    return factors_ + (buffer * kSlots + slot) * stride_ + row_tile * row_ + place_.slice * slice_;
+    return factors_ + right_ + (buffer * kSlots + slot) * stride_ + row_tile * row_;
   }
   FUSED_RNN_DEVICE int slot_stride() const { return stride_; }
 
@@ -83,14 +95,16 @@ class ThroughCluster : public SlicedSums<Pass::kSums> {
   // One thread for each slice says how many bytes come in the next phase of its barrier.
   FUSED_RNN_DEVICE bool expects() const { return place_.warp < layout_.slices && place_.lane == 0; }
   FUSED_RNN_DEVICE void expect(int buffer, int meeting) {
-    const int tiles = place_.tiles * layout_.row_tiles * slots_of(meeting);
-    mbarrier_expect(barrier(buffer, meeting, place_.slice), unsigned(tiles * kRightNumbers * int(sizeof(Element))));
+    mbarrier_expect(barrier(buffer, meeting, place_.slice), unsigned(slot_bytes_ * slots_of(meeting)));
   }
 
-  int slice_, row_, stride_, own_slice_, own_place_;  // in numbers
-  Element* factors_;                                  // [2 steps, slots, row_tiles, slices, room]
-  uint64_t* barriers_;                                // [2 steps, meetings, slices]
-  unsigned phases_ = 0;                               // a bit for each of [2 steps, meetings]
+  int blocks_;
+  int row_, stride_, right_, own_place_;  // in numbers
+  int slot_bytes_;                        // of a slice
+  int own_slice_;
+  Element* factors_;     // [2 steps, slots, row_tiles, slices, room]
+  uint64_t* barriers_;   // [2 steps, meetings, slices]
+  unsigned phases_ = 0;  // a bit for each of [2 steps, meetings]
 };
 
 }  // namespace fused_rnn

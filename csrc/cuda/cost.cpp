@@ -7,18 +7,30 @@ namespace {
 
 constexpr double kClock = 1850;  // cycles of a microsecond
 
-// Latencies of a step: of a flag and then a tile through L2 to other blocks; of a tile into the shared memory of other
-// blocks, with the instructions around it; of a barrier of a block; of a kernel or library matmul launched from Python.
-constexpr double kMeeting = 1.1 * kClock, kPush = 0.45 * kClock, kBarrier = 60, kLaunch = 3.3 * kClock;
+// Cycles of a step of a persistent kernel, fitted to what tests/cycles.py finds in the machine code of 528 kernels and
+// divisions: off by 12 percent in one block, by 6 in a cluster and by 3 in a grid (root mean square).
+constexpr double kStep = 230;  // whatever else
 
-// A product of tiles after the one that it adds to, and how long one occupies its scheduler.
-constexpr double kChain = 33, kIssue = 8, kFloat32Issue = 80;
+// Each meeting, with the way to other blocks: in a block, a cluster and a grid.
+constexpr double kBarrier = 130, kPush = 400, kMeeting = 1530;
 
-// Of one warp: to store a tile into one block, to read the sums of a slice, and for each gate to apply the cell.
-constexpr double kPushed = 8, kPartial = 8, kCell = 110;
+// Of a product, for each tile of the depth: the latency of one that adds to the one before; for each gate, the time on
+// the tensor cores of a scheduler; right and left factors of 16 bits from shared memory, and either factor without
+// tensor cores. A tile whose left factors are in shared memory is a turn of a loop, and so is a tile of rows.
+constexpr double kChain = 21, kIssue = 6, kRight = 4, kLeft = 16, kFloat32 = 128, kTurn = 51, kRow = 70;
 
-// Bytes a cycle: of one multiprocessor, from its shared memory and from L2; of all of them, from L2.
-constexpr double kShared = 128, kTakenIn = 64, kL2 = 5400;
+// Of a warp that applies the cell, for two elements of each thread: a gate of the cell, in the forward and the
+// backward; transposing 32-bit numbers; adding up a slice, and each of its sums; storing into a block.
+constexpr double kForwardGate = 47, kBackwardGate = 35, kWords = 28, kSlice = 22, kSum = 2, kStore = 3;
+
+// Of a warp of a grid: copies of 512 bytes, for each right factor and once; looking at more flags than it has lanes.
+constexpr double kCopied = 5, kCopy = 48, kMoreFlags = 254;
+
+// A kernel or library matmul launched from Python.
+constexpr double kLaunch = 3.3 * kClock;
+
+// Bytes a cycle from L2: of one multiprocessor, and of all.
+constexpr double kTakenIn = 64, kL2 = 5400;
 
 double multiplications_a_cycle(Math math) {  // of all multiprocessors, in a large matmul
   switch (math) {
@@ -28,23 +40,40 @@ double multiplications_a_cycle(Math math) {  // of all multiprocessors, in a lar
   }
 }
 
+int over(int count, int each) { return (count + each - 1) / each; }
+
 }  // namespace
 
+double microseconds(double cycles) { return cycles / kClock; }
+
 double persistent_cycles(const Shape& shape, const Layout& layout) {
-  const int G = shape.cell.gates, element = element_bytes(shape.math);
-  const bool resets = shape.cell.resets_before;
-  const double schedulers = 4, warps = layout.warps(), depth = layout.depth(), rows = layout.row_tiles;
-  const double issue = (shape.math == Math::kFloat32 ? kFloat32Issue : element == 4 ? 2 * kIssue : kIssue) * G;
-  const double product = depth * std::max(kChain * (element == 4 ? 2 : 1), issue * std::max(1.0, warps / schedulers));
-  const double from_shared = warps * layout.in_shared() * G * layout.left_bytes() / kShared;
-  double step = rows * std::max(product, from_shared) + kCell * G + kBarrier * (1 + resets);
-  if (!layout.is_one_block()) {
-    const int slots = Layout::slots(shape.backward, G, resets), sums = Layout::sums(shape.backward, G, resets);
-    const double taken_in = warps * rows * depth * slots * layout.right_bytes() / kTakenIn;
-    const double pushed = layout.blocks * slots * kPushed;
-    const double partials = layout.slices * sums * kPartial;
-    step += layout.cluster ? kPush * (1 + resets) + pushed : kMeeting * (1 + resets) + taken_in;
-    step += partials;
+  const bool one_block = layout.is_one_block(), resets = shape.cell.resets_before;
+  const int G = shape.cell.gates, words = element_bytes(shape.math) / 2, meetings = 1 + resets, schedulers = 4;
+  const int slots = Layout::slots(shape.backward, G, resets), sums = Layout::sums(shape.backward, G, resets);
+  const int rows = layout.row_tiles, in_registers = layout.in_registers, in_shared = layout.in_shared();
+  // Warps of a scheduler, and those that apply the cell.
+  const int warps = over(layout.warps(), schedulers);
+  const int applying = one_block ? warps : over(2 * rows * layout.unit_tiles, schedulers);
+
+  const double right = kRight * slots * words * warps, left = kLeft * G * words * warps;
+  const double loaded = shape.math == Math::kFloat32 ? kFloat32 * (G + slots) * warps : left + right;
+  double product = in_registers * (std::max(kChain * words * meetings, kIssue * words * G * warps) + right);
+  product += in_shared * (kTurn * meetings + loaded);
+  if (!one_block) product += kRow * meetings;
+
+  double cell = (shape.backward ? kBackwardGate : kForwardGate) * G + kWords * (words - 1) * slots;
+  if (one_block)
+    cell *= 2;  // four elements
+  else
+    cell += layout.slices * (kSlice * meetings + kSum * sums);
+  if (layout.cluster) cell += kStore * slots * layout.blocks;
+
+  double step = kStep + rows * product + applying * cell;
+  step += meetings * (one_block ? kBarrier : layout.cluster ? kPush : kMeeting);
+  if (!one_block && !layout.cluster) {
+    const int depth = layout.depth();
+    step += rows * over(depth * layout.right_bytes(), 512) * (kCopy * meetings + kCopied * slots);
+    step += meetings * kMoreFlags * (over(2 * depth * rows, 32) - 1);
   }
   return step;
 }

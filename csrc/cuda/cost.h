@@ -5,8 +5,9 @@
 
 namespace fused_rnn {
 
-// Cycles of a multiprocessor. Figures of an H100 (sources: bench/floors.py); others differ in all of them, and less in
-// their ratios.
+// Cycles of a multiprocessor, without the matmuls. Figures of an H100 (sources: bench/floors.py); others differ in all
+// of them, and less in their ratios.
+double microseconds(double cycles);
 
 // Persistent kernels: one step of one group.
 double persistent_cycles(const Shape& shape, const Layout& layout);

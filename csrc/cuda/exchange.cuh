@@ -3,7 +3,7 @@
 // functions in the same order.
 //
 //   start     once the weights are loaded and all of shared memory is the exchange's
-//   put       writes values of a thread's elements into a tile; by warps that apply the cell
+//   put       writes values of a thread's elements into tiles of adjacent slots; by warps that apply the cell
 //   announce  lets the others have what was put since the last time; by the same warps
 //   receive   waits until all have announced, and brings slots [kFirst, kLast) of a buffer to where `right` says
 //   total     adds a product to totals [kFirst, kLast) of the warps that apply the cell. sums_of(row_tile, sums) adds
@@ -36,9 +36,12 @@ class WithinBlock {
         room_(layout.room()),
         place_(place.tile * kRightNumbers + T::right_place(place.lane) * kFragmentNumbers) {}
 
-  FUSED_RNN_DEVICE void put(int buffer, int slot, const float (&values)[4]) {
-    *reinterpret_cast<typename T::Fragment*>(slot_of(buffer, slot) + place_) =
-        T::join(T::half(values[0], values[1]), T::half(values[2], values[3]));
+  template <int kCount>
+  FUSED_RNN_DEVICE void put(int buffer, int first_slot, const float (&values)[kCount][4]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      *reinterpret_cast<typename T::Fragment*>(slot_of(buffer, first_slot + i) + place_) =
+          T::join(T::half(values[i][0], values[i][1]), T::half(values[i][2], values[i][3]));
   }
   FUSED_RNN_DEVICE void start() {}
   FUSED_RNN_DEVICE void announce(Site) { keep_order(); }
@@ -65,8 +68,8 @@ class WithinBlock {
 };
 
 // What exchanges of several blocks have in common: the warps of a unit tile each have a slice of the depth, and add up
-// their sums in shared memory.
-template <int kSums>
+// their sums in shared memory. kMayGiveUp: a warp may have no right factor, and spoils its sums.
+template <int kSums, bool kMayGiveUp>
 class SlicedSums {
  public:
   static constexpr bool kOneBlock = false;
@@ -74,36 +77,61 @@ class SlicedSums {
   template <int kFirst, int kLast, int n, class SumsOf>
   FUSED_RNN_DEVICE void total(int buffer, float (&totals)[n][2], Site site, const SumsOf& sums_of) {
     static_assert(n == kSums, "a place for every sum of a step");
-    constexpr int kHalf = kSums * 32;  // numbers of 8 units and 8 rows
-    const int row_tiles = 2 * kHalf * layout_.row_tiles, warps = (buffer * layout_.warps() + place_.warp) * row_tiles;
-    float2* to = partials_ + warps;
-    const float2* from = to + (2 * place_.row_tile + place_.half) * kHalf - place_.slice * row_tiles;
+    float2* to = partials_ + own_ + buffer * buffer_;
+    const float2* from = partials_ + others_ + buffer * buffer_;
+    int r = 0;
 #pragma unroll 1
-    for (int r = 0; r < layout_.row_tiles; ++r, to += 2 * kHalf) {
+    do {
       float sums[n][4] = {};
       sums_of(r, sums);
+      if constexpr (kMayGiveUp)  // one gate is enough to make h NaN
+        for (float& sum : sums[kFirst]) sum += spoil_;
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int k = kFirst; k < kLast; ++k)
-          to[half * kHalf + 32 * k] = make_float2(sums[k][2 * half] + spoil_, sums[k][2 * half + 1] + spoil_);
-    }
+          to[half * kHalf + 32 * k] = make_float2(sums[k][2 * half], sums[k][2 * half + 1]);
+      to += 2 * kHalf;
+    } while (++r < row_tiles_);
     block_barrier(site);
     if (!place_.applies_cell) return;
-#pragma unroll 2
-    for (int slice = 0; slice < layout_.slices; ++slice, from += row_tiles)
+    int left = slices_;
+#pragma unroll 1
+    do {
 #pragma unroll
-      for (int k = kFirst; k < kLast; ++k) totals[k][0] += from[32 * k].x, totals[k][1] += from[32 * k].y;
+      for (int k = kFirst; k < kLast; ++k) {
+        const float2 one = from[32 * k], other = left > 1 ? from[slice_ + 32 * k] : make_float2(0.0f, 0.0f);
+        totals[k][0] = totals[k][0] + one.x + other.x;
+        totals[k][1] = totals[k][1] + one.y + other.y;
+      }
+      from += 2 * slice_, left -= 2;
+    } while (left > 0);
   }
 
  protected:
   FUSED_RNN_DEVICE SlicedSums(const Layout& layout, const Place<false>& place, unsigned char* memory)
-      : layout_(layout), place_(place), partials_(reinterpret_cast<float2*>(memory) + place.lane) {}
+      : layout_(layout),
+        place_(place),
+        row_tiles_(kept(layout.row_tiles)),
+        slices_(kept(layout.slices)),
+        slice_(kept(2 * kHalf * layout.row_tiles)),
+        buffer_(kept(layout.warps() * slice_)),
+        own_(kept(place.warp * slice_)),
+        others_(kept((place.warp - place.slice) * slice_ + (2 * place.row_tile + place.half) * kHalf)),
+        partials_(reinterpret_cast<float2*>(memory) + place.lane) {}
 
   const Layout& layout_;
   const Place<false>& place_;
-  float2* partials_;
-  float spoil_ = 0.0f;  // added to all sums: 0, or NaN after giving up
+
+ private:
+  static constexpr int kHalf = kSums * 32;  // numbers of 8 units and 8 rows
+
+  int row_tiles_, slices_;
+  int slice_, buffer_, own_, others_;  // in pairs of numbers
+  float2* partials_;                   // [2 steps, warps, row_tiles, halves, sums, 32]
+
+ protected:
+  float spoil_ = 0.0f;  // NaN after giving up
 };
 
 }  // namespace fused_rnn

@@ -10,8 +10,8 @@ namespace fused_rnn {
 // Through global memory, between the blocks of a group that all run at the same time. Every warp that applies the cell
 // has a flag, which counts its announcements, and every warp waits for those whose units are its slice of the depth.
 template <Math kMath, class Pass, int>
-class ThroughMemory : public SlicedSums<Pass::kSums> {
-  using Base = SlicedSums<Pass::kSums>;
+class ThroughMemory : public SlicedSums<Pass::kSums, true> {
+  using Base = SlicedSums<Pass::kSums, true>;
   using Base::layout_, Base::place_, Base::spoil_;
   static constexpr int kSlots = Pass::kSlots;
   using T = Tile<kMath>;
@@ -30,10 +30,14 @@ class ThroughMemory : public SlicedSums<Pass::kSums> {
 
   FUSED_RNN_DEVICE void start() {}
 
-  FUSED_RNN_DEVICE void put(int buffer, int slot, const float (&values)[2]) {
-    unsigned char* const tile = mail_ + mail(buffer, slot, place_.row_tile) + place_.tile * kTileBytes;
-    reinterpret_cast<typename T::Half*>(tile)[2 * T::right_place(place_.lane) + place_.half] =
-        T::half(values[0], values[1]);
+  template <int kCount>
+  FUSED_RNN_DEVICE void put(int buffer, int first_slot, const float (&values)[kCount][2]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      unsigned char* const tile = mail_ + mail(buffer, first_slot + i, place_.row_tile) + place_.tile * kTileBytes;
+      reinterpret_cast<typename T::Half*>(tile)[2 * T::right_place(place_.lane) + place_.half] =
+          T::half(values[i][0], values[i][1]);
+    }
   }
 
   FUSED_RNN_DEVICE void announce(Site site) {

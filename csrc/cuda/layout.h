@@ -26,6 +26,7 @@ constexpr FUSED_RNN_INLINE int oldest_capability(Tier tier) {
 }
 
 constexpr int kUnitTile = 16, kBatchTile = 8;
+constexpr int kClusterBlocks = 4;  // a cluster has a multiple of these
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
 // Tiles of the depth that a warp can keep in registers: 32 registers a gate, and in the backward of several blocks,

@@ -22,6 +22,10 @@ struct Place {
   FUSED_RNN_DEVICE Place(const Recurrence<S>& recurrence)
       : warp(kOneBlock ? threadIdx.x / 32 : shuffle(threadIdx.x / 32, 0)), lane(threadIdx.x % 32) {
     const Layout& layout = recurrence.layout;
+    if (!kOneBlock) {  // those that apply the cell are on different schedulers, as warps i and i + 4 share one
+      const int first = warp / layout.slices * layout.slices;
+      warp = first + (warp + 2 * (warp / layout.slices)) % layout.slices;
+    }
     group = kOneBlock ? blockIdx.x : blockIdx.x / layout.blocks;
     slice = kOneBlock ? 0 : warp % layout.slices;
     tile = kOneBlock ? warp : blockIdx.x % layout.blocks * layout.unit_tiles + warp / layout.slices;

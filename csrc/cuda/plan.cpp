@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iomanip>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -181,8 +182,10 @@ class Planner {
   std::vector<Layout> of_several_blocks(Tier tier, Wanted wanted) const {
     std::vector<Layout> layouts;
     const auto add = [&](int units, int slices, int rows) {
-      const int64_t blocks = (tiles_ + units - 1) / units, depth = (tiles_ + slices - 1) / slices;
-      if (blocks > 1 && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
+      const int64_t depth = (tiles_ + slices - 1) / slices, owners = (tiles_ + units - 1) / units;
+      const int64_t multiple = tier == Tier::kCluster ? kClusterBlocks : 1;
+      const int64_t blocks = (owners + multiple - 1) / multiple * multiple;
+      if (owners > 1 && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
         layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
                            int(blocks), tier == Tier::kCluster, units, slices, rows});
     };
@@ -292,25 +295,30 @@ Plan make_plan(const Shape& shape, const Device& device) {
 }
 
 std::string to_string(const Plan& plan, const Shape& shape) {
-  if (plan.tier == Tier::kStepwise) return "stepwise: one matmul and one kernel a step, because " + plan.reason;
   const Layout& layout = plan.layout;
   const auto counted = [](int n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); };
-  const int in_registers = std::min(layout.depth(), layout.in_registers), in_shared = layout.depth() - in_registers;
   std::ostringstream text;
-  if (plan.tier == Tier::kBlock)
-    text << "block: " << counted(plan.groups, "block");
-  else
-    text << (layout.cluster ? "cluster: " : "grid: ") << counted(plan.groups, "group") << " of "
-         << counted(layout.blocks, "block");
-  text << " of " << 32 * layout.warps() << " threads and " << layout.rows() << " rows; weight_hh, "
-       << kib(int64_t(layout.gates) * layout.H * layout.H * layout.element) << ", in "
-       << (in_shared == 0      ? "registers"
-           : in_registers == 0 ? "shared memory"
-                               : "registers and shared memory")
-       << "; " << kib(plan.shared_bytes) << " of shared memory";
+  if (plan.tier == Tier::kStepwise) {
+    text << "stepwise: one matmul and one kernel a step, because " << plan.reason;
+  } else {
+    const int in_registers = std::min(layout.depth(), layout.in_registers), in_shared = layout.depth() - in_registers;
+    if (plan.tier == Tier::kBlock)
+      text << "block: " << counted(plan.groups, "block");
+    else
+      text << (layout.cluster ? "cluster " : "grid ") << layout.unit_tiles << "x" << layout.slices << "x"
+           << layout.row_tiles << ": " << counted(plan.groups, "group") << " of " << counted(layout.blocks, "block");
+    text << " of " << 32 * layout.warps() << " threads and " << layout.rows() << " rows; weight_hh, "
+         << kib(int64_t(layout.gates) * layout.H * layout.H * layout.element) << ", in "
+         << (in_shared == 0      ? "registers"
+             : in_registers == 0 ? "shared memory"
+                                 : "registers and shared memory")
+         << "; " << kib(plan.shared_bytes) << " of shared memory";
+  }
   if (plan.together > 1 && shape.D > 1) text << "; both directions side by side";
   if (plan.together > 1 && shape.D == 1)
     text << "; " << plan.together << " layers side by side, each " << plan.chunk << " steps behind the one before";
+  const double us = microseconds(plan.cycles) / double(std::max<int64_t>(1, shape.T));
+  text << "; by the model of an H100 " << std::fixed << std::setprecision(2) << us << " us a step";
   return text.str();
 }
 

@@ -108,8 +108,8 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
     place.for_elements([&](int e) { load_gates_x<Cell>(place.exists[e] && is_any, gates_x.of(e, H), H, x[e]); });
   };
   const auto put_h = [&](int buffer) {
-    float h[kElements];
-    place.for_elements([&](int e) { h[e] = state[e].h.v; });
+    float h[1][kElements];
+    place.for_elements([&](int e) { h[0][e] = state[e].h.v; });
     exchange.put(buffer, 0, h);
   };
   place.for_elements([&](int e) {
@@ -125,20 +125,20 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   int t = a.time(a.begin + lengths.begin);
 #pragma unroll 1
   for (int left = lengths.end - lengths.begin; left > 0; --left, now = 1 - now, t += to_next) {
-    exchange.template receive<0, 1>(now, "forward.h");
     float products[kGates][kElements];
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate)
       place.for_elements([&](int e) { products[gate][e] = bias(true, gate, e); });
+    exchange.template receive<0, 1>(now, "forward.h");
     exchange.template total<0, kFirst>(now, products, "forward.sums", [&](int r, auto& sums) {
       multiply_tiles<kMath, 0, kFirst, true>(sums, weights, place.lane, exchange.right(now, 0, r), 0);
     });
     if constexpr (Cell::kResetBefore) {
       where_cell_is_applied(place, [&] {
-        float reset_h[kElements];
+        float reset_h[1][kElements];
         place.for_elements([&](int e) {
           const Number r_x = from_bits<float>(x[e][0]) + bias(false, 0, e);
-          reset_h[e] = Cell::reset(r_x, products[0][e], state[e]).v;
+          reset_h[0][e] = Cell::reset(r_x, products[0][e], state[e]).v;
         });
         exchange.put(now, 1, reset_h);
         exchange.announce("forward.reset");
@@ -183,7 +183,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   });
 }
 
-// totals[kTotal] += the products of gates [kFirst, kLast), which a buffer holds.
+// totals[kTotal] = the products of gates [kFirst, kLast), which a buffer holds.
 template <Math kMath, int kFirst, int kLast, int kTotal, class Exchange, class Weights, int kSums, int kElements>
 FUSED_RNN_DEVICE void add_products(Exchange& exchange, const Weights& weights, int lane, int buffer,
                                    float (&totals)[kSums][kElements], Site site) {
@@ -196,7 +196,7 @@ FUSED_RNN_DEVICE void add_products(Exchange& exchange, const Weights& weights, i
       float sum = products[kFirst][i];
 #pragma unroll
       for (int gate = kFirst + 1; gate < kLast; ++gate) sum += products[gate][i];
-      sums[kTotal][i] += sum;
+      sums[kTotal][i] = sum;
     }
   });
 }
@@ -291,10 +291,10 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
     });
     if constexpr (Cell::kResetBefore) {
       where_cell_is_applied(place, [&] {
-        float candidate[kElements];
+        float candidate[1][kElements];
         place.for_elements([&](int e) {
           const Number one = Cell::candidate_grad(grad_now[e], numbers[e]);
-          candidate[e] = lengths.is_active(e, t) ? one.v : 0.0f;
+          candidate[0][e] = lengths.is_active(e, t) ? one.v : 0.0f;
         });
         exchange.put(now, kFirst, candidate);
         exchange.announce("backward.candidate");
@@ -325,12 +325,10 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
           grads[e].h[gate] = active ? grads[e].h[gate].v : 0.0f;
         }
       });
+      float of_h[kFirst][kElements];
 #pragma unroll
-      for (int gate = 0; gate < kFirst; ++gate) {
-        float of_h[kElements];
-        place.for_elements([&](int e) { of_h[e] = grads[e].h[gate].v; });
-        exchange.put(now, gate, of_h);
-      }
+      for (int gate = 0; gate < kFirst; ++gate) place.for_elements([&](int e) { of_h[gate][e] = grads[e].h[gate].v; });
+      exchange.put(now, 0, of_h);
       exchange.announce("backward.step");
       place.for_elements([&](int e) { store(e, grads[e], h[e], numbers[e][0].v); });
       advance();
