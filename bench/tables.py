@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -140,17 +141,24 @@ def gpu_table(machine: Recorded) -> str:
     known = {case.name: case for case in known_cases("cuda")}
     rows = []
     for row in machine.layers:
-        if row["system"] not in ("fused_rnn", "torch.nn") or not row["us_per_step"]:
+        if row["system"] not in ("fused_rnn", "fused_rnn-cuda", "torch.nn") or not row["us_per_step"]:
             continue
         task = Task(known[row["case"]], row["cell"], row["work"], row["dtype"], row["tf32"] == "1", "cuda")
         us, floor = float(row["us_per_step"]), floor_of(row, task)
         name = f"{row['case']} {row['cell']}, {row['work']}, {precision(row['dtype'], row['tf32'])}"
-        figures = [f"{us:.2f}", f"{float(row['p10']):.2f} to {float(row['p90']):.2f}", f"{100 * floor / us:.0f}"]
+        figures = [f"{us:.2f}", f"{float(row['p10']):.2f} to {float(row['p90']):.2f}"]
+        figures += [f"{100 * floor / us:.0f}", modelled(row)]
         figures += [f"{task.flops() / us / 1e6:.1f}", f"{moved(task) / us / 1e3:.0f}"]
         figures += [f"{int(row['peak_bytes'] or 0) / 2**20:.0f}", row["ratio"]]
         rows.append([name, row["system"], *figures, row["path"]])
-    head = ["", "", "us a step", "p10 to p90", "% of the floor", "TFLOP/s", "GB/s", "MiB", "ratio", "what ran"]
-    return table(head, rows) if rows else ""
+    head = ["", "", "us a step", "p10 to p90", "% of the floor", "by the model", "TFLOP/s", "GB/s", "MiB", "ratio"]
+    return table([*head, "what ran"], rows) if rows else ""
+
+
+def modelled(row: Row) -> str:
+    """Microseconds a step by the planner's model, of the plans that a row names; of the loops, without the matmuls."""
+    plans = re.findall(r"by the model of an H100 ([\d.]+) us a step", row["path"])
+    return f"{sum(map(float, plans)):.2f}" if plans else ""
 
 
 def moved(task: Task) -> float:

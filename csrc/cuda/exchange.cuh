@@ -122,16 +122,14 @@ class SlicedSums {
 
   const Layout& layout_;
   const Place<false>& place_;
+  float spoil_ = 0.0f;  // NaN after giving up
 
  private:
-  static constexpr int kHalf = kSums * 32;  // numbers of 8 units and 8 rows
+  static constexpr int kHalf = kSums * 32;  // pairs of numbers: 8 units and 8 rows of all sums
 
   int row_tiles_, slices_;
   int slice_, buffer_, own_, others_;  // in pairs of numbers
   float2* partials_;                   // [2 steps, warps, row_tiles, halves, sums, 32]
-
- protected:
-  float spoil_ = 0.0f;  // NaN after giving up
 };
 
 }  // namespace fused_rnn
