@@ -251,8 +251,9 @@ def test_a_forced_tier(monkeypatch):
     assert plan(LSTM, torch.bfloat16, 256, "H100", B=64).startswith(
         "cluster 2x4x2: 4 groups of 8 blocks of 256 threads"
     )
-    monkeypatch.setenv("FUSED_RNN_TIER", "cluster 3x2x1")  # 5 unit tiles: the last two of four blocks have none
-    assert "2 groups of 4 blocks of 192 threads" in plan(LSTM, torch.bfloat16, 70, "H100")
+    monkeypatch.setenv("FUSED_RNN_TIER", "cluster 3x2x1")  # 5 unit tiles, in two blocks
+    with pytest.raises(RuntimeError, match="does not fit in blocks that are divided like that"):
+        plan(LSTM, torch.bfloat16, 70, "H100")
     monkeypatch.setenv("FUSED_RNN_TIER", "block together 3")
     for options, wanted in ({"L": 2}, "; 2 layers"), ({"L": 9}, "; 3 layers"), ({"D": 2}, "; both directions"):
         assert wanted in plan(LSTM, torch.bfloat16, 64, "H100", T=20, **options)

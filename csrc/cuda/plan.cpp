@@ -182,10 +182,9 @@ class Planner {
   std::vector<Layout> of_several_blocks(Tier tier, Wanted wanted) const {
     std::vector<Layout> layouts;
     const auto add = [&](int units, int slices, int rows) {
-      const int64_t depth = (tiles_ + slices - 1) / slices, owners = (tiles_ + units - 1) / units;
-      const int64_t multiple = tier == Tier::kCluster ? kClusterBlocks : 1;
-      const int64_t blocks = (owners + multiple - 1) / multiple * multiple;
-      if (owners > 1 && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
+      const int64_t blocks = (tiles_ + units - 1) / units, depth = (tiles_ + slices - 1) / slices;
+      const bool divides = tier != Tier::kCluster || blocks % kClusterBlocks == 0;
+      if (blocks > 1 && divides && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
         layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
                            int(blocks), tier == Tier::kCluster, units, slices, rows});
     };
