@@ -429,8 +429,9 @@ def test_without_cooperative_launches(monkeypatch):
         tier_of("lstm", "bfloat16", 100, 16, 1024, False)
 
 
-def test_a_turing_gpu_computes_in_float32():
+def test_a_turing_gpu_computes_in_float32(monkeypatch):
     """TF32 came with compute capability 8.0: where it is allowed but not there, no factor is rounded."""
+    monkeypatch.setenv("FUSED_RNN_TIER", "block")
     layer = Layer.random(LSTM, torch.float32, Size(6, 9, 3, 17))
     ops.set_device("T4", True, 0)
     on_t4 = layer.results(runner("tf32"))
