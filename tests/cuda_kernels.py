@@ -25,7 +25,7 @@ class Kernel(NamedTuple):
     name: str  # recurrent_forward<LstmCell, float, Tf32, 4, false, Block>
     architecture: str
     registers: int
-    shared: int  # bytes, without what the launch adds
+    shared: int  # bytes of static shared memory
     stack: int  # bytes
     code: Code
 

@@ -96,7 +96,7 @@ class Scheduler:
         """The first path is of a warp that sends, if any does. way: cycles from sending until a receiver may go on."""
         self.warps = [Warp(path) for path in paths]
         self.way = way
-        self.sent: dict[int, float] = defaultdict(float)  # the last cycle of what each receive waits for
+        self.sent: dict[int, float] = defaultdict(float)  # for each receive, the cycle of the last store that it needs
         self.newest = self.warps[0]
         self.turn = 0.0
         self.free: dict[str, float] = defaultdict(float)  # from when on, each pipe
@@ -154,7 +154,7 @@ def cycles_of_step(paths: list[list[Step]], way: float = 0) -> float:
     return (starts[-1] - starts[skipped]) / counted
 
 
-# What an innermost loop of a step repeats, by an instruction that it has, and what the loop around that one repeats.
+# Loops of a step, known by an instruction: the count of the innermost loop that has it, and of the loop around it.
 REPEATS = {
     "HMMA": ("depth", "row tiles"),
     "FFMA": ("depth", "row tiles"),

@@ -1,4 +1,4 @@
-"""Reads a kernel's machine code: what the processor waits for, and the way of a step through it, without a GPU.
+"""Reads a kernel's machine code without a GPU: its instructions, their waits, and the loops of a step.
 
 ``nvdisasm -c -hex`` prints an instruction as two words of 64 bits. The second one tells the processor when it may issue
 the instruction, and the next one:
