@@ -158,7 +158,7 @@ def cycles_of_step(paths: list[list[Step]], way: float = 0) -> float:
 REPEATS = {
     "HMMA": ("depth", "row tiles"),
     "FFMA": ("depth", "row tiles"),
-    "STAS": ("fours of blocks", ""),
+    "STAS": ("pairs of blocks", ""),
     "LDGSTS": ("copies", "row tiles"),
     "CCTL": ("late looks", "flags"),
     "LDS": ("pairs of slices", ""),

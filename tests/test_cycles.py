@@ -85,7 +85,7 @@ class TrainingStep(NamedTuple):
         repeats = {
             "depth": max(0, depth - int(kernel.name.split(", ")[3])),
             "row tiles": row_tiles,
-            "fours of blocks": blocks // 4,
+            "pairs of blocks": blocks // 2,
             "pairs of slices": -(-slices // 2),
             "flags": -(-2 * depth * row_tiles // 32),
             "late looks": 0,

@@ -26,7 +26,7 @@ constexpr FUSED_RNN_INLINE int oldest_capability(Tier tier) {
 }
 
 constexpr int kUnitTile = 16, kBatchTile = 8;
-constexpr int kClusterBlocks = 4;  // a cluster has a multiple of these
+constexpr int kClusterBlocks = 2;  // a cluster has a multiple of these
 
 constexpr int element_bytes(Math math) { return math == Math::kFloat32 || math == Math::kTf32 ? 4 : 2; }
 // Tiles of the depth that a warp can keep in registers: 32 registers a gate, and in the backward of several blocks,
@@ -47,12 +47,14 @@ struct Layout {
   int in_registers;       // tiles of the depth that a warp keeps in registers; the others are in shared memory
   int blocks;             // of a group
   bool cluster;           // the group is a cluster
-  int unit_tiles;         // of a block
+  int unit_tiles;         // of a block, at most: they are spread evenly, so that every block has one
   int slices;             // of the depth; the warps of a unit tile multiply one each, and their sums are added up
   int row_tiles;          // of a group; of several blocks, two warps of a unit tile apply the cell to each, to 8 units
 
   FUSED_RNN_INLINE bool is_one_block() const { return blocks == 1; }
   FUSED_RNN_INLINE int tiles() const { return (H + kUnitTile - 1) / kUnitTile; }
+  // The first unit tile of a block of the group, and past the last block the number of tiles.
+  FUSED_RNN_INLINE int first_tile(int block) const { return block * tiles() / blocks; }
   FUSED_RNN_INLINE int depth() const { return (tiles() + slices - 1) / slices; }  // tiles of a slice
   FUSED_RNN_INLINE int warps() const { return unit_tiles * slices; }
   FUSED_RNN_INLINE int rows() const { return row_tiles * kBatchTile; }

@@ -28,13 +28,14 @@ struct Place {
     }
     group = kOneBlock ? blockIdx.x : blockIdx.x / layout.blocks;
     slice = kOneBlock ? 0 : warp % layout.slices;
-    tile = kOneBlock ? warp : blockIdx.x % layout.blocks * layout.unit_tiles + warp / layout.slices;
+    const int block = blockIdx.x % layout.blocks;
+    tile = kOneBlock ? warp : layout.first_tile(block) + warp / layout.slices;
     first_tile = slice * layout.depth();
     const int more = layout.tiles() - first_tile;
     tiles = more < layout.depth() ? more : layout.depth();
     row_tile = kOneBlock ? 0 : slice / 2;
     half = kOneBlock ? 0 : slice % 2;
-    applies_cell = kOneBlock || (row_tile < layout.row_tiles && tile < layout.tiles());
+    applies_cell = kOneBlock || (row_tile < layout.row_tiles && tile < layout.first_tile(block + 1));
     unit = tile * kUnitTile + half * 8 + lane / 4;
     row = first_row(recurrence) + row_tile * kBatchTile + 2 * (lane % 4);
     for (int e = 0; e < kElements; ++e)

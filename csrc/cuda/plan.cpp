@@ -182,9 +182,10 @@ class Planner {
   std::vector<Layout> of_several_blocks(Tier tier, Wanted wanted) const {
     std::vector<Layout> layouts;
     const auto add = [&](int units, int slices, int rows) {
-      const int64_t blocks = (tiles_ + units - 1) / units, depth = (tiles_ + slices - 1) / slices;
-      const bool divides = tier != Tier::kCluster || blocks % kClusterBlocks == 0;
-      if (blocks > 1 && divides && blocks <= most_blocks(tier) && (slices - 1) * depth < tiles_)
+      const int64_t depth = (tiles_ + slices - 1) / slices;
+      const int64_t each = tier == Tier::kCluster ? kClusterBlocks : 1;
+      const int64_t blocks = ((tiles_ + units - 1) / units + each - 1) / each * each;
+      if (blocks > 1 && blocks <= std::min<int64_t>(tiles_, most_blocks(tier)) && (slices - 1) * depth < tiles_)
         layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
                            int(blocks), tier == Tier::kCluster, units, slices, rows});
     };

@@ -54,9 +54,10 @@ LARGEST_BLOCK = {
 # Unit tiles of a block, slices of the depth, row tiles of a group; each with sizes that need it.
 DIVISIONS = {
     "1x2x1": Size(6, 9, 3, 17),  # two blocks, two groups; a slice with one unit
-    "2x3x1": Size(5, 9, 3, 40),  # a block whose second unit tile does not exist; a warp that applies no cell
+    "2x3x1": Size(5, 9, 3, 40),  # a block with one unit tile of two; a warp that applies no cell
     "1x4x2": Size(4, 17, 3, 61),  # a second group with one row
     "1x5x2": Size(4, 25, 3, 70),  # a second group with fewer rows than row tiles
+    "2x4x2": Size(4, 25, 3, 70),  # the same; five unit tiles, which a cluster spreads over four blocks
 }
 TIERS = ("block", "cluster 1x2x1", "grid 1x2x1", "stepwise")
 
@@ -107,7 +108,7 @@ def cases():
                 for reverse in (False, True):
                     yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, ragged=True, chunk=1 + 2 * reverse)
             for i, (division, size) in enumerate(DIVISIONS.items()):
-                for tier in ("cluster", "grid"):
+                for tier in ("cluster", "grid")[division == "1x5x2" :]:  # no cluster has five blocks
                     yield Case(cell, math, f"{tier} {division}", size, reverse=i % 2 == 1, ragged=i % 3 == 0)
             yield Case(cell, math, "grid 1x2x1", Size(4, 60, 3, 17), ragged=True, device="H100 MIG 1g")  # two launches
             yield Case(cell, math, "few steps", Size(1, 9, 3, 17))
