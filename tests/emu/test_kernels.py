@@ -57,7 +57,7 @@ DIVISIONS = {
     "2x3x1": Size(5, 9, 3, 40),  # a block with one unit tile of two; a warp that applies no cell
     "1x4x2": Size(4, 17, 3, 61),  # a second group with one row
     "1x5x2": Size(4, 25, 3, 70),  # a second group with fewer rows than row tiles
-    "2x4x2": Size(4, 25, 3, 70),  # the same; five unit tiles, which a cluster spreads over four blocks
+    "2x4x2": Size(4, 25, 3, 100),  # seven unit tiles, spread over four blocks
 }
 TIERS = ("block", "cluster 1x2x1", "grid 1x2x1", "stepwise")
 
