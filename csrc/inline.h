@@ -7,3 +7,13 @@
 #else
 #define FUSED_RNN_INLINE inline __attribute__((always_inline))
 #endif
+
+namespace fused_rnn {
+
+// a / b rounded up, of integers from 0.
+template <class A, class B>
+constexpr FUSED_RNN_INLINE auto ceil_div(A a, B b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace fused_rnn

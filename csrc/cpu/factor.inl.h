@@ -7,7 +7,6 @@
 namespace fused_rnn {
 namespace {
 
-FUSED_RNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FUSED_RNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_RNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 

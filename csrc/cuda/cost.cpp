@@ -40,8 +40,6 @@ double multiplications_a_cycle(Math math) {  // of all multiprocessors, in a lar
   }
 }
 
-int over(int count, int each) { return (count + each - 1) / each; }
-
 }  // namespace
 
 double microseconds(double cycles) { return cycles / kClock; }
@@ -52,8 +50,8 @@ double persistent_cycles(const Shape& shape, const Layout& layout) {
   const int slots = Layout::slots(shape.backward, G, resets), sums = Layout::sums(shape.backward, G, resets);
   const int rows = layout.row_tiles, in_registers = layout.in_registers, in_shared = layout.in_shared();
   // Warps of a scheduler, and those that apply the cell.
-  const int warps = over(layout.warps(), schedulers);
-  const int applying = one_block ? warps : over(2 * rows * layout.unit_tiles, schedulers);
+  const int warps = ceil_div(layout.warps(), schedulers);
+  const int applying = one_block ? warps : ceil_div(2 * rows * layout.unit_tiles, schedulers);
 
   const double right = kRight * slots * words * warps, left = kLeft * G * words * warps;
   const double loaded = shape.math == Math::kFloat32 ? kFloat32 * (G + slots) * warps : left + right;
@@ -72,8 +70,8 @@ double persistent_cycles(const Shape& shape, const Layout& layout) {
   step += meetings * (one_block ? kBarrier : layout.cluster ? kPush : kMeeting);
   if (!one_block && !layout.cluster) {
     const int depth = layout.depth();
-    step += rows * over(depth * layout.right_bytes(), 512) * (kCopy * meetings + kCopied * slots);
-    step += meetings * kMoreFlags * (over(2 * depth * rows, 32) - 1);
+    step += rows * ceil_div(depth * layout.right_bytes(), 512) * (kCopy * meetings + kCopied * slots);
+    step += meetings * kMoreFlags * (ceil_div(2 * depth * rows, 32) - 1);
   }
   return step;
 }

@@ -78,7 +78,7 @@ int launch_backward(const Recurrence<BackwardSteps<S>>& args, const Launch& how)
 template <class Args>
 int launch_elements(void (*kernel)(Args), const Args& args, int64_t elements, Stream stream) {
   constexpr int64_t kMostBlocks = 4096;
-  const int64_t blocks = (elements + kStepThreads - 1) / kStepThreads;
+  const int64_t blocks = ceil_div(elements, kStepThreads);
   if (blocks == 0) return 0;
   return launch(kernel,
                 LaunchConfig{dim3(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks)), dim3(kStepThreads), 0,

@@ -52,10 +52,10 @@ struct Layout {
   int row_tiles;          // of a group; of several blocks, two warps of a unit tile apply the cell to each, to 8 units
 
   FUSED_RNN_INLINE bool is_one_block() const { return blocks == 1; }
-  FUSED_RNN_INLINE int tiles() const { return (H + kUnitTile - 1) / kUnitTile; }
+  FUSED_RNN_INLINE int tiles() const { return ceil_div(H, kUnitTile); }
   // The first unit tile of a block of the group, and past the last block the number of tiles.
   FUSED_RNN_INLINE int first_tile(int block) const { return block * tiles() / blocks; }
-  FUSED_RNN_INLINE int depth() const { return (tiles() + slices - 1) / slices; }  // tiles of a slice
+  FUSED_RNN_INLINE int depth() const { return ceil_div(tiles(), slices); }  // tiles of a slice
   FUSED_RNN_INLINE int warps() const { return unit_tiles * slices; }
   FUSED_RNN_INLINE int rows() const { return row_tiles * kBatchTile; }
   FUSED_RNN_INLINE int in_shared() const { return depth() > in_registers ? depth() - in_registers : 0; }

@@ -51,9 +51,7 @@ const Named<Tier> kTiers[] = {
 // Below this all of weight_hh would be loaded for hardly any step.
 constexpr int64_t kFewSteps = 4;
 
-double rounds(int64_t count, int64_t each) { return double((count + each - 1) / each); }
-
-std::string kib(int64_t bytes) { return std::to_string((bytes + kKiB - 1) / kKiB) + " KiB"; }
+std::string kib(int64_t bytes) { return std::to_string(ceil_div(bytes, kKiB)) + " KiB"; }
 
 }  // namespace
 
@@ -104,7 +102,7 @@ class Planner {
   Planner(const Shape& shape, const Device& device)
       : shape_(shape),
         device_(device),
-        tiles_((shape.H + kUnitTile - 1) / kUnitTile),
+        tiles_(ceil_div(shape.H, kUnitTile)),
         step_bytes_(shape.B * shape.cell.gates * shape.H * int64_t(sizeof(float))),
         stepwise_{Tier::kStepwise,
                   "",
@@ -182,15 +180,15 @@ class Planner {
   std::vector<Layout> of_several_blocks(Tier tier, Wanted wanted) const {
     std::vector<Layout> layouts;
     const auto add = [&](int units, int slices, int rows) {
-      const int64_t depth = (tiles_ + slices - 1) / slices;
+      const int64_t depth = ceil_div(tiles_, slices);
       const int64_t each = tier == Tier::kCluster ? kClusterBlocks : 1;
-      const int64_t blocks = ((tiles_ + units - 1) / units + each - 1) / each * each;
+      const int64_t blocks = ceil_div(ceil_div(tiles_, units), each) * each;
       if (blocks > 1 && blocks <= std::min<int64_t>(tiles_, most_blocks(tier)) && (slices - 1) * depth < tiles_)
         layouts.push_back({int(shape_.H), shape_.cell.gates, element_bytes(shape_.math), in_registers(false),
                            int(blocks), tier == Tier::kCluster, units, slices, rows});
     };
     const int most = most_warps(shape_.math, true);
-    const int64_t row_tiles = (shape_.B + kBatchTile - 1) / kBatchTile;
+    const int64_t row_tiles = ceil_div(shape_.B, kBatchTile);
     for (int units = 1; units <= most; ++units)
       for (int slices = 1; units * slices <= most; ++slices)
         for (int rows = 1; 2 * rows <= slices; ++rows)
@@ -226,23 +224,22 @@ class Planner {
     // All groups of a grid run at the same time; other groups also one after the other.
     const int64_t needed = groups_needed(layout), at_once = groups_at_once(layout);
     plan.groups = int(tier == Tier::kGrid ? std::min(needed, at_once / together) : needed);
-    const double launches = rounds(needed, plan.groups), start = launches * starting_cycles(layout, together);
-    const double step =
-        persistent_cycles(shape_, layout) * (tier == Tier::kGrid ? launches : rounds(needed * together, at_once));
+    const int64_t launches = ceil_div(needed, plan.groups);
+    const double start = double(launches) * starting_cycles(layout, together);
+    const double step = persistent_cycles(shape_, layout) *
+                        double(tier == Tier::kGrid ? launches : ceil_div(needed * together, at_once));
     // A stacked layer starts one chunk after the one before it. Shorter chunks shorten that delay, but add starts.
     const int64_t behind = shape_.D > 1 ? 0 : together - 1;
     const int64_t most = chunk_of(shape_.D > 1 ? shape_.D : together);
     const double balanced = behind ? std::sqrt(double(shape_.T) * start / (double(behind) * step)) : double(most);
     plan.chunk = int(std::min(most, std::max<int64_t>(kFewSteps, std::lround(std::min(balanced, double(most))))));
-    const double turns = shape_.D > 1 ? double(shape_.L) * rounds(shape_.D, together) : rounds(shape_.L, together);
+    const double turns = double(shape_.D > 1 ? shape_.L * ceil_div(shape_.D, together) : ceil_div(shape_.L, together));
     const double waits = shape_.D > 1 ? 0 : double(shape_.L) - turns;  // each for a chunk of the layer before
     plan.cycles = (turns * double(shape_.T) / plan.chunk + waits) * (plan.chunk * step + start);
     return plan;
   }
 
-  int64_t groups_needed(const Layout& layout) const {
-    return std::max<int64_t>(1, (shape_.B + layout.rows() - 1) / layout.rows());
-  }
+  int64_t groups_needed(const Layout& layout) const { return std::max<int64_t>(1, ceil_div(shape_.B, layout.rows())); }
   int64_t groups_at_once(const Layout& layout) const { return std::max(1, usable(device_.sm_count) / layout.blocks); }
 
   const Shape& shape_;
