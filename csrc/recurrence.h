@@ -47,25 +47,24 @@ struct LayerArgs : LayerSizes {
   FUSED_RNN_INLINE int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * B) + b; }
 };
 
-template <class S>
+// Saved: the type of what the forward keeps for the backward.
+template <class S, class Saved = accumulate_t<S>>
 struct ForwardArgs : LayerArgs<S> {
-  using A = accumulate_t<S>;
   const S* bias_ih;  // [G*H] or null
   const S* bias_hh;  // [G*H] or null
   S* output;         // [T, B, H], zero where a row is not active
   S* hy;             // [B, H]
   S* cy;             // [B, H], LSTM only
-  A* saved;          // [T, B, kSaved, H], or null when no backward will come
+  Saved* saved;      // [T, B, kSaved, H], or null when no backward will come
 };
 
-template <class S>
+template <class S, class Saved = accumulate_t<S>>
 struct BackwardArgs : LayerArgs<S> {
-  using A = accumulate_t<S>;
   const S* grad_output;  // [T, B, H] or null for zeros
   const S* grad_hy;      // [B, H] or null for zeros
   const S* grad_cy;      // [B, H] or null for zeros
   const S* output;       // [T, B, H], from the forward
-  const A* saved;        // [T, B, kSaved, H], from the forward
+  const Saved* saved;    // [T, B, kSaved, H], from the forward
   S* grad_x;             // [T, B, I] or null if not needed
   bool adds_grad_x;      // add to grad_x, which holds the other direction's gradient
   S* grad_weight_ih;     // [G*H, I]; null with grad_weight_hh, or if I = 0

@@ -130,7 +130,7 @@ class Stack {
   TensorShape shape_between() const { return call_.steps_shape({call_.width()}); }
   Tensor allocate_between() const { return call_.allocate(shape_between()); }
   TensorShape saved_shape() const { return call_.steps_shape({call_.cell.saved, call_.H}); }
-  Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), accumulate_type(call_.dtype)); }
+  Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), Device::saved_type(call_.dtype)); }
   // `kept` holds the last layer's output, the saved tensor of each layer and direction, and the other outputs.
   static const Tensor& saved_of(int64_t k, const Tensors& kept) { return kept[size_t(1 + k)]; }
   const Tensor& output_of(int64_t layer, const Tensors& kept) const {
@@ -163,7 +163,7 @@ class Stack {
     require(kept.size() == wanted, "kept must be ", wanted, " tensors, got ", kept.size());
     for (size_t i = 1; i < wanted; ++i)
       if (i <= count)
-        prepare(kept[i], {"saved"}, saved_shape(), accumulate_type(call_.dtype), call_.input);
+        prepare(kept[i], {"saved"}, saved_shape(), Device::saved_type(call_.dtype), call_.input);
       else
         prepare(kept[i], {"saved output"}, shape_between(), call_.dtype, call_.input);
     kept[0] = call_.time_major(kept[0], "output", call_.width());
@@ -173,6 +173,12 @@ class Stack {
 
   template <class S>
   using Pass = typename Device::template Pass<S>;
+  template <class S>
+  using Saved = typename Device::template Saved<S>;
+  template <class S>
+  using LayerForward = ForwardArgs<S, Saved<S>>;
+  template <class S>
+  using LayerBackward = BackwardArgs<S, Saved<S>>;
   LayerSizes sizes() const { return {call_.T, call_.B, call_.I, call_.H, call_.T * call_.B}; }
 
   template <class S>
@@ -183,7 +189,7 @@ class Stack {
     Tensor x = call_.x;
     for (int64_t first = 0; first < call_.L; first += together) {
       const int64_t last = std::min(call_.L, first + together) - 1;
-      Layers<ForwardArgs<S>> layers;
+      Layers<LayerForward<S>> layers;
       layers.stacked = last > first;
       for (int64_t layer = first; layer <= last; ++layer) {
         const bool is_top = layer + 1 == call_.L;
@@ -199,19 +205,19 @@ class Stack {
   }
 
   template <class S>
-  void add_forward(Layers<ForwardArgs<S>>& layers, int64_t layer, const Tensor& x, const Tensor& y,
+  void add_forward(Layers<LayerForward<S>>& layers, int64_t layer, const Tensor& x, const Tensor& y,
                    const Tensors& finals, const Tensors& saved) const {
     const int64_t D = call_.D, H = call_.H;
     for (int64_t direction = 0; direction < D; ++direction) {
       const int64_t k = layer * D + direction;
-      ForwardArgs<S>& args = layers.add();
+      LayerForward<S>& args = layers.add();
       call_.fill(args, k, x);
       args.bias_ih = call_.has(kBias) ? const_data<S>(call_.weight(k, 2)) : nullptr;
       args.bias_hh = call_.has(kBias) ? const_data<S>(call_.weight(k, 3)) : nullptr;
       args.output = data<S>(y) + direction * H;
       args.hy = data<S>(finals[0]) + k * call_.B * H;
       args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * call_.B * H : nullptr;
-      args.saved = saved.empty() ? nullptr : data<accumulate_t<S>>(saved[size_t(k)]);
+      args.saved = saved.empty() ? nullptr : data<Saved<S>>(saved[size_t(k)]);
     }
   }
 
@@ -222,7 +228,7 @@ class Stack {
     const int64_t together = pass.together();
     for (int64_t last = call_.L - 1; last >= 0; last -= together) {
       const int64_t first = std::max<int64_t>(0, last + 1 - together);
-      Layers<BackwardArgs<S>> layers;
+      Layers<LayerBackward<S>> layers;
       layers.stacked = last > first;
       for (int64_t layer = last; layer >= first; --layer) {
         const Tensor x = layer ? masked(output_of(layer - 1, kept), layer - 1) : call_.x;
@@ -237,7 +243,7 @@ class Stack {
   }
 
   template <class S>
-  void add_backward(Layers<BackwardArgs<S>>& layers, int64_t layer, const Tensor& x, const Tensors& kept,
+  void add_backward(Layers<LayerBackward<S>>& layers, int64_t layer, const Tensor& x, const Tensors& kept,
                     const MaybeTensor& grad_y, const MaybeTensor& grad_hy, const MaybeTensor& grad_cy,
                     const MaybeTensor& grad_x, const Tensors& grads) const {
     const int64_t D = call_.D, H = call_.H;
@@ -250,13 +256,13 @@ class Stack {
         const size_t states = call_.states.size();
         return call_.has(kNeedsStates) && i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
       };
-      BackwardArgs<S>& args = layers.add();
+      LayerBackward<S>& args = layers.add();
       call_.fill(args, k, x);
       args.grad_output = grad_y ? const_data<S>(*grad_y) + direction * H : nullptr;
       args.grad_hy = grad_hy ? const_data<S>(*grad_hy) + at : nullptr;
       args.grad_cy = grad_cy ? const_data<S>(*grad_cy) + at : nullptr;
       args.output = const_data<S>(output_of(layer, kept)) + direction * H;
-      args.saved = const_data<accumulate_t<S>>(saved_of(k, kept));
+      args.saved = const_data<Saved<S>>(saved_of(k, kept));
       args.grad_x = grad_x ? data<S>(*grad_x) : nullptr;
       args.adds_grad_x = direction > 0;
       args.grad_weight_ih = grad_of_weight(0);

@@ -250,7 +250,8 @@ def _forward_fake(*args: Any) -> list[Tensor]:
     results = [] if step else [_empty_like_input(call, call.directions * H)]
     results += [x.new_empty(state) for _ in cell.states]
     if flags & SAVE:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+        dtype = torch.float32 if wide else x.dtype
         rows = (x.size(0),) if call.packed else (call.T, call.B)
         results += [x.new_empty((*rows, cell.saved, H), dtype=dtype) for _ in range(count)]
         results += [x.new_empty((*rows, call.directions * H)) for _ in range(call.layers - 1)]

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer, whole_call
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
@@ -115,6 +116,19 @@ def test_opcheck(cell, kind):
         args = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, args)
         grads = [grad if grad is None else grad.detach() for grad in grads]
     torch.library.opcheck(ops.backward.default, (*grads, kept, *args[:-1], flags | NEEDS_ALL))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_saved_has_16_bits_on_a_gpu_only(dtype, device):
+    given = arguments(Layer.random(GRU, dtype, Size(2, 3, 4, 5)))
+    wanted = torch.float32 if device == "cpu" and dtype.itemsize == 2 else dtype
+    assert device == "cuda" or ops.forward(*given)[-1].dtype == wanted
+    with FakeTensorMode():
+        given = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), given
+        )
+        assert ops.forward(*given)[-1].dtype == wanted
 
 
 def test_python_calls_of_a_training_forward():

@@ -44,7 +44,7 @@ class BackwardLayer {
   static constexpr const char* kName = "backward";
 
   // dropout: makes grad_output from the grad_x of the layer after; or null.
-  BackwardLayer(const Pass<S>& pass, const BackwardArgs<S>& args, const Masked* dropout)
+  BackwardLayer(const Pass<S>& pass, const BackwardArgs<S, S>& args, const Masked* dropout)
       : pass_(pass),
         args_(args),
         dropout_(dropout),
@@ -154,7 +154,7 @@ class BackwardLayer {
   }
 
   const Pass<S>& pass_;
-  const BackwardArgs<S> args_;
+  const BackwardArgs<S, S> args_;
   const Masked* dropout_;
   const Blas exact_;  // for sums: no factor is rounded
   const DeviceScratch<S> output_, grad_output_, grad_hx_, grad_cx_;

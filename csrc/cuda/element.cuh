@@ -62,10 +62,10 @@ FUSED_RNN_DEVICE void load_gates_x(bool exists, const float* from, int H, uint32
   for (int gate = 0; gate < Cell::kGates; ++gate) load_if(exists, rows_on(from, gate, H), bits[gate]);
 }
 
-template <class Cell>
-FUSED_RNN_DEVICE void store_saved(bool exists, float* to, int H, const typename Cell::Saved& saved) {
+template <class Cell, class S>
+FUSED_RNN_DEVICE void store_saved(bool exists, S* to, int H, const typename Cell::Saved& saved) {
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) store_if(exists, rows_on(to, k, H), saved[k].v);
+  for (int k = 0; k < Cell::kSaved; ++k) store_if(exists, rows_on(to, k, H), from_float<S>(saved[k].v));
 }
 
 // ---- Backward ----
@@ -95,24 +95,23 @@ FUSED_RNN_DEVICE void store_grad(const BackwardSteps<S>& a, int at, const typena
 // would wait for the load.
 template <class Cell>
 struct BackwardInputs {
-  uint32_t grad_output;          // of S
-  uint32_t h_before;             // of S
-  uint32_t c_before;             // of float, LSTM only
-  uint32_t saved[Cell::kSaved];  // of float
+  uint32_t grad_output, h_before;
+  uint32_t c_before;  // LSTM only
+  uint32_t saved[Cell::kSaved];
 };
 
-template <class Cell>
-FUSED_RNN_DEVICE void load_saved(bool exists, const float* from, const float* from_before, int H,
+template <class Cell, class S>
+FUSED_RNN_DEVICE void load_saved(bool exists, const S* from, const S* from_before, int H,
                                  BackwardInputs<Cell>& in) {
   if constexpr (kHasCellState<Cell>) load_if(exists, rows_on(from_before, Cell::kSavedCell, H), in.c_before);
 #pragma unroll
   for (int k = 0; k < Cell::kSaved; ++k) load_if(exists, rows_on(from, k, H), in.saved[k]);
 }
 
-template <class Cell>
+template <class Cell, class S>
 FUSED_RNN_DEVICE void saved_of(const BackwardInputs<Cell>& in, typename Cell::Saved& saved) {
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) saved[k] = from_bits<float>(in.saved[k]);
+  for (int k = 0; k < Cell::kSaved; ++k) saved[k] = to_float(from_bits<S>(in.saved[k]));
 }
 
 template <class S>

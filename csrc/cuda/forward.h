@@ -13,7 +13,7 @@ class ForwardLayer {
   static constexpr const char* kName = "forward";
 
   // dropout: makes x from the output of the layer before; or null.
-  ForwardLayer(const Pass<S>& pass, const ForwardArgs<S>& args, const Masked* dropout)
+  ForwardLayer(const Pass<S>& pass, const ForwardArgs<S, S>& args, const Masked* dropout)
       : pass_(pass),
         args_(args),
         dropout_(dropout),
@@ -66,7 +66,7 @@ class ForwardLayer {
 
  private:
   const Pass<S>& pass_;
-  const ForwardArgs<S> args_;
+  const ForwardArgs<S, S> args_;
   const Masked* dropout_;
   const DeviceScratch<S> output_;  // where rows of args_.output have gaps, or args_.output is hy as well
   const InitialStates<S> zeros_;

@@ -13,21 +13,21 @@ class CudaPass : Pass<S> {
 
   int64_t together() const { return this->context.D > 1 ? 1 : this->plan.together; }
 
-  void run(const Layers<ForwardArgs<S>>& layers) const { this->template run_layers<ForwardLayer<S>>(layers); }
+  void run(const Layers<ForwardArgs<S, S>>& layers) const { this->template run_layers<ForwardLayer<S>>(layers); }
 
-  void run(Layers<BackwardArgs<S>> layers) const {
+  void run(Layers<BackwardArgs<S, S>> layers) const {
     if (this->context.D > 1 && !this->is_one_chunk()) share_grad_x(layers);
     this->template run_layers<BackwardLayer<S>>(layers);
   }
 
  private:
   // With several chunks, each direction comes first in some of the steps: both add to zeros.
-  void share_grad_x(Layers<BackwardArgs<S>>& directions) const {
-    const BackwardArgs<S>& args = directions[0];
+  void share_grad_x(Layers<BackwardArgs<S, S>>& directions) const {
+    const BackwardArgs<S, S>& args = directions[0];
     if (!args.grad_x) return;
     const LayerSizes sizes{args.T, args.B, args.I, args.I, args.rows};  // rows of I numbers
     fill_with_zeros(rows_at(this->context, args.grad_x, sizes, args.I));
-    for (BackwardArgs<S>& each : directions) each.adds_grad_x = true;
+    for (BackwardArgs<S, S>& each : directions) each.adds_grad_x = true;
   }
 };
 
@@ -42,9 +42,13 @@ class CudaPass<double> {
   void run(const Layers<Args>&) const {}
 };
 
+// What the forward keeps is in the storage type: half the memory in 16 bits, as the gates' gradients are in it, too.
 struct Cuda {
   template <class S>
   using Pass = CudaPass<S>;
+  template <class S>
+  using Saved = S;
+  static ScalarType saved_type(ScalarType dtype) { return dtype; }
 };
 
 }  // namespace fused_rnn

@@ -86,7 +86,7 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   const int first = a.time(a.begin);
   Cursor<const float, kGates> gates_x(a.gates_x, a, place, a.place(first));
   Cursor<S, 1> output(a.output, a, place, first);
-  Cursor<float, Cell::kSaved> saved(a.saved, a, place, first);
+  Cursor<S, Cell::kSaved> saved(a.saved, a, place, first);
   const auto store = [&](int e, S h, const typename Cell::Saved& numbers) {
     store_if(place.exists[e], output.of(e, H), h);
     store_saved<Cell>(place.exists[e] && recurrence.parts[0].saved, saved.of(e, H), H, numbers);
@@ -251,7 +251,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
   S* const cx = hx + kElements;
   const int begin = a.begin + lengths.begin, begin_time = a.time(begin < a.T ? begin : a.T - 1);
   Cursor<const S, 1> grad_output(a.grad_output, a, place, begin_time), output(a.output, a, place, begin_time);
-  Cursor<const float, Cell::kSaved> saved(a.saved, a, place, begin_time);
+  Cursor<const S, Cell::kSaved> saved(a.saved, a, place, begin_time);
   typename Cell::State grad[kElements] = {};
   BackwardInputs<Cell> in[kElements] = {};
   const auto load_in = [&](int time, bool is_any) {
@@ -284,7 +284,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
     typename Cell::State grad_now[kElements];
     where_cell_is_applied(place, [&] {
       place.for_elements([&](int e) {
-        saved_of(in[e], numbers[e]);
+        saved_of<Cell, S>(in[e], numbers[e]);
         grad_now[e] = grad[e];
         grad_now[e].h = grad[e].h + to_float(from_bits<S>(in[e].grad_output));
       });
@@ -313,7 +313,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
         before.h = is_first ? h_initial : h_before;
         if constexpr (kHasCellState<Cell>) {
           const float c_initial = to_float(cx[e]);
-          before.c = is_first ? c_initial : from_bits<float>(in[e].c_before);
+          before.c = is_first ? c_initial : to_float(from_bits<S>(in[e].c_before));
         }
         grads[e] = step_backward<Cell>(grad_now[e], before, numbers[e], totals[kReset][e]);
         h[e] = active ? from_float<S>(before.h.v) : from_float<S>(0.0f);

@@ -48,7 +48,7 @@ struct ForwardSteps : Steps<S> {
   S* hy;                 // [B, H]: the state h, written by every chunk
   S* cy;                 // [B, H], LSTM only, written by the last chunk
   float* c;              // [B, H], LSTM only: the state c; null where one chunk is all
-  float* saved;          // [T, B, kSaved, H] or null
+  S* saved;              // [T, B, kSaved, H] or null
 };
 
 template <class S>
@@ -57,7 +57,7 @@ struct BackwardSteps : Steps<S> {
   const S* grad_hy;      // [B, H] or null for zeros
   const S* grad_cy;      // [B, H] or null for zeros
   const S* output;       // [T, B, H]
-  const float* saved;    // [T, B, kSaved, H]
+  const S* saved;        // [T, B, kSaved, H]
   float* grad_h;         // [B, H]: the state, d loss / d h
   float* grad_c;         // [B, H], LSTM only: the state, d loss / d c
   S* grad_hx;            // [B, H], written by the last chunk

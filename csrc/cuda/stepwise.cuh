@@ -80,11 +80,12 @@ struct BackwardElement {
     h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before, b, unit));
     before.h = to_float(h_before);
     if constexpr (kHasCellState<Cell>)
-      before.c = is_first ? to_float(a.cx[at])
-                          : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before, b, unit), Cell::kSavedCell, a.H);
-    const float* from = of_element<Cell::kSaved>(a.saved, a, t, b, unit);
+      before.c =
+          to_float(is_first ? a.cx[at]
+                            : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before, b, unit), Cell::kSavedCell, a.H));
+    const S* from = of_element<Cell::kSaved>(a.saved, a, t, b, unit);
 #pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = *rows_on(from, k, a.H);
+    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = to_float(*rows_on(from, k, a.H));
     if (a.grad_output) grad.h = grad.h + to_float(*of_element<1>(a.grad_output, a, t, b, unit));
   }
 };

@@ -185,7 +185,7 @@ def block_forward(
     c,  # [B, H] float32, or None if the state is h alone
     lengths,  # [B] int64 or None
     output,  # [T, B, H] S, zero where a row is not active
-    saved,  # [T, B, K, H] float32, or None when no backward will come
+    saved,  # [T, B, K, H], or None when no backward will come
     T,
     B,
     H,
@@ -337,6 +337,15 @@ def load_before(initial, array, width, t, step, rows, units, length, active, B, 
 
 
 @triton.jit
+def load_saved(saved, step, rows, units, active, H, K: tl.constexpr):
+    """What the forward saved of a step, K tiles in float32."""
+    tiles = ()
+    for k in tl.static_range(K):
+        tiles = tiles + (load(saved + step * K + k * H, places(rows, units, K * H), active),)
+    return tiles
+
+
+@triton.jit
 def load_prev(
     hx, cx, output, saved, t, step, rows, units, length, active, B, H, K: tl.constexpr, REVERSE: tl.constexpr
 ):
@@ -390,7 +399,7 @@ def block_backward(
     cx,  # [B, H] S, or None if the state is h alone
     lengths,  # [B] int64 or None
     output,  # [T, B, H] S
-    saved,  # [T, B, K, H] float32
+    saved,  # [T, B, K, H]
     grads_x,  # [T, B, G*H] S: gradients of the gates; this and the next are zero where a row is not active
     grads_h,  # [T, B, G*H] S: of their hidden part, or None where that is the same
     h_before,  # [T, B, H] S: the h that weight_hh multiplied
@@ -419,7 +428,7 @@ def block_backward(
         t = i if REVERSE else T - 1 - i
         step = t * (B.to(tl.int64) * H)
         active = inside & (t < length)[:, None]
-        kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
+        kept = load_saved(saved, step, rows, units, active, H, K)
         prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
         if grad_output is not None:
             grads = with_first(grads, grads[0] + load(grad_output + step, places(rows, units, H), active))
@@ -544,7 +553,7 @@ def stepwise_candidate(
         STAGES,
     )
     tl.store(dh + places(rows, units, H), total, mask=inside)
-    kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
+    kept = load_saved(saved, step, rows, units, active, H, K)
     dn = cells.candidate_grad(total, kept)
     store_each(grads_x + step * G + HIDDEN * H, places(rows, units, G * H), 0, (dn,), active, inside, 1)
 
@@ -621,7 +630,7 @@ def stepwise_backward(
             STAGES,
         )
         d_reset = total
-    kept = load_each(saved + step * K, places(rows, units, K * H), H, active, K)
+    kept = load_saved(saved, step, rows, units, active, H, K)
     prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
     grads, _ = finish_backward(
         CELL,

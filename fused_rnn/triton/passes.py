@@ -141,10 +141,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
-    """output [T, B, H]; the final states, each as the initial one; saved [T, B, K, H] float32, or [0]."""
+    """output [T, B, H]; the final states, each as the initial one; saved [T, B, K, H] in x's dtype, or [0]."""
     T, B, H = layer.T, layer.B, layer.H
     output = layer.empty(T, B, H)
-    saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=torch.float32)
+    saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=layer.x.dtype)
     h, c = layer.hx.clone(), None if layer.cx is None else layer.cx.to(torch.float32, copy=True)
     if T and B and H:
         with layer.running():
@@ -178,7 +178,7 @@ def backward(
     layer: Pass,
     grads: Sequence[MaybeTensor],  # of output [T, B, H] and the final states
     output: Tensor,  # [T, B, H]
-    saved: Tensor,  # [T, B, K, H] float32
+    saved: Tensor,  # [T, B, K, H]
     needs_x: bool,
     needs_weights: bool,
     needs_states: bool,
@@ -188,7 +188,7 @@ def backward(
     arrays: dict[str, Any] = {
         "grad_output": layer.checked_if("grad_output", grads[0], (T, B, H)),
         "output": layer.checked("output", output, (T, B, H)),
-        "saved": layer.checked("saved", saved, (T, B, layer.K, H), torch.float32),
+        "saved": layer.checked("saved", saved, (T, B, layer.K, H)),
         "grads_x": layer.empty(T, B, G * H),
         "grads_h": layer.empty(T, B, G * H) if layer.cell.grads_differ else None,
         "h_before": layer.empty(T, B, H),

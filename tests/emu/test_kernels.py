@@ -304,7 +304,7 @@ def test_nothing_is_saved_without_a_backward(cell, tier):
     with torch.no_grad():
         *results, saved = ops.forward(*arguments, BIAS | SAVE)
         without = ops.forward(*arguments, BIAS)
-    assert saved.shape == (6, 9, cell.saved, 17)
+    assert saved.shape == (6, 9, cell.saved, 17) and saved.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(results, without, strict=True))
 
 
