@@ -101,8 +101,7 @@ struct BackwardInputs {
 };
 
 template <class Cell, class S>
-FUSED_RNN_DEVICE void load_saved(bool exists, const S* from, const S* from_before, int H,
-                                 BackwardInputs<Cell>& in) {
+FUSED_RNN_DEVICE void load_saved(bool exists, const S* from, const S* from_before, int H, BackwardInputs<Cell>& in) {
   if constexpr (kHasCellState<Cell>) load_if(exists, rows_on(from_before, Cell::kSavedCell, H), in.c_before);
 #pragma unroll
   for (int k = 0; k < Cell::kSaved; ++k) load_if(exists, rows_on(from, k, H), in.saved[k]);

@@ -1,8 +1,9 @@
 """Builds the emulator: the ops of csrc/cuda over it as a library, and the programs of its own tests.
 
 Flavours: `plain`; `thread`, where kernels are instrumented for the emulator's race detector; `address`, under the
-compiler's AddressSanitizer and UndefinedBehaviorSanitizer. What is built stays in build/emu and is built again when a
-source changes. CXX chooses the compiler, EMU_FLAVOUR the flavour that `load` loads.
+compiler's AddressSanitizer and UndefinedBehaviorSanitizer. The latter two have no kernels of float16. What is built
+stays in build/emu and is built again when a source changes. CXX chooses the compiler, EMU_FLAVOUR the flavour that
+`load` loads.
 """
 
 from __future__ import annotations
@@ -63,9 +64,12 @@ def library_of_the_compiler(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def library_sources() -> list[Path]:
+def library_sources(flavour: str) -> list[Path]:
     host = [EMU / "ops.cpp", EMU / "host.cpp", CUDA / "plan.cpp", CUDA / "cost.cpp"]
-    return [*host, *sorted((CUDA / "kernels").glob("*.cu"))]
+    kernels = sorted((CUDA / "kernels").glob("*.cu"))
+    if flavour == "plain":
+        return [*host, *kernels]
+    return [*host, EMU / "no_float16.cpp", *(file for file in kernels if not file.stem.endswith("_float16"))]
 
 
 def ninja_file(flavour: str) -> str:
@@ -99,7 +103,7 @@ def ninja_file(flavour: str) -> str:
     core = " ".join(compiled(EMU / f"{name}.cpp") for name in CORE)
     for name in PROGRAMS:
         lines.append(f"build {name}: program {core} {compiled(EMU / f'{name}.cu')}")
-    lines.append(f"build library.so: library {core} {' '.join(map(compiled, library_sources()))}")
+    lines.append(f"build library.so: library {core} {' '.join(map(compiled, library_sources(flavour)))}")
     return "\n".join(lines) + "\n"
 
 
