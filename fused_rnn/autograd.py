@@ -250,7 +250,7 @@ def _forward_fake(*args: Any) -> list[Tensor]:
     results = [] if step else [_empty_like_input(call, call.directions * H)]
     results += [x.new_empty(state) for _ in cell.states]
     if flags & SAVE:
-        wide = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+        wide = x.device.type in ("cpu", "meta") and x.dtype in (torch.bfloat16, torch.float16)  # GPUs save x's dtype
         dtype = torch.float32 if wide else x.dtype
         rows = (x.size(0),) if call.packed else (call.T, call.B)
         results += [x.new_empty((*rows, cell.saved, H), dtype=dtype) for _ in range(count)]

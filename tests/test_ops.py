@@ -118,12 +118,12 @@ def test_opcheck(cell, kind):
     torch.library.opcheck(ops.backward.default, (*grads, kept, *args[:-1], flags | NEEDS_ALL))
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_saved_has_16_bits_on_a_gpu_only(dtype, device):
     given = arguments(Layer.random(GRU, dtype, Size(2, 3, 4, 5)))
-    wanted = torch.float32 if device == "cpu" and dtype.itemsize == 2 else dtype
-    assert device == "cuda" or ops.forward(*given)[-1].dtype == wanted
+    wanted = torch.float32 if device != "cuda" and dtype.itemsize == 2 else dtype
+    assert device != "cpu" or ops.forward(*given)[-1].dtype == wanted
     with FakeTensorMode():
         given = torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), given
