@@ -47,7 +47,7 @@ struct LayerArgs : LayerSizes {
   FUSED_RNN_INLINE int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * B) + b; }
 };
 
-// Saved: the type of what the forward keeps for the backward.
+// Saved: element type of the values that the forward saves for the backward.
 template <class S, class Saved = accumulate_t<S>>
 struct ForwardArgs : LayerArgs<S> {
   const S* bias_ih;  // [G*H] or null

@@ -1,11 +1,13 @@
 // Both passes of a call, in one direction or both: layer by layer, or as many at once as the device runs side by side.
 // Device::Pass<S>(context, sizes, backward) is a pass of a call on a device: run(layers) runs the loops of some layers,
-// and together() is the number of stacked layers that it takes at once.
+// and together() is the number of stacked layers that it takes at once. Device::kSavesAccumulated: the forward saves
+// values for the backward in the type that it computes in, otherwise in the storage type.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "call.h"
@@ -130,7 +132,8 @@ class Stack {
   TensorShape shape_between() const { return call_.steps_shape({call_.width()}); }
   Tensor allocate_between() const { return call_.allocate(shape_between()); }
   TensorShape saved_shape() const { return call_.steps_shape({call_.cell.saved, call_.H}); }
-  Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), Device::saved_type(call_.dtype)); }
+  ScalarType saved_type() const { return Device::kSavesAccumulated ? accumulate_type(call_.dtype) : call_.dtype; }
+  Tensor allocate_saved() const { return allocate(call_.input, saved_shape(), saved_type()); }
   // `kept` holds the last layer's output, the saved tensor of each layer and direction, and the other outputs.
   static const Tensor& saved_of(int64_t k, const Tensors& kept) { return kept[size_t(1 + k)]; }
   const Tensor& output_of(int64_t layer, const Tensors& kept) const {
@@ -163,7 +166,7 @@ class Stack {
     require(kept.size() == wanted, "kept must be ", wanted, " tensors, got ", kept.size());
     for (size_t i = 1; i < wanted; ++i)
       if (i <= count)
-        prepare(kept[i], {"saved"}, saved_shape(), Device::saved_type(call_.dtype), call_.input);
+        prepare(kept[i], {"saved"}, saved_shape(), saved_type(), call_.input);
       else
         prepare(kept[i], {"saved output"}, shape_between(), call_.dtype, call_.input);
     kept[0] = call_.time_major(kept[0], "output", call_.width());
@@ -174,7 +177,7 @@ class Stack {
   template <class S>
   using Pass = typename Device::template Pass<S>;
   template <class S>
-  using Saved = typename Device::template Saved<S>;
+  using Saved = std::conditional_t<Device::kSavesAccumulated, accumulate_t<S>, S>;
   template <class S>
   using LayerForward = ForwardArgs<S, Saved<S>>;
   template <class S>

@@ -58,9 +58,7 @@ class CpuPass {
 struct Cpu {
   template <class S>
   using Pass = CpuPass<S>;
-  template <class S>
-  using Saved = accumulate_t<S>;
-  static ScalarType saved_type(ScalarType dtype) { return accumulate_type(dtype); }
+  static constexpr bool kSavesAccumulated = true;
 };
 
 std::string cpu_instruction_set() { return instruction_set().name; }

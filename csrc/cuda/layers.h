@@ -42,13 +42,11 @@ class CudaPass<double> {
   void run(const Layers<Args>&) const {}
 };
 
-// What the forward keeps is in the storage type: half the memory in 16 bits, as the gates' gradients are in it, too.
 struct Cuda {
   template <class S>
   using Pass = CudaPass<S>;
-  template <class S>
-  using Saved = S;
-  static ScalarType saved_type(ScalarType dtype) { return dtype; }
+  // Half the memory in 16 bits; gate gradients are rounded to the storage type as well.
+  static constexpr bool kSavesAccumulated = false;
 };
 
 }  // namespace fused_rnn

@@ -144,7 +144,7 @@ def forward(layer: Pass, save: bool) -> tuple[Tensor, ...]:
     """output [T, B, H]; the final states, each as the initial one; saved [T, B, K, H] in x's dtype, or [0]."""
     T, B, H = layer.T, layer.B, layer.H
     output = layer.empty(T, B, H)
-    saved = layer.empty(*((T, B, layer.K, H) if save else (0,)), dtype=layer.x.dtype)
+    saved = layer.empty(*((T, B, layer.K, H) if save else (0,)))
     h, c = layer.hx.clone(), None if layer.cx is None else layer.cx.to(torch.float32, copy=True)
     if T and B and H:
         with layer.running():
