@@ -37,12 +37,15 @@ AVX512_FLAGS = (
     "-Wno-uninitialized -Wno-maybe-uninitialized"
 )
 
+# A loop is as fast wherever it begins: in the middle of a cache line, that of 4 rows took a third longer.
+ALIGNED = "-falign-loops=64"
+
 # Kernels of one instruction set: source file, flags. Only builds for its processor have the file.
 ISA_FLAGS = {
     "x86_64": {
-        "avx2": "-mavx2 -mfma",
-        "avx512": AVX512_FLAGS,
-        "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16",
+        "avx2": f"-mavx2 -mfma {ALIGNED}",
+        "avx512": f"{AVX512_FLAGS} {ALIGNED}",
+        "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
     },
     "aarch64": {"neon": ""},  # every AArch64 processor has it
 }
