@@ -44,7 +44,7 @@ SIZES = (
     Size(T=2, B=30, I=600, H=300),  # 60 rows of long weights: not packed
     Size(T=2, B=32, I=16, H=48),  # 64 rows and whole vectors: the backward uses the weights where they are
     Size(T=5, B=13, I=16, H=48),  # one more
-    Size(T=2, B=50, I=2, H=130),  # more rows than go through all steps together, if H is at most 128
+    Size(T=2, B=50, I=2, H=130),  # more rows than go through all steps together, if weights are near
     Size(T=70, B=4, I=3, H=2),  # more rows (step, batch) than one chunk of the backward
     Size(T=3, B=300, I=2, H=3),  # one step is more than a chunk of the backward
     Size(T=40, B=2, I=4, H=260),  # more steps than one chunk of projected input: 256 KiB hold 30 (LSTM, float64: 15)

@@ -151,6 +151,23 @@ def test_cuda_says_why_not():
         backends.choose(posed)
 
 
+@pytest.mark.slow(seconds=40)
+def test_small_caches():
+    """Weights of every size are prefetched, projected in small chunks, and rows are taken in slices."""
+    tests = [str(TESTS / "test_recurrence.py"), "-k", "not rnn_relu and not T70 and (float32 or bfloat16)"]
+    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_L2_KIB="1")
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "big", "1e3", "9999999999"])
+def test_not_the_size_of_a_cache(given):
+    done = run_python(
+        "-c", "import torch, fused_rnn; fused_rnn.LSTM(8, 8)(torch.ones(9, 1, 8))", FUSED_RNN_L2_KIB=given
+    )
+    assert f"FUSED_RNN_L2_KIB={given} is not the size of a second-level cache in KiB" in done.stderr
+
+
 @pytest.mark.slow
 def test_unknown_instruction_set():
     done = run_python("-c", NAME_IT, FUSED_RNN_ISA="mmx")

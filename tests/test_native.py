@@ -40,29 +40,42 @@ def test_vector_arithmetic(vector_bytes, isa, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-# ---- The loops of a processor that is not here, by an emulator ----
+# ---- The loops of a processor that is not here ----
 
 AARCH64 = ("aarch64-linux-gnu-g++", "qemu-aarch64")  # Debian: g++-aarch64-linux-gnu, qemu-user
 
 
-@pytest.fixture(scope="module")
-def aarch64(tmp_path_factory):
-    """Runs the program of native/run_layer.cpp, compiled for AArch64."""
-    if missing := [tool for tool in AARCH64 if not shutil.which(tool)]:
-        pytest.skip(f"needs {' and '.join(missing)}: other processors than this one's are emulated")
-    compiler, emulator = AARCH64
-    program = tmp_path_factory.mktemp("aarch64") / "run_layer"
-    sources = [NATIVE / "run_layer.cpp", *(CPU / f"{name}.cpp" for name in ("isa", "scratch", "neon", "generic"))]
-    flags = ["-std=c++17", "-O1", "-static", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON"]
-    subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
+def layer_runner(folder, compiler, flags, *sources, by=()):
+    """Compiles native/run_layer.cpp with these loops; a function that runs the program, by the command ``by``."""
+    program = folder / "run_layer"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-DFUSED_RNN_POISON", *flags]
+    files = [NATIVE / "run_layer.cpp", CPU / "caches.cpp", CPU / "scratch.cpp", *sources]
+    subprocess.run([compiler, *flags, *files, "-o", program], check=True)
 
-    def run(*arguments, given=b"", isa=""):
-        command = [emulator, program, *arguments]
-        done = subprocess.run(command, input=given, stdout=subprocess.PIPE, env=os.environ | {"FUSED_RNN_ISA": isa})
+    def run(*arguments, given=b"", **environment):
+        command = [*by, program, *arguments]
+        done = subprocess.run(command, input=given, stdout=subprocess.PIPE, env=os.environ | environment)
         assert done.returncode == 0
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    """Runs layers as compiled for AArch64, by an emulator."""
+    if missing := [tool for tool in AARCH64 if not shutil.which(tool)]:
+        pytest.skip(f"needs {' and '.join(missing)}: other processors than this one's are emulated")
+    compiler, emulator = AARCH64
+    sources = [CPU / f"{name}.cpp" for name in ("isa", "neon", "generic")]
+    return layer_runner(tmp_path_factory.mktemp("aarch64"), compiler, ["-static"], *sources, by=[emulator])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Runs layers with the vectors and tiles of AVX-512 on any processor."""
+    flags = ["-Wno-psabi", *(isa_flags("avx2") if "avx2" in instruction_sets() else [])]
+    return layer_runner(tmp_path_factory.mktemp("wide"), CXX, flags, NATIVE / "wide_loops.cpp")
 
 
 def numbers(tensor):
@@ -86,7 +99,25 @@ def posed(layer, reverse):
 @pytest.mark.xdist_group("aarch64")
 def test_aarch64_has_neon(aarch64):
     assert aarch64("isa").split() == [b"neon"]
-    assert aarch64("isa", isa="generic").split() == [b"generic"]
+    assert aarch64("isa", FUSED_RNN_ISA="generic").split() == [b"generic"]
+
+
+SIZES = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 20), Size(70, 4, 3, 6)
+
+
+def assert_right(run, cell, dtype, sizes=SIZES, **environment):
+    """Every result within the budget that test_recurrence.py has for this processor's own loops."""
+    cases = [(size, False, False, True) for size in sizes]
+    cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
+    for size, reverse, ragged, bias in cases:
+        drawn = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(3)]
+        same = [layer.results(plain, reverse) for layer in drawn]
+        written = run(given=b"".join(posed(layer, reverse) for layer in drawn), **environment)
+        flat = torch.frombuffer(bytearray(written), dtype=dtype)
+        flat = iter(flat.split([t.numel() for result in same for t in result.values()]))
+        got = [{name: next(flat).reshape(t.shape) for name, t in result.items()} for result in same]
+        for name, compared in comparisons(drawn, got, same, reverse).items():
+            assert_within_budget(name, *compared)
 
 
 @pytest.mark.slow(seconds=150)
@@ -95,16 +126,14 @@ def test_aarch64_has_neon(aarch64):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("isa", ["neon", "generic"])
 def test_loops_of_aarch64(isa, cell, dtype, aarch64):
-    """Every result within the budget that test_recurrence.py has for this processor's own."""
-    sizes = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 20), Size(70, 4, 3, 6)
-    cases = [(size, False, False, True) for size in sizes]
-    cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
-    for size, reverse, ragged, bias in cases:
-        drawn = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(3)]
-        same = [layer.results(plain, reverse) for layer in drawn]
-        written = aarch64(given=b"".join(posed(layer, reverse) for layer in drawn), isa=isa)
-        flat = torch.frombuffer(bytearray(written), dtype=dtype)
-        flat = iter(flat.split([t.numel() for result in same for t in result.values()]))
-        got = [{name: next(flat).reshape(t.shape) for name, t in result.items()} for result in same]
-        for name, compared in comparisons(drawn, got, same, reverse).items():
-            assert_within_budget(name, *compared)
+    assert_right(aarch64, cell, dtype, FUSED_RNN_ISA=isa)
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("wide")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_wide_loops(cell, dtype, wide):
+    """With weights that are near, and with caches that are too small for any: 1, 3 and 5 tiles of rows prefetch."""
+    assert_right(wide, cell, dtype)
+    assert_right(wide, cell, dtype, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)), FUSED_RNN_L2_KIB="1")

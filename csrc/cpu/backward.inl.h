@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
-constexpr int64_t kGatheredRows = 24;  // of the gates' gradients, transposed at once: they fill the first-level cache
+constexpr int64_t kGatheredRows = 96;  // of the weights' gradients, at once: what they need stays in the cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
 constexpr int64_t kFewRows = 64;       // at most this many rows: writing the weights' gradients is most of the time
 
@@ -89,7 +89,9 @@ class Backward {
       }
   }
 
-  static Division division(const LayerSizes& sizes) { return {sizes, Panels<F>{0, sizes.H}.count(), 4.0 * kGates}; }
+  static Division division(const LayerSizes& sizes) {
+    return {sizes, Panels<F>{0, sizes.H}.count(), 4.0 * kGates, kGates * int64_t(sizeof(F))};
+  }
 
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
@@ -127,7 +129,7 @@ class Backward {
   int64_t block_elements() const { return most(hidden_.block_elements(), input_.block_elements()); }
   int64_t sums_elements() const { return most(hidden_.sums_elements(rows_), input_.sums_elements(rows_)); }
   F* block_of(const Worker& worker) const { return block_ + worker.begin * block_elements(); }
-  int64_t columns_size() const { return words<F>(x_.K) * kDepth * kGatheredRows; }
+  int64_t columns_size() const { return (words<F>(x_.K) * kGatheredRows + kLanes) * kDepth; }
   // Vectors of units that belong to panels [p0, p1) of hidden_ and candidate_.
   int64_t first_unit(const Part& part) const { return hidden_.first_vector(part.p0); }
   int64_t last_unit(const Part& part) const { return hidden_.first_vector(part.p1); }
@@ -150,9 +152,11 @@ class Backward {
         if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), load_or_zero(a.grad_cy, b, p));
       }
     worker.wait();
+    Sweeps sweeps(part);
     for (int64_t done = 0; done < a.T;) {  // in the opposite order of the forward's
       const GradChunk chunk(a, done);
-      for (int64_t i = 0; i < chunk.n; ++i) step(worker, part, chunk.t0 + (a.reverse ? i : chunk.n - 1 - i), chunk);
+      for (int64_t i = 0; i < chunk.n; ++i)
+        step(worker, part, sweeps, chunk.t0 + (a.reverse ? i : chunk.n - 1 - i), chunk);
       if (a.grad_weight_hh) pack_rows(worker, chunk, 0);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
@@ -210,7 +214,7 @@ class Backward {
   }
 
   // Step t of a part: from the gradient of the state after it to that of the state before it.
-  void step(const Worker& worker, const Part& part, int64_t t, const GradChunk& chunk) const {
+  void step(const Worker& worker, const Part& part, Sweeps& sweeps, int64_t t, const GradChunk& chunk) const {
     const auto& a = args_;
     const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t), all = chunk.count(t);
     if constexpr (Cell::kResetBefore)
@@ -223,7 +227,7 @@ class Backward {
           }
         meet(worker);
         multiply_hidden(
-            worker, part, candidate_, candidate_weight_, candidate_row(), active,
+            worker, part, sweeps, candidate_, candidate_weight_, candidate_row(), active,
             left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
       }
     for (int64_t b = part.b0; b < active; ++b)
@@ -237,14 +241,14 @@ class Backward {
     if (is_first && !a.grad_hx) return;
     meet(worker);
     multiply_hidden(
-        worker, part, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0), all),
+        worker, part, sweeps, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0), all),
         [&](int64_t b) { return grad_h(b, 0); }, true);
   }
 
   // Multiplies `left` by the part's panels of weight_hh. Rows [part.b0, active) of the product go to row_of(b), or are
   // added to the numbers there if `onto`.
   template <class SourceOf, class RowOf>
-  void multiply_hidden(const Worker& worker, const Part& part, const Panels<F>& weight, const F* packed,
+  void multiply_hidden(const Worker& worker, const Part& part, Sweeps& sweeps, const Panels<F>& weight, const F* packed,
                        const SourceOf& source_of, int64_t active, const Left<F>& left, const RowOf& row_of,
                        bool onto) const {
     if (is_one_step_)
@@ -254,8 +258,10 @@ class Backward {
     in_slices(part.b0, active, width_ * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
       Left<F> rows = left;
       rows.data += (b0 - part.b0) * width_;
-      for (int64_t p = part.p0; p < part.p1; ++p)
-        weight.multiply(p, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, units_.padded(), onto);
+      sweeps.sweep([&](int64_t p, int64_t next) {
+        weight.multiply(
+            p, next, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, units_.padded(), onto);
+      });
     });
   }
 
@@ -322,7 +328,8 @@ class Backward {
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
         for (int64_t p = 0; p < panels; ++p)
           input_.multiply(
-              p, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
+              p, p + 1 < panels ? p + 1 : -1, input_weight_, r1 - r0,
+              {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
               [&](int64_t m) { return a.grad_x + row_of(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
       });
     for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.offsets && i < worker.last(chunk.n); ++i) {
@@ -370,17 +377,23 @@ class Backward {
     }
   }
 
+  // Rows of the weights' gradients that are summed at once, so many that all workers have about equal shares.
+  int64_t gathered_rows() const {
+    const int64_t share = ceil_div(kGates * args_.H, division_.workers);
+    return ceil_div(share, ceil_div(share, kGatheredRows));
+  }
+
   // Writes the sums over those rows to grad_weight and grad_bias, or adds them to the sums of earlier chunks. In blocks
   // of gate rows; no block crosses from the gates that multiply h to the one that multiplies r * h.
   void add_weight_grads(const Worker& worker, const GradChunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x);
     F* const columns = columns_ + worker.begin * columns_size();
-    const int64_t first = kFirst * a.H, all = kGates * a.H, split = ceil_div(first, kGatheredRows);
-    const int64_t blocks = split + ceil_div(all - first, kGatheredRows);
+    const int64_t first = kFirst * a.H, all = kGates * a.H, at_once = gathered_rows();
+    const int64_t split = ceil_div(first, at_once), blocks = split + ceil_div(all - first, at_once);
     for (int64_t i = worker.first(blocks); i < worker.last(blocks); ++i) {
-      const int64_t r0 = i < split ? i * kGatheredRows : first + (i - split) * kGatheredRows;
-      const int64_t count = least(kGatheredRows, (i < split ? first : all) - r0);
+      const int64_t r0 = i < split ? i * at_once : first + (i - split) * at_once;
+      const int64_t count = least(at_once, (i < split ? first : all) - r0);
       gather(grads_x_ + k0 * width_, x.K, r0, count, columns, sums_bias_ih_, onto);
       add_block(x, packed_x_, columns, r0, count, sums_ih(), onto);
       if constexpr (Cell::kGradsDiffer) gather(grads_h_ + k0 * width_, x.K, r0, count, columns, sums_bias_hh_, onto);
@@ -388,29 +401,41 @@ class Backward {
     }
   }
 
-  // columns[word of k][r][k in word] = grads[k, r0 + r], and their sum to or onto bias[r0 + r], for r < count
+  // grads[:, r0 + r] for r < count to `columns`, a left-hand matrix in tiles, and their sum to or onto bias[r0 + r].
   void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
-    const F* const from = grads + r0;
-    for (int64_t r = 0; r < count; r += kLanes) {
-      const int n = int(least(kLanes, count - r)), place = int(least(kLanes, kGatheredRows - r));
-      V total(A(0)), part(A(0));
-      for (int64_t k = 0; k < rows; k += kDepth) {
-        const F *const row = from + k * width_ + r, *const next = k + 1 < rows ? row + width_ : nullptr;
-        V word;
-        part += load<A>(row, n);
-        if constexpr (kDepth == 1) {
-          word = load<A>(row, n);
-        } else {
-          word = Factor<F>::paired(row, next, n);
-          if (next) part += load<A>(next, n);
+    constexpr int kVectors = int(ceil_div(kLeftRows, kLanes));
+    const int64_t tiles = ceil_div(count, kLeftRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t r = count * i / tiles, n = count * (i + 1) / tiles - r;
+      const F* from = grads + r0 + r;
+      F* to = columns + r * words<F>(rows) * kDepth;
+      V total[kVectors], part[kVectors];
+      for (V* const sums : {total, part})
+        for (int v = 0; v < kVectors; ++v) sums[v] = V(A(0));
+      for (int64_t k = 0; k < rows; k += kDepth, from += kDepth * width_, to += n * kDepth) {
+        const F* const next = k + 1 < rows ? from + width_ : nullptr;
+        for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
+          const int64_t at = v * kLanes;
+          part[v] += load<A>(from + at);
+          // What is past the tile's rows is written over by the next word.
+          if constexpr (kDepth == 1) {
+            store(to + at, load<A>(from + at));
+          } else {
+            store_words(to + at * kDepth, Factor<F>::paired(from + at, next ? next + at : nullptr, kLanes), kLanes);
+            if (next) part[v] += load<A>(next + at);
+          }
         }
-        store_words(columns + (k / kDepth * kGatheredRows + r) * kDepth, word, place);
-        if ((k + kDepth) % (2 * kLeastBlock) == 0) {
-          total += part;
-          part = V(A(0));
-        }
+        if ((k + kDepth) % (2 * kLeastBlock) == 0)
+          for (int v = 0; v < kVectors; ++v) {
+            total[v] += part[v];
+            part[v] = V(A(0));
+          }
       }
-      store(bias + r0 + r, onto ? load<A>(bias + r0 + r, n) + total + part : total + part, n);
+      for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
+        A* const sum = bias + r0 + r + v * kLanes;
+        const int lanes = int(least(kLanes, n - v * kLanes));
+        store(sum, onto ? load<A>(sum, lanes) + total[v] + part[v] : total[v] + part[v], lanes);
+      }
     }
   }
 
@@ -418,10 +443,12 @@ class Backward {
   void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
                  bool onto) const {
     const int64_t block = sum_block(args_.rows);
-    const Left<F> left{columns, kDepth, kGatheredRows * kDepth, block};
+    const Left<F> left{columns, 0, 0, block, 1, false, true};
     if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     for (int64_t p = 0; p < right.count(); ++p)
-      right.multiply(p, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
+      right.multiply(
+          p, p + 1 < right.count() ? p + 1 : -1, packed, count, left,
+          [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
   }
 
   // This worker's share of n numbers.
@@ -455,7 +482,7 @@ class Backward {
   const Scratch<F> packed_x_, packed_h_, packed_reset_;
   const Scratch<F> reset_;  // [rows, H]: r * h
   const Scratch<S> zeros_;
-  const Scratch<F> columns_;                      // each worker's gathered gradients: [words, kGatheredRows, kDepth]
+  const Scratch<F> columns_;                      // each worker's gathered gradients: a left-hand matrix in tiles
   const Scratch<A> sums_ih_, sums_hh_;            // [G*H, I] and [G*H, H], unless they grow in place
   const Scratch<A> sums_bias_ih_, sums_bias_hh_;  // [G*H]; sums_bias_hh_ where it differs
 };

@@ -7,7 +7,7 @@
 namespace fused_rnn {
 namespace {
 
-FUSED_RNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FUSED_RNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_RNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The factors of a storage type: the type that is computed in, or where the processor multiplies it, itself.

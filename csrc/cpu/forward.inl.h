@@ -6,17 +6,15 @@
 namespace fused_rnn {
 namespace {
 
-constexpr int64_t kChunkBytes =
-    256 * 1024;  // a worker's projected input of some steps: stays in its second-level cache
-
 // Up to so many rows (step, batch), weights with rows of so many words together are not packed: the longer the rows,
 // the smaller is the share of summing the lanes up.
 FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, 8 + words / 16); }
 constexpr int64_t kConverted = 4;  // so many times fewer, where each use converts them
 
-// From so many rows a step on, x and h are multiplied in one tile, if the cell adds their products; with fewer, the
-// rows of several steps, if there are, fill the tiles of the projection better.
-constexpr int64_t kJoinedRows = 6;
+// From so many rows a step on, x and h are multiplied in one tile, if the cell adds their products. With fewer, a
+// projection of several steps, if there are, has fuller tiles; and it reads weights that are not near once for all of
+// its steps.
+constexpr int64_t kJoinedNear = 6, kJoinedFar = 17;
 
 template <class Cell, class S, class A>
 class Forward {
@@ -43,10 +41,11 @@ class Forward {
         hidden_(args.weight_hh, 0, multiplied_h(), args.H, places()),
         candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? multiplied_h() : 0, args.H,
                    places()),
+        joined_rows_(input_.bytes() + hidden_.bytes() > near_bytes() ? kJoinedFar : kJoinedNear),
         bias_x_(units_.vectors() * kGates * kLanes),
         bias_h_(units_.vectors() * Cell::kApart * kLanes),
-        rows_(most(division_.most_rows(), least(args.rows, kChunkBytes / (division_.most_panels() * kWide * kGates *
-                                                                          kLanes * int64_t(sizeof(A)))))),
+        rows_(most(division_.most_rows(), least(args.rows, near_bytes() / (division_.most_panels() * kWide * kGates *
+                                                                           kLanes * int64_t(sizeof(A)))))),
         gates_x_(is_joined(args.T - 1) ? 0 : regions() * units_.vectors() * rows_ * kGates * kLanes),
         x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
         h_(2 * args.B * h_row()),
@@ -54,7 +53,9 @@ class Forward {
         first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
         c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
 
-  static Division division(const LayerSizes& sizes) { return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates}; }
+  static Division division(const LayerSizes& sizes) {
+    return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates, kGates * int64_t(sizeof(F))};
+  }
 
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
@@ -68,10 +69,12 @@ class Forward {
     return args_.rows > (std::is_same<S, F>::value ? most : most / kConverted);
   }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
-  int64_t place_of(const Worker& worker, int64_t p) const { return packs_late_ ? worker.begin : p; }
-  template <class Panels>
-  void pack_late(const Worker& worker, int64_t p, const Panels& weight) const {
-    if (packs_late_) weight.pack(p, worker.begin);
+  // The turn of panel p, before that of panel `next`; packed late, each of `weights` gets it just now.
+  template <class... Weights>
+  FUSED_RNN_INLINE Turn turn(const Worker& worker, int64_t p, int64_t next, const Weights&... weights) const {
+    if (!packs_late_) return {p, p, next};
+    (weights.pack(p, worker.begin), ...);
+    return {p, worker.begin, -1};
   }
   // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return units_.padded() + kLanes; }
@@ -87,7 +90,7 @@ class Forward {
   }
   int64_t gates_x_vector() const { return rows_ * kGates * kLanes; }
   // Whether x and h of step t are multiplied in one tile. That all rows of the batch decide, whoever has them.
-  bool is_joined(int64_t t) const { return kAdds && (args_.T == 1 || active(t) >= kJoinedRows); }
+  bool is_joined(int64_t t) const { return kAdds && (args_.T == 1 || active(t) >= joined_rows_); }
   int64_t active(int64_t t) const { return args_.active_rows(t, 0, args_.B); }
   A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 
@@ -124,6 +127,7 @@ class Forward {
   void run_slice(const Worker& worker, const Part& part) const {
     const auto& a = args_;
     F *h = h_, *h_next = h + a.B * h_row();
+    Sweeps sweeps(part);
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) {
@@ -142,9 +146,9 @@ class Forward {
       for (int64_t i = 0; i < chunk.n; ++i) {
         const int64_t t = a.reverse ? chunk.t0 + chunk.n - 1 - i : chunk.t0 + i;
         if (joined)
-          joined_step(worker, part, chunk, t, h, h_next);
+          joined_step(worker, part, sweeps, chunk, t, h, h_next);
         else
-          step(worker, part, chunk, t, h, h_next);
+          step(worker, part, sweeps, chunk, t, h, h_next);
         end_step(worker, part, t, h, h_next);
         F* const swapped = h;
         h = h_next;
@@ -183,15 +187,16 @@ class Forward {
     const auto& a = args_;
     // Whether the rows of all steps lie one after the other.
     const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
+    Sweeps sweeps(part);
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
     in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
-      for (int64_t p = part.p0; p < part.p1; ++p) {
-        pack_late(worker, p, input_);
+      sweeps.sweep([&](int64_t p, int64_t next) {
+        const Turn turn = this->turn(worker, p, next, input_);
         for (int64_t i = 0; i < matrices; ++i) {
           const int64_t t = chunk.t0 + i, rows = whole ? m1 - m0 : chunk.count(t);
           A* const gates_x = gates_x_of(worker, chunk.begin(t) + m0);
           input_.multiply(
-              p, place_of(worker, p), rows, x_rows(worker, chunk, t, part.b0 + m0), [](int64_t, int64_t) {},
+              turn, rows, x_rows(worker, chunk, t, part.b0 + m0), [](int64_t, int64_t) {},
               [&](int64_t m, int64_t v, const A* sums) {
                 A* const to = gates_x + v * vector + m * kGates * kLanes;
                 const A* const bias = bias_x_ + v * kGates * kLanes;
@@ -199,42 +204,41 @@ class Forward {
                   store(to + g * kLanes, load<A>(sums + g * kLanes) + load<A>(bias + g * kLanes));
               });
         }
-      }
+      });
     });
   }
 
   // One step of a part: reads h, updates c, writes h_next. x and h are multiplied in one tile.
-  void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+  void joined_step(const Worker& worker, const Part& part, Sweeps& sweeps, const Chunk& chunk, int64_t t, F* h,
+                   F* h_next) const {
     const int64_t row0 = args_.row(t, 0);
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
                 [&](int64_t b0, int64_t b1) {
-                  for (int64_t p = part.p0; p < part.p1; ++p) {
-                    pack_late(worker, p, input_);
-                    pack_late(worker, p, hidden_);
+                  sweeps.sweep([&](int64_t p, int64_t next) {
                     input_.multiply_both(
-                        p, place_of(worker, p), b1 - b0, x_rows(worker, chunk, t, b0), hidden_, left(h, t, b0),
-                        [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
+                        turn(worker, p, next, input_, hidden_), b1 - b0, x_rows(worker, chunk, t, b0), hidden_,
+                        left(h, t, b0), [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
                         [&](int64_t m, int64_t v, const A* sums) {
                           V gates_h[kGates];
                           for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
                           finish(t, row0, b0 + m, v, bias_x_ + v * kGates * kLanes, gates_h, h, h_next);
                         });
-                  }
+                  });
                 });
   }
 
   // The same where x is projected.
-  void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+  void step(const Worker& worker, const Part& part, Sweeps& sweeps, const Chunk& chunk, int64_t t, F* h,
+            F* h_next) const {
     const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
     in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-      for (int64_t p = part.p0; p < part.p1; ++p) {
-        pack_late(worker, p, hidden_);
+      sweeps.sweep([&](int64_t p, int64_t next) {
         hidden_.multiply(
-            p, place_of(worker, p), b1 - b0, left(h, t, b0),
+            turn(worker, p, next, hidden_), b1 - b0, left(h, t, b0),
             [&](int64_t m, int64_t v) {
               if (!Cell::kResetBefore) fetch_results(row0 + b0 + m, v);
             },
@@ -253,15 +257,14 @@ class Forward {
                 finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
               }
             });
-      }
+      });
     });
     if constexpr (Cell::kResetBefore) {
       meet(worker);
       in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-        for (int64_t p = part.p0; p < part.p1; ++p) {
-          pack_late(worker, p, candidate_);
+        sweeps.sweep([&](int64_t p, int64_t next) {
           candidate_.multiply(
-              p, place_of(worker, p), b1 - b0, left(reset_, t, b0),
+              turn(worker, p, next, candidate_), b1 - b0, left(reset_, t, b0),
               [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
               [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
@@ -270,7 +273,7 @@ class Forward {
                 gates_h[kFirst] = load<A>(sums);
                 finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
               });
-        }
+        });
       });
     }
   }
@@ -300,9 +303,9 @@ class Forward {
 
   FUSED_RNN_INLINE void fetch_results(int64_t row, int64_t v) const {
     const auto& a = args_;
-    fetch_for_writing(a.output + row * a.output_row + v * kLanes, 1);
+    fetch_for_writing(a.output + row * a.output_row + v * kLanes, kLanes);
     for (int k = 0; a.saved && k < Cell::kSaved; ++k)
-      fetch_for_writing(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, 1);
+      fetch_for_writing(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, kLanes);
   }
 
   // The cell for row b and the units of vector v, its results to memory. `row0`: the row of b = 0 at step t.
@@ -352,6 +355,7 @@ class Forward {
   const GatePanels<kGates, kWide, S, A> input_;
   const GatePanels<kFirst, kWide, S, A> hidden_;
   const GatePanels<1, kWide, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  const int64_t joined_rows_;                   // from so many on
   const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const int64_t rows_;                          // of a chunk, at most
   const Scratch<A> gates_x_;                    // [regions, vectors, rows, kGates, kLanes]

@@ -4,12 +4,11 @@
 
 #include <cstdint>
 
+#include "caches.h"
 #include "factor.inl.h"
 
 namespace fused_rnn {
 namespace {
-
-constexpr int kMaxVectors = 4;  // widest panel
 
 // The most rows of a register tile of NV columns: the accumulators fit, the factors of the shorter side and one of the
 // longer.
@@ -19,11 +18,20 @@ constexpr int rows_in_registers(int NV) {
   return rows;
 }
 
+// Vectors of the register tile for a panel of NV. Where few rows would fit beside the whole width, it is half of that:
+// each of 6 rows times 2 vectors needs about as many loads as 3 times 4, but the panel is read half as often.
+template <int NV>
+constexpr int kTileVectors = rows_in_registers(NV) < 4 && NV % 2 == 0 ? NV / 2 : NV;
+
 // Rows of the register tile for a panel of NV vectors.
 template <int NV>
-constexpr int kTileRows = rows_in_registers(NV) < 8 ? rows_in_registers(NV) : 8;
+constexpr int kTileRows = int(least(rows_in_registers(kTileVectors<NV>), 8));
 
-// The left-hand matrix: word k of row m begins at data[m * row + k * col].
+constexpr int kMaxVectors = kTileVectors<4>;       // widest panel of `Panels`
+constexpr int kLeftRows = kTileRows<kMaxVectors>;  // of a left-hand matrix in tiles
+
+// The left-hand matrix: word k of row m begins at data[m * row + k * col]. Or it is in tiles of about equal numbers of
+// rows, at most kLeftRows: one after the other, and in each word k of all its rows before word k + 1.
 //
 // Sums run over `block` words before they are added to the total: the rounding error of a long sum grows with the
 // length of its parts and their number, not with their product. `chains` sums of every chains-th word grow at once:
@@ -35,13 +43,35 @@ struct Left {
   int64_t row, col = Factor<F>::kDepth, block = 256;
   int chains = 1;
   bool onto = false;  // the total grows on what is there already
-  bool far = false;   // the panel is not in the second-level cache yet
+  bool tiled = false;
+
+  // `rows` rows from m on, which if it is tiled are a tile of K words.
+  FUSED_RNN_INLINE Left tile(int64_t m, int64_t rows, int64_t K) const {
+    constexpr int64_t kDepth = Factor<F>::kDepth;
+    Left some = *this;
+    some.data += m * (tiled ? K * kDepth : row);
+    if (tiled) some.row = kDepth, some.col = rows * kDepth;
+    return some;
+  }
 };
 
-// Prefetch distance, in words, for panels that do not stay in the second-level cache.
-constexpr int kWordsAhead = 16;
-constexpr int64_t kNearBytes = 512 * 1024;  // of all panels together, if they are to stay there from step to step
-constexpr int64_t kLineBytes = 64;          // of a cache line
+constexpr int64_t kLineBytes = 64;                            // of a cache line
+constexpr int64_t kBytesAhead = 64 * FUSED_RNN_VECTOR_BYTES;  // a tile asks for its own panel so much before it is used
+
+// So many bytes of a matrix stay in the second-level cache from one use to the next, beside what else goes through it.
+inline int64_t near_bytes() { return second_level_cache() / 2; }
+
+// Cache lines of a word of NV vectors.
+template <class A, int NV>
+constexpr int kWordLines = int((NV * Vec<A>::kLanes * sizeof(A) + kLineBytes - 1) / kLineBytes);
+
+// What a tile prefetches: for each word `lines` lines, `step` bytes further each time; into the first-level cache if
+// they are whole words, else into the second.
+struct Prefetch {
+  const char* at = nullptr;
+  int64_t step = 0;
+  int lines = 0;
+};
 
 // As many chains as keep the adders busy with M rows.
 FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
@@ -79,12 +109,23 @@ FUSED_RNN_INLINE void add_products(V (&sum)[M][N], const Row& row, const Column&
   }
 }
 
-// to[m, v] = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors; rows of `to` are to_row apart
-template <class F, int MR, int NV, int kChains, bool kFar = false, class A = typename Factor<F>::A>
-void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row) {
+// Where a tile's sums go: to rows that are `row` apart, or with those as scratch memory to or onto results[m].
+template <class A>
+struct Sums {
+  A* to;
+  int64_t row;
+  A* const* results = nullptr;
+  bool onto = false;
+};
+
+// sums(m, v) = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
+template <class F, int MR, int NV, int kChains, int kLines, class A = typename Factor<F>::A>
+void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, Prefetch prefetch) {
   using V = Vec<A>;
   const F* from = left.data;
-  const int64_t row = left.row, col = left.col;
+  const int64_t row = left.row, col = left.col, to_row = sums.row;
+  A* const to = sums.to;
+  A* const* const results = sums.results;
   constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block * kChains) {
     V sum[kChains][MR][NV];
@@ -96,12 +137,15 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row)
       add_products<MR, NV>(
           sum[c], [&](int m) __attribute__((always_inline)) { return Factor<F>::broadcast(from + m * row); },
           [&](int v) __attribute__((always_inline)) {
-            if constexpr (kFar) __builtin_prefetch(panel.data + kWordsAhead * panel.row + v * kWord);
             V b;
             std::memcpy(&b.v, panel.data + v * kWord, sizeof(b.v));
             return b;
           },
           [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
+      constexpr int kLevel = kLines < kWordLines<A, NV> ? 2 : 3;  // 3: the first, 2: the second
+      FUSED_RNN_UNROLL
+      for (int line = 0; line < kLines; ++line) __builtin_prefetch(prefetch.at + line * kLineBytes, 0, kLevel);
+      prefetch.at += prefetch.step;
       from += col;
       panel.data += panel.row;
     };
@@ -113,13 +157,19 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row)
     }
     if constexpr (kChains > 1)
       for (; k < end; ++k) add(0);
-    FUSED_RNN_UNROLL
-    for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
-    for (int v = 0; v < NV; ++v) {
+    const auto each = [&](const auto& f) __attribute__((always_inline)) {
       FUSED_RNN_UNROLL
-      for (int c = 1; c < kChains; ++c) sum[0][m][v] += sum[c][m][v];
-      A* total = to + m * to_row + v * V::kLanes;
-      store(total, k0 == 0 && !left.onto ? sum[0][m][v] : load<A>(total) + sum[0][m][v]);
+      for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
+      for (int v = 0; v < NV; ++v) f(sum[0][m][v], m, v * V::kLanes);
+    };
+    FUSED_RNN_UNROLL
+    for (int c = 1; c < kChains; ++c) each([&](V& total, int m, int v) { total += sum[c][m][v / V::kLanes]; });
+    if (k0 > 0 || left.onto) each([&](V& total, int m, int v) { total += load<A>(to + m * to_row + v); });
+    if (!results || end < K) {
+      each([&](V& total, int m, int v) { store(to + m * to_row + v, total); });
+    } else {
+      if (sums.onto) each([&](V& total, int m, int v) { total += load<A>(results[m] + v); });
+      each([&](V& total, int m, int v) { store(results[m] + v, total); });
     }
   }
 }
@@ -129,86 +179,87 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row)
 template <int kChains, int M, int NV>
 constexpr bool kFit = kChains * M * NV + (M < NV ? M : NV) + 1 <= FUSED_RNN_REGISTERS;
 
-// A tile of few rows reads its panel faster than the second-level cache delivers it. Then K is cut into blocks, whose
-// part of the panel stays in the first-level cache for several tiles; they are no shorter than the parts of a sum.
-template <int NV>
-constexpr bool kCutsK = kTileRows<NV> < 6;
-
-// `tile`, with prefetching if its panel is far. With many registers, tiles of up to 3 rows leave that to the hardware:
-// nothing else was measured there.
+// `tile` with the lines of `prefetch` as a constant. Up to 3 rows are one tile, which prefetches whole words; with many
+// registers it leaves that to the hardware: nothing else was measured there.
 template <class F, int MR, int NV, int kChains, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_in_chains(int64_t K, const Left<F>& left, Panel<F> panel, A* to, int64_t to_row) {
-  if constexpr (kCutsK<NV> || MR > 3)
-    if (left.far) return tile<F, MR, NV, kChains, true>(K, left, panel, to, to_row);
-  tile<F, MR, NV, kChains>(K, left, panel, to, to_row);
+FUSED_RNN_INLINE void tile_in_chains(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                     const Prefetch& prefetch) {
+  constexpr int kAll = kWordLines<A, NV>;
+  if (prefetch.lines == 0 || (MR <= 3 && FUSED_RNN_REGISTERS > 16))
+    return tile<F, MR, NV, kChains, 0>(K, left, panel, sums, prefetch);
+  if constexpr (MR > 3 && kAll > 1)
+    if (prefetch.lines == 1) return tile<F, MR, NV, kChains, 1>(K, left, panel, sums, prefetch);
+  if constexpr (MR > 3 && kAll > 2)
+    if (prefetch.lines == 2) return tile<F, MR, NV, kChains, 2>(K, left, panel, sums, prefetch);
+  tile<F, MR, NV, kChains, kAll>(K, left, panel, sums, prefetch);
 }
 
 // `tile` for a number of rows from 1 to MR
 template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, A* to,
-                                int64_t to_row = NV * Vec<A>::kLanes) {
+FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                const Prefetch& prefetch = {}) {
   if constexpr (MR > 1)
-    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, to, to_row);
+    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, sums, prefetch);
   if constexpr (MR == 1)
-    if (left.chains == 4) return tile_in_chains<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, to, to_row);
+    if (left.chains == 4) return tile_in_chains<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, sums, prefetch);
   if constexpr (MR <= 3 && kFit<2, 3, NV>)
-    if (left.chains == 2) return tile_in_chains<F, MR, NV, 2>(K, left, panel, to, to_row);
-  tile_in_chains<F, MR, NV, 1>(K, left, panel, to, to_row);
+    if (left.chains == 2) return tile_in_chains<F, MR, NV, 2>(K, left, panel, sums, prefetch);
+  tile_in_chains<F, MR, NV, 1>(K, left, panel, sums, prefetch);
 }
 
-// One product of a sum of products: K words of the rows of `left` times a panel.
+// One product of a sum of products: K words of the rows of `left` times a panel. Of a panel that is wider than a tile,
+// the vectors of each tile lie together, for all words.
 template <class F>
 struct Product {
   int64_t K;
   Left<F> left;
   Panel<F> panel;
+  const F* next = nullptr;  // the panel after it, if that is not in the second-level cache
+
+  FUSED_RNN_INLINE Panel<F> part(int i) const { return {panel.data + i * K * panel.row, panel.row}; }  // of one tile
+
+  // What tile i of n with the same vectors of a panel prefetches: an equal share of the vectors that come after. If the
+  // first tile asked for all of them, it would have to wait. A single tile asks for its own, kBytesAhead before it uses
+  // them: those that come after would not stay in the first-level cache until then.
+  FUSED_RNN_INLINE Prefetch prefetch(const F* own, const F* after, int64_t i, int64_t n) const {
+    if (!next) return {};
+    const int64_t step = ceil_div(panel.row * int64_t(sizeof(F)), n);
+    const char* const from =
+        n == 1 ? reinterpret_cast<const char*>(own) + kBytesAhead : reinterpret_cast<const char*>(after) + K * step * i;
+    return {from, step, int(ceil_div(step, kLineBytes))};
+  }
 };
-
-template <int NV>
-constexpr int64_t kWordsAtOnce = kCutsK<NV> ? 128 : INT64_MAX / 2;
-template <int NV>
-constexpr int kTilesAtOnce = kCutsK<NV> ? 8 : 1;
-
-// Prefetches part i of an array of `elements` numbers that is divided into n parts.
-template <class T>
-FUSED_RNN_INLINE void fetch_part(const T* from, int64_t elements, int64_t i, int64_t n) {
-  const int64_t bytes = elements * int64_t(sizeof(T));
-  for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += kLineBytes)
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + at);
-}
 
 // The sum of the products, for M rows, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV
 // vectors of sums, after fetch(m) could prefetch the memory that emit will write.
 template <int NV, int kProducts, class F, class Fetch, class Emit, class A = typename Factor<F>::A>
 FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[kProducts], const Fetch& fetch,
                                         const Emit& emit) {
-  constexpr int kRows = kTileRows<NV>;
-  constexpr int kWidth = NV * Vec<A>::kLanes;
-  const int64_t at_once = most(kWordsAtOnce<NV>, products[0].left.block);
-  alignas(64) A sums[kTilesAtOnce<NV> * kRows * kWidth];
-  const int64_t tiles = ceil_div(M, kRows);
-  for (int64_t first = 0; first < tiles; first += kTilesAtOnce<NV>) {
-    const int64_t end = least(tiles, first + kTilesAtOnce<NV>), m0 = M * first / tiles, m1 = M * end / tiles;
-    bool onto = false;
-    for (const Product<F>& product : products)
-      for (int64_t k = 0; !onto || k < product.K; k += at_once) {
-        Left<F> left = product.left;
-        left.data += m0 * left.row + k * left.col;
-        left.onto = onto;
-        const bool far = left.far && first == 0;
-        const bool shared = kCutsK<NV> && end - first > 1;  // the part of the panel, by several tiles
-        left.far = far && !shared;
-        const Panel<F> panel{product.panel.data + k * product.panel.row, product.panel.row};
-        for (int64_t i = first, m = m0; i < end; ++i) {
-          const int rows = int(M * (i + 1) / tiles - m);
-          for (int64_t j = m; !onto && j < m + rows; ++j) fetch(j);
-          if (shared && far) fetch_part(panel.data + at_once * panel.row, at_once * panel.row, i - first, end - first);
-          tile_rows<F, NV>(rows, least(at_once, product.K - k), left, panel, sums + (m - m0) * kWidth);
-          left.data += rows * left.row;
-          left.far = false;
-          m += rows;
+  constexpr int kWidth = NV * Vec<A>::kLanes, kVectors = kTileVectors<NV>, kParts = NV / kVectors;
+  const int64_t tiles = ceil_div(M, products[0].left.tiled ? kLeftRows : kTileRows<NV>);
+  constexpr int kTilesAtOnce = kParts > 1 ? 8 : 1;
+  alignas(64) A sums[kTilesAtOnce * kTileRows<NV> * kWidth];
+  for (int64_t first = 0; first < tiles; first += kTilesAtOnce) {
+    const int64_t end = least(tiles, first + kTilesAtOnce), m0 = M * first / tiles, m1 = M * end / tiles;
+    for (int part = 0; part < kParts; ++part)
+      for (int64_t i = first, m = m0; i < end; ++i) {
+        const int rows = int(M * (i + 1) / tiles - m);
+        for (int64_t j = m; part == 0 && j < m + rows; ++j) fetch(j);
+        bool onto = false;
+        for (const Product<F>& product : products) {
+          Left<F> left = product.left.tile(m, rows, product.K);
+          left.onto = onto;
+          const Panel<F> panel = product.part(part);
+          Prefetch prefetch;
+          if (part + 1 == kParts)
+            prefetch = product.prefetch(panel.data, product.next, i, tiles);
+          else if (first == 0)
+            prefetch = product.prefetch(panel.data, product.part(part + 1).data, i, end);
+          A* const to = sums + (m - m0) * kWidth + part * kVectors * Vec<A>::kLanes;
+          tile_rows<F, kVectors>(rows, product.K, left, panel, Sums<A>{to, kWidth}, prefetch);
+          onto = true;
         }
-        onto = true;
+        m += rows;
       }
     for (int64_t m = m0; m < m1; ++m) emit(m, sums + (m - m0) * kWidth);
   }
@@ -216,8 +267,9 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[
 
 template <class T>
 FUSED_RNN_INLINE void fetch_for_writing(const T* to, int64_t n) {
-  const char* const first = reinterpret_cast<const char*>(to);
-  for (int64_t at = 0; at < n * int64_t(sizeof(T)); at += kLineBytes) __builtin_prefetch(first + at, 1);
+  const char *const first = reinterpret_cast<const char*>(to), *const last = first + n * int64_t(sizeof(T)) - 1;
+  for (const char* at = first; at < last; at += kLineBytes) __builtin_prefetch(at, 1);
+  __builtin_prefetch(last, 1);
 }
 
 // The first n of NV vectors of sums, to or onto memory.
@@ -356,21 +408,23 @@ struct Panels {
     const bool direct = std::is_same<T, A>::value && N % kLanes == 0;
     if constexpr (std::is_same<T, A>::value)
       if (direct && words<F>(K) == 1) return multiply_one_word(packed, M, left, to, onto);
-    constexpr int kRows = kTileRows<kMaxVectors>;
     left.onto = direct && onto;
-    for (int64_t m = 0; m < M; m += kRows, left.data += kRows * left.row) {
-      const int rows = int(least(kRows, M - m));
+    const int64_t tiles = ceil_div(M, kLeftRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t m = M * i / tiles;
+      const int rows = int(M * (i + 1) / tiles - m);
+      const Left<F> some = left.tile(m, rows, words<F>(K));
       for (int64_t p = 0; p < count(); ++p) {
         if constexpr (std::is_same<T, A>::value)
           if (direct) {
             with_width(p, [&](auto width) {
               const int64_t first = first_vector(p) * kLanes;
               const Panel<F> panel{packed + first * words<F>(K) * kDepth, width * kLanes * kDepth};
-              tile_rows<F, width>(rows, words<F>(K), left, panel, to + m * N + first, N);
+              tile_rows<F, width>(rows, words<F>(K), some, panel, Sums<A>{to + m * N + first, N});
             });
             continue;
           }
-        multiply(p, packed, rows, left, [&](int64_t r) { return to + (m + r) * N; }, N, onto);
+        multiply(p, -1, packed, rows, some, [&](int64_t r) { return to + (m + r) * N; }, N, onto);
       }
     }
   }
@@ -407,7 +461,8 @@ struct Panels {
           const int64_t tiles = ceil_div(M, kTileRows<NV>);
           for (int64_t i = 0, m = 0; i < tiles; ++i) {
             const int rows = int(M * (i + 1) / tiles - m);
-            tile_rows<F, NV>(rows, words<F>(k1 - k0), left, panel, sums + (first_vector(p) * M + m * NV) * kLanes);
+            tile_rows<F, NV>(rows, words<F>(k1 - k0), left, panel,
+                             Sums<A>{sums + (first_vector(p) * M + m * NV) * kLanes, NV * kLanes});
             left.data += rows * left.row;
             m += rows;
           }
@@ -426,16 +481,16 @@ struct Panels {
   // Multiplies M rows of `left` by panel p. The columns of that panel in row m of the product go to row_of(m), or are
   // added to the numbers there if `onto`; `columns` is the length of a row.
   template <class RowOf>
-  void multiply(int64_t p, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of, int64_t columns,
-                bool onto) const {
-    with_width(p, [&](auto width) { multiply_width<width>(p, packed, M, left, row_of, columns, onto); });
+  void multiply(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+                int64_t columns, bool onto) const {
+    with_width(p, [&](auto width) { multiply_width<width>(p, next, packed, M, left, row_of, columns, onto); });
   }
 
  private:
   // The same for a single word of K: then the packed panels are one row.
   void multiply_one_word(const F* packed, int64_t M, const Left<F>& left, A* to, bool onto) const {
     for (int64_t m = 0; m < M; ++m, to += N) {
-      const Vec<A> a = Factor<F>::broadcast(left.data + m * left.row);
+      const Vec<A> a = Factor<F>::broadcast(left.tile(m, 1, 1).data);
       for (int64_t j = 0; j < N; j += kLanes) {
         Vec<A> b;
         std::memcpy(&b.v, packed + j * kDepth, sizeof(b.v));
@@ -455,16 +510,36 @@ struct Panels {
     }
   }
 
+  // M rows of a panel of NV whole vectors, to or onto row_of(m).
   template <int NV, class RowOf>
-  void multiply_width(int64_t p, const F* packed, int64_t M, Left<F> left, const RowOf& row_of, int64_t columns,
-                      bool onto) const {
+  static void multiply_whole(int64_t M, const Product<F>& product, const RowOf& row_of, bool onto) {
+    constexpr int kWidth = NV * kLanes;
+    alignas(64) A sums[kTileRows<NV> * kWidth];
+    const int64_t tiles = ceil_div(M, product.left.tiled ? kLeftRows : kTileRows<NV>);
+    for (int64_t i = 0, m = 0; i < tiles; ++i) {
+      const int rows = int(M * (i + 1) / tiles - m);
+      A* results[kTileRows<NV>];
+      for (int j = 0; j < rows; ++j) fetch_for_writing(results[j] = row_of(m + j), kWidth);
+      tile_rows<F, NV>(rows, product.K, product.left.tile(m, rows, product.K), product.panel,
+                       Sums<A>{sums, kWidth, results, onto},
+                       product.prefetch(product.panel.data, product.next, i, tiles));
+      m += rows;
+    }
+  }
+
+  template <int NV, class RowOf>
+  void multiply_width(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+                      int64_t columns, bool onto) const {
     const int64_t first = first_vector(p) * kLanes;
     const int n = int(least(NV * kLanes, columns - first));
-    const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N}
-                                    : Panel<F>{packed + first * words<F>(K) * kDepth, NV * kLanes * kDepth};
-    left.far = elements() * int64_t(sizeof(F)) > kNearBytes;
+    const auto at = [&](int64_t p) { return packed + first_vector(p) * kLanes * words<F>(K) * kDepth; };
+    const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N} : Panel<F>{at(p), NV * kLanes * kDepth};
+    const bool fetches = !unpacked && next >= 0 && elements() * int64_t(sizeof(F)) > near_bytes();
+    const Product<F> product{words<F>(K), left, panel, fetches ? at(next) : nullptr};
+    if constexpr (std::is_same<std::decay_t<decltype(*row_of(0))>, A>::value)
+      if (n == NV * kLanes) return multiply_whole<NV>(M, product, [&](int64_t m) { return row_of(m) + first; }, onto);
     rows_times_panels<NV, 1, F>(
-        M, {{words<F>(K), left, panel}}, [&](int64_t m) { fetch_for_writing(row_of(m) + first, n); },
+        M, {product}, [&](int64_t m) { fetch_for_writing(row_of(m) + first, n); },
         [&](int64_t m, const A* sums) { store_row<NV>(row_of(m) + first, sums, n, onto); });
   }
 };

@@ -31,12 +31,18 @@ struct Units {
   int count(int64_t v) const { return int(least(kLanes, H - v * kLanes)); }  // units of vector v
 };
 
+// The turn of panel p, which is packed in `place`; after it comes that of the panel in place `next`, -1 if none does.
+struct Turn {
+  int64_t p, place, next;
+};
+
 // Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels of NU vectors of units. Where few rows are to be
 // multiplied, packing would cost more than it saves: then the weight is used where it is.
 template <int NG, int NU, class S, class A>
 class GatePanels {
   using F = factor_t<S>;
-  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth, kWidth = NU * NG * kLanes;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
+  static constexpr int kVectors = kTileVectors<NU * NG>;
 
  public:
   // places: of packed panels, 0 if the weight is used where it is
@@ -49,14 +55,15 @@ class GatePanels {
     for (int i = 0; i < NU * NG; ++i) {
       const int64_t v = p * NU + i / NG;
       const int n = units_.count(v);
-      F* to = weight_ + place * panel_size() + i * kLanes * kDepth;
+      F* to =
+          weight_ + place * panel_size() + (i / kVectors * words<F>(K_) * kVectors + i % kVectors) * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
         Vec<A> rows[kLanes];
         for (int r = 0; r < kLanes; ++r)
           rows[r] = r < n ? load_words<F>(row(i % NG, v) + r * K_ + k, K_ - k) : Vec<A>(A(0));
         transpose(rows);
         const int64_t left = least(kLanes, words<F>(K_ - k));
-        for (int64_t word = 0; word < left; ++word, to += kWidth * kDepth)
+        for (int64_t word = 0; word < left; ++word, to += kVectors * kLanes * kDepth)
           std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
       }
     }
@@ -65,24 +72,24 @@ class GatePanels {
   // For each vector v of panel p, which is packed in `place`, emit(m, v, sums): row m of `left` times the columns of
   // the vector's NG gates; before it, once for a panel, fetch(m, v).
   template <class Fetch, class Emit>
-  FUSED_RNN_INLINE void multiply(int64_t p, int64_t place, int64_t M, Left<F> left, const Fetch& fetch,
+  FUSED_RNN_INLINE void multiply(const Turn& turn, int64_t M, Left<F> left, const Fetch& fetch,
                                  const Emit& emit) const {
-    left.far = is_far();
-    if (places_ > 0) return multiply_panels<1>(p, M, {{words<F>(K_), left, panel(place)}}, fetch, emit);
-    multiply_rows<1>(p, M, {{left, this}}, emit);
+    if (places_ > 0) return multiply_panels<1>(turn.p, M, {product(turn, left, bytes())}, fetch, emit);
+    multiply_rows<1>(turn.p, M, {{left, this}}, emit);
   }
 
   // The same for the sum of two products: of `left` and of `other_left` times panel p of `other`, packed as this one.
   template <class Fetch, class Emit>
-  FUSED_RNN_INLINE void multiply_both(int64_t p, int64_t place, int64_t M, Left<F> left, const GatePanels& other,
+  FUSED_RNN_INLINE void multiply_both(const Turn& turn, int64_t M, Left<F> left, const GatePanels& other,
                                       Left<F> other_left, const Fetch& fetch, const Emit& emit) const {
-    left.far = other_left.far = is_far();
+    const int64_t both = bytes() + other.bytes();
     if (places_ > 0)
-      return multiply_panels<2>(
-          p, M, {{words<F>(K_), left, panel(place)}, {words<F>(other.K_), other_left, other.panel(place)}}, fetch,
-          emit);
-    multiply_rows<2>(p, M, {{left, this}, {other_left, &other}}, emit);
+      return multiply_panels<2>(turn.p, M, {product(turn, left, both), other.product(turn, other_left, both)}, fetch,
+                                emit);
+    multiply_rows<2>(turn.p, M, {{left, this}, {other_left, &other}}, emit);
   }
+
+  int64_t bytes() const { return places_ * panel_size() * int64_t(sizeof(F)); }  // of the packed panels
 
  private:
   struct Factors {
@@ -90,9 +97,12 @@ class GatePanels {
     const GatePanels* right;
   };
 
-  bool is_far() const { return places_ * panel_size() * int64_t(sizeof(F)) > kNearBytes; }
-  int64_t panel_size() const { return words<F>(K_) * kWidth * kDepth; }
-  Panel<F> panel(int64_t place) const { return {weight_ + place * panel_size(), kWidth * kDepth}; }
+  int64_t panel_size() const { return words<F>(K_) * NU * NG * kLanes * kDepth; }
+  // `bytes`: of all matrices that are multiplied in turn with this one
+  Product<F> product(const Turn& turn, const Left<F>& left, int64_t bytes) const {
+    const F* const next = turn.next >= 0 && bytes > near_bytes() ? weight_ + turn.next * panel_size() : nullptr;
+    return {words<F>(K_), left, {weight_ + turn.place * panel_size(), kVectors * kLanes * kDepth}, next};
+  }
   const S* row(int g, int64_t v) const { return source_ + (g * units_.H + v * kLanes) * K_; }
 
   // The sum of kProducts products with packed panels p.
@@ -146,21 +156,20 @@ FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, A* to, int64_t padde
 }
 
 // Whether rows are far more than stays in the second-level cache.
-FUSED_RNN_INLINE bool are_many(int64_t bytes) { return bytes > 4 * kNearBytes; }
+inline bool are_many(int64_t bytes) { return bytes > 4 * second_level_cache(); }
 
 // f(m0, m1) for rows [begin, end): where they are far more than stays in the second-level cache, in slices that do,
 // each for all panels.
 template <class SliceOfRows>
 FUSED_RNN_INLINE void in_slices(int64_t begin, int64_t end, int64_t row_bytes, const SliceOfRows& f) {
   const int64_t n = end - begin, bytes = n * row_bytes;
-  const int64_t slices = are_many(bytes) ? least(n, ceil_div(bytes, kNearBytes)) : 1;
+  const int64_t slices = are_many(bytes) ? least(n, ceil_div(bytes, second_level_cache())) : 1;
   for (int64_t i = 0; i < slices; ++i) f(begin + n * i / slices, begin + n * (i + 1) / slices);
 }
 
 // How a step is divided among workers: by rows of the batch, who then never meet, or by panels of units, who meet after
 // every step but read each weight only once.
 struct Division {
-  static constexpr int64_t kSmallH = 128;  // whose weights fit into everyone's second-level cache
   static constexpr int64_t kTileRows = 6;  // by rows, a worker should have as many at least,
   static constexpr int64_t kSliceRows =
       48;  // and takes so many through all steps before the next: their states stay near
@@ -172,12 +181,14 @@ struct Division {
     FUSED_RNN_INLINE int64_t rows() const { return b1 - b0; }
   };
 
-  // flops: for each number of a row of x and h, each unit, row and step.
-  FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, double flops) : B(sizes.B), panels(panels) {
-    const int64_t T = sizes.T, H = sizes.H;
-    const double call = flops * double(sizes.rows) * double(H) * double(sizes.I + H);
+  // flops and weight_bytes: for each number of a row of x and h and each unit; flops also for each row and step.
+  FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, double flops, int64_t weight_bytes)
+      : B(sizes.B), panels(panels) {
+    const int64_t T = sizes.T, weights = sizes.H * (sizes.I + sizes.H);
+    const bool all_near = weights * weight_bytes <= second_level_cache();  // in that of each worker
+    const double call = flops * double(sizes.rows) * double(weights);
     int64_t wanted = workers_for(call, call);
-    by_rows = panels < wanted ? B >= panels : H <= kSmallH && B >= kTileRows * wanted;
+    by_rows = panels < wanted ? B >= panels : all_near && B >= kTileRows * wanted;
     if (!by_rows) wanted = workers_for(call, T > 0 ? call / double(T) : call);
     workers = most(1, least(wanted, by_rows ? B : panels));
   }
@@ -193,6 +204,25 @@ struct Division {
   }
   FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? least(kSliceRows, ceil_div(B, workers)) : B; }
   FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }
+};
+
+// The panels of a part in turn: up, down, up and so on, as a sweep begins best with those that the second-level cache
+// still holds at the end of the one before.
+class Sweeps {
+ public:
+  FUSED_RNN_INLINE explicit Sweeps(const Division::Part& part) : p0_(part.p0), p1_(part.p1) {}
+
+  // visit(p, next) for each panel p and the one after it, or -1.
+  template <class Visit>
+  FUSED_RNN_INLINE void sweep(const Visit& visit) {
+    const int64_t first = down_ ? p1_ - 1 : p0_, last = down_ ? p0_ : p1_ - 1, step = down_ ? -1 : 1;
+    for (int64_t i = 0, p = first; i < p1_ - p0_; ++i, p += step) visit(p, p == last ? -1 : p + step);
+    down_ = !down_;
+  }
+
+ private:
+  int64_t p0_, p1_;
+  bool down_ = false;
 };
 
 // Steps [t0, t0 + n) of a part, and its rows in them, one after the other: at each step those up to the last that is

@@ -1,0 +1,20 @@
+// The loops of float32 and bfloat16 in vectors of 64 bytes and with 32 registers, as AVX-512 has them, for a processor
+// that lacks it: the compiler builds the vectors from narrower ones.
+#define FUSED_RNN_VECTOR_BYTES 64
+#define FUSED_RNN_REGISTERS 32
+#include "../../csrc/cpu/isa.h"
+#include "../../csrc/cpu/loops.inl.h"
+
+namespace fused_rnn {
+
+static const AllLoops& wide_loops() {
+  static const AllLoops all{loops<float>(), {}, loops<BFloat16>(), {}};
+  return all;
+}
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet set{"wide", [] { return true; }, wide_loops};
+  return set;
+}
+
+}  // namespace fused_rnn
