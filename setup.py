@@ -37,7 +37,7 @@ AVX512_FLAGS = (
     "-Wno-uninitialized -Wno-maybe-uninitialized"
 )
 
-# A loop is as fast wherever it begins: in the middle of a cache line, that of 4 rows took a third longer.
+# Loops begin at the start of a cache line: a tile of 4 x 2 took a third longer where its loop did not.
 ALIGNED = "-falign-loops=64"
 
 # Kernels of one instruction set: source file, flags. Only builds for its processor have the file.

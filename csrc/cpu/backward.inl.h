@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
-constexpr int64_t kGatheredRows = 96;  // of the weights' gradients, at once: what they need stays in the cache
+constexpr int64_t kGatheredRows = 96;  // of a block of the weights' gradients: what it multiplies stays in the cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
 constexpr int64_t kFewRows = 64;       // at most this many rows: writing the weights' gradients is most of the time
 
@@ -152,11 +152,9 @@ class Backward {
         if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), load_or_zero(a.grad_cy, b, p));
       }
     worker.wait();
-    Sweeps sweeps(part);
     for (int64_t done = 0; done < a.T;) {  // in the opposite order of the forward's
       const GradChunk chunk(a, done);
-      for (int64_t i = 0; i < chunk.n; ++i)
-        step(worker, part, sweeps, chunk.t0 + (a.reverse ? i : chunk.n - 1 - i), chunk);
+      for (int64_t i = 0; i < chunk.n; ++i) step(worker, part, chunk.t0 + (a.reverse ? i : chunk.n - 1 - i), chunk);
       if (a.grad_weight_hh) pack_rows(worker, chunk, 0);
       worker.wait();
       if (a.grad_x) write_grad_x(worker, chunk);
@@ -214,7 +212,7 @@ class Backward {
   }
 
   // Step t of a part: from the gradient of the state after it to that of the state before it.
-  void step(const Worker& worker, const Part& part, Sweeps& sweeps, int64_t t, const GradChunk& chunk) const {
+  void step(const Worker& worker, const Part& part, int64_t t, const GradChunk& chunk) const {
     const auto& a = args_;
     const int64_t active = a.active_rows(t, part.b0, part.b1), row0 = chunk.begin(t), all = chunk.count(t);
     if constexpr (Cell::kResetBefore)
@@ -227,7 +225,7 @@ class Backward {
           }
         meet(worker);
         multiply_hidden(
-            worker, part, sweeps, candidate_, candidate_weight_, candidate_row(), active,
+            worker, part, t % 2 == 1, candidate_, candidate_weight_, candidate_row(), active,
             left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
       }
     for (int64_t b = part.b0; b < active; ++b)
@@ -241,14 +239,14 @@ class Backward {
     if (is_first && !a.grad_hx) return;
     meet(worker);
     multiply_hidden(
-        worker, part, sweeps, hidden_, hidden_weight_, hidden_row(), active, left(grads_h(row0 + part.b0, 0, 0), all),
-        [&](int64_t b) { return grad_h(b, 0); }, true);
+        worker, part, t % 2 == 1, hidden_, hidden_weight_, hidden_row(), active,
+        left(grads_h(row0 + part.b0, 0, 0), all), [&](int64_t b) { return grad_h(b, 0); }, true);
   }
 
   // Multiplies `left` by the part's panels of weight_hh. Rows [part.b0, active) of the product go to row_of(b), or are
   // added to the numbers there if `onto`.
   template <class SourceOf, class RowOf>
-  void multiply_hidden(const Worker& worker, const Part& part, Sweeps& sweeps, const Panels<F>& weight, const F* packed,
+  void multiply_hidden(const Worker& worker, const Part& part, bool down, const Panels<F>& weight, const F* packed,
                        const SourceOf& source_of, int64_t active, const Left<F>& left, const RowOf& row_of,
                        bool onto) const {
     if (is_one_step_)
@@ -258,7 +256,7 @@ class Backward {
     in_slices(part.b0, active, width_ * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
       Left<F> rows = left;
       rows.data += (b0 - part.b0) * width_;
-      sweeps.sweep([&](int64_t p, int64_t next) {
+      each_panel(part.p0, part.p1, down, [&](int64_t p, int64_t next) {
         weight.multiply(
             p, next, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, units_.padded(), onto);
       });
@@ -326,11 +324,11 @@ class Backward {
           [&](int64_t m) { return a.grad_x + row_of(chunk, m) * a.I; }, a.I, a.adds_grad_x);
     else
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
-        for (int64_t p = 0; p < panels; ++p)
+        each_panel(0, panels, false, [&](int64_t p, int64_t next) {
           input_.multiply(
-              p, p + 1 < panels ? p + 1 : -1, input_weight_, r1 - r0,
-              {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
+              p, next, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
               [&](int64_t m) { return a.grad_x + row_of(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
+        });
       });
     for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.offsets && i < worker.last(chunk.n); ++i) {
       const int64_t t = chunk.t0 + i;
@@ -377,7 +375,7 @@ class Backward {
     }
   }
 
-  // Rows of the weights' gradients that are summed at once, so many that all workers have about equal shares.
+  // Rows of a block of the weights' gradients: at most kGatheredRows, and about as many for every worker.
   int64_t gathered_rows() const {
     const int64_t share = ceil_div(kGates * args_.H, division_.workers);
     return ceil_div(share, ceil_div(share, kGatheredRows));
@@ -417,7 +415,7 @@ class Backward {
         for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
           const int64_t at = v * kLanes;
           part[v] += load<A>(from + at);
-          // What is past the tile's rows is written over by the next word.
+          // Whole vectors: lanes past the tile's rows are overwritten by the next word.
           if constexpr (kDepth == 1) {
             store(to + at, load<A>(from + at));
           } else {
@@ -445,10 +443,9 @@ class Backward {
     const int64_t block = sum_block(args_.rows);
     const Left<F> left{columns, 0, 0, block, 1, false, true};
     if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
-    for (int64_t p = 0; p < right.count(); ++p)
-      right.multiply(
-          p, p + 1 < right.count() ? p + 1 : -1, packed, count, left,
-          [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
+    each_panel(0, right.count(), false, [&](int64_t p, int64_t next) {
+      right.multiply(p, next, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
+    });
   }
 
   // This worker's share of n numbers.

@@ -1,12 +1,12 @@
-// What the loops have to know about this processor's caches.
+// The cache size from which the CPU loops choose the sizes of their blocks.
 #pragma once
 
 #include <cstdint>
 
 namespace fused_rnn {
 
-// Bytes of a core's second-level cache, or what FUSED_RNN_L2_KIB says in KiB; asked for once. Throws std::runtime_error
-// if that is not a whole number of at least 1.
+// Bytes of a core's second-level cache, read once a process: the environment's FUSED_RNN_L2_KIB (in KiB) if it is set,
+// else the system's answer. Throws std::runtime_error if FUSED_RNN_L2_KIB is not a whole number of at least 1.
 int64_t second_level_cache();
 
 }  // namespace fused_rnn

@@ -11,9 +11,9 @@ namespace {
 FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, 8 + words / 16); }
 constexpr int64_t kConverted = 4;  // so many times fewer, where each use converts them
 
-// From so many rows a step on, x and h are multiplied in one tile, if the cell adds their products. With fewer, a
-// projection of several steps, if there are, has fuller tiles; and it reads weights that are not near once for all of
-// its steps.
+// A step of an LSTM or RNN with at least this many active rows multiplies x and h in one tile. Of fewer rows, x of
+// several steps is projected at once: the tiles have more rows then, and weight_ih is read once for all these steps,
+// which counts where the weights do not stay in the second-level cache (kJoinedFar).
 constexpr int64_t kJoinedNear = 6, kJoinedFar = 17;
 
 template <class Cell, class S, class A>
@@ -69,7 +69,7 @@ class Forward {
     return args_.rows > (std::is_same<S, F>::value ? most : most / kConverted);
   }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
-  // The turn of panel p, before that of panel `next`; packed late, each of `weights` gets it just now.
+  // Panel p, to be multiplied before panel `next`. If panels are packed late, this packs p of each of `weights`.
   template <class... Weights>
   FUSED_RNN_INLINE Turn turn(const Worker& worker, int64_t p, int64_t next, const Weights&... weights) const {
     if (!packs_late_) return {p, p, next};
@@ -127,7 +127,6 @@ class Forward {
   void run_slice(const Worker& worker, const Part& part) const {
     const auto& a = args_;
     F *h = h_, *h_next = h + a.B * h_row();
-    Sweeps sweeps(part);
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) {
@@ -146,9 +145,9 @@ class Forward {
       for (int64_t i = 0; i < chunk.n; ++i) {
         const int64_t t = a.reverse ? chunk.t0 + chunk.n - 1 - i : chunk.t0 + i;
         if (joined)
-          joined_step(worker, part, sweeps, chunk, t, h, h_next);
+          joined_step(worker, part, chunk, t, h, h_next);
         else
-          step(worker, part, sweeps, chunk, t, h, h_next);
+          step(worker, part, chunk, t, h, h_next);
         end_step(worker, part, t, h, h_next);
         F* const swapped = h;
         h = h_next;
@@ -187,10 +186,9 @@ class Forward {
     const auto& a = args_;
     // Whether the rows of all steps lie one after the other.
     const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
-    Sweeps sweeps(part);
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
     in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
-      sweeps.sweep([&](int64_t p, int64_t next) {
+      each_panel(part.p0, part.p1, false, [&](int64_t p, int64_t next) {
         const Turn turn = this->turn(worker, p, next, input_);
         for (int64_t i = 0; i < matrices; ++i) {
           const int64_t t = chunk.t0 + i, rows = whole ? m1 - m0 : chunk.count(t);
@@ -209,13 +207,12 @@ class Forward {
   }
 
   // One step of a part: reads h, updates c, writes h_next. x and h are multiplied in one tile.
-  void joined_step(const Worker& worker, const Part& part, Sweeps& sweeps, const Chunk& chunk, int64_t t, F* h,
-                   F* h_next) const {
+  void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
     const int64_t row0 = args_.row(t, 0);
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
                 [&](int64_t b0, int64_t b1) {
-                  sweeps.sweep([&](int64_t p, int64_t next) {
+                  each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
                     input_.multiply_both(
                         turn(worker, p, next, input_, hidden_), b1 - b0, x_rows(worker, chunk, t, b0), hidden_,
                         left(h, t, b0), [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
@@ -229,14 +226,13 @@ class Forward {
   }
 
   // The same where x is projected.
-  void step(const Worker& worker, const Part& part, Sweeps& sweeps, const Chunk& chunk, int64_t t, F* h,
-            F* h_next) const {
+  void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
     const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
     in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-      sweeps.sweep([&](int64_t p, int64_t next) {
+      each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
         hidden_.multiply(
             turn(worker, p, next, hidden_), b1 - b0, left(h, t, b0),
             [&](int64_t m, int64_t v) {
@@ -262,7 +258,7 @@ class Forward {
     if constexpr (Cell::kResetBefore) {
       meet(worker);
       in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-        sweeps.sweep([&](int64_t p, int64_t next) {
+        each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
           candidate_.multiply(
               turn(worker, p, next, candidate_), b1 - b0, left(reset_, t, b0),
               [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
@@ -355,7 +351,7 @@ class Forward {
   const GatePanels<kGates, kWide, S, A> input_;
   const GatePanels<kFirst, kWide, S, A> hidden_;
   const GatePanels<1, kWide, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
-  const int64_t joined_rows_;                   // from so many on
+  const int64_t joined_rows_;                   // kJoinedNear or kJoinedFar
   const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const int64_t rows_;                          // of a chunk, at most
   const Scratch<A> gates_x_;                    // [regions, vectors, rows, kGates, kLanes]

@@ -8,7 +8,8 @@
 #include <cstdint>
 
 #include "../recurrence.h"
-#include "gemm.inl.h"
+#include "dots.inl.h"
+#include "panels.inl.h"
 #include "parallel.h"
 
 namespace fused_rnn {
@@ -31,7 +32,7 @@ struct Units {
   int count(int64_t v) const { return int(least(kLanes, H - v * kLanes)); }  // units of vector v
 };
 
-// The turn of panel p, which is packed in `place`; after it comes that of the panel in place `next`, -1 if none does.
+// Panel p, where it is packed, and where the panel is packed that is multiplied next (-1: there is none).
 struct Turn {
   int64_t p, place, next;
 };
@@ -206,24 +207,13 @@ struct Division {
   FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }
 };
 
-// The panels of a part in turn: up, down, up and so on, as a sweep begins best with those that the second-level cache
-// still holds at the end of the one before.
-class Sweeps {
- public:
-  FUSED_RNN_INLINE explicit Sweeps(const Division::Part& part) : p0_(part.p0), p1_(part.p1) {}
-
-  // visit(p, next) for each panel p and the one after it, or -1.
-  template <class Visit>
-  FUSED_RNN_INLINE void sweep(const Visit& visit) {
-    const int64_t first = down_ ? p1_ - 1 : p0_, last = down_ ? p0_ : p1_ - 1, step = down_ ? -1 : 1;
-    for (int64_t i = 0, p = first; i < p1_ - p0_; ++i, p += step) visit(p, p == last ? -1 : p + step);
-    down_ = !down_;
-  }
-
- private:
-  int64_t p0_, p1_;
-  bool down_ = false;
-};
+// visit(p, next) for panels [p0, p1), in descending order if `down`; `next` is the panel after p, -1 after the last.
+// Steps alternate: the last panels of one are still in the second-level cache when the next step begins with them.
+template <class Visit>
+FUSED_RNN_INLINE void each_panel(int64_t p0, int64_t p1, bool down, const Visit& visit) {
+  const int64_t last = down ? p0 : p1 - 1, step = down ? -1 : 1;
+  for (int64_t i = 0, p = down ? p1 - 1 : p0; i < p1 - p0; ++i, p += step) visit(p, p == last ? -1 : p + step);
+}
 
 // Steps [t0, t0 + n) of a part, and its rows in them, one after the other: at each step those up to the last that is
 // active. In the order in which they are taken, down or up, steps [done, done + n): one, and more as long as they

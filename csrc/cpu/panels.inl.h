@@ -1,0 +1,205 @@
+// A right-hand matrix in panels, packed or where it is, and the products with it that the backward needs. Included by
+// each instruction set's source file.
+#pragma once
+
+#include "gemm.inl.h"
+
+namespace fused_rnn {
+namespace {
+
+// Rows of one block of a matrix that few rows are multiplied by, once: a packed block stays in the second-level cache.
+constexpr int64_t kRowsAtOnce = 64;
+constexpr int64_t kNearColumns = 128;  // rows so short are used in place: the block stays in the first-level cache
+
+// A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Packed, columns past N are
+// zero, and so is what fills the last word of K. Or the panels are used where they are, if vectors fill the rows.
+template <class F>
+struct Panels {
+  using A = typename Factor<F>::A;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
+  int64_t K, N;
+  const F* unpacked = nullptr;
+
+  int64_t vectors() const { return ceil_div(N, kLanes); }
+  int64_t count() const { return ceil_div(vectors(), kMaxVectors); }
+  int64_t elements() const { return vectors() * kLanes * words<F>(K) * kDepth; }
+  int64_t packed_elements() const { return unpacked ? 0 : elements(); }
+  int64_t first_vector(int64_t p) const { return vectors() * p / count(); }  // of panel p; p may be count()
+
+  // Pack panels [p0, p1), some rows after the other; row_of(k) points to the N elements of row k.
+  template <class RowOf>
+  void pack(int64_t p0, int64_t p1, F* packed, const RowOf& row_of) const {
+    constexpr int64_t kRows = 8;
+    for (int64_t k = 0; k < K && !unpacked; k += kRows)
+      for (int64_t p = p0; p < p1; ++p) {
+        const int64_t first = first_vector(p), end = first_vector(p + 1);
+        F* const to = packed + (first * words<F>(K) * kDepth + (end - first) * k) * kLanes;
+        pack(first, end, k, least(K, k + kRows), to, row_of);
+      }
+  }
+
+  // Vectors [first, end) of rows [k0, k1), one row after the other.
+  template <class RowOf>
+  void pack(int64_t first, int64_t end, int64_t k0, int64_t k1, F* to, const RowOf& row_of) const {
+    const int64_t whole = least(end, N / kLanes);
+    for (int64_t k = k0; k < k1; k += kDepth) {
+      const auto *row = row_of(k), *next = kDepth > 1 && k + 1 < K ? row_of(k + 1) : nullptr;
+      const auto pack_vector = [&](int64_t v, int n) __attribute__((always_inline)) {
+        Vec<A> word;
+        if constexpr (kDepth == 1)
+          word = load<A>(row + v * kLanes, n);
+        else
+          word = Factor<F>::paired(row + v * kLanes, next ? next + v * kLanes : nullptr, n);
+        std::memcpy(to, &word.v, sizeof(word.v));
+        to += kLanes * kDepth;
+      };
+      for (int64_t v = first; v < whole; ++v) pack_vector(v, kLanes);
+      for (int64_t v = most(first, whole); v < end; ++v) pack_vector(v, int(N - v * kLanes));
+    }
+  }
+
+  // Multiplies M rows of `left` by the matrix. Row m of the product goes to to[m, :], or is added to it if `onto`.
+  // Tiles go along the rows of `to`, which is faster where K is small and most of the time goes into writing.
+  template <class T>
+  void multiply_along(const F* packed, int64_t M, Left<F> left, T* to, bool onto) const {
+    const bool direct = std::is_same<T, A>::value && N % kLanes == 0;
+    if constexpr (std::is_same<T, A>::value)
+      if (direct && words<F>(K) == 1) return multiply_one_word(packed, M, left, to, onto);
+    left.onto = direct && onto;
+    const int64_t tiles = ceil_div(M, kLeftRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t m = M * i / tiles;
+      const int rows = int(M * (i + 1) / tiles - m);
+      const Left<F> some = left.tile(m, rows, words<F>(K));
+      for (int64_t p = 0; p < count(); ++p) {
+        if constexpr (std::is_same<T, A>::value)
+          if (direct) {
+            with_width(p, [&](auto width) {
+              const int64_t first = first_vector(p) * kLanes;
+              const Panel<F> panel{packed + first * words<F>(K) * kDepth, width * kLanes * kDepth};
+              tile_rows<F, width>(rows, words<F>(K), some, panel, Sums<A>{to + m * N + first, N});
+            });
+            continue;
+          }
+        multiply(p, -1, packed, rows, some, [&](int64_t r) { return to + (m + r) * N; }, N, onto);
+      }
+    }
+  }
+
+  // Scratch memory of multiply_once for M rows: a block of packed rows of this matrix, and sums.
+  int64_t block_elements() const { return vectors() * kLanes * kRowsAtOnce; }
+  int64_t sums_elements(int64_t M) const { return vectors() * kLanes * M; }
+
+  // `multiply` for panels [p0, p1), in one pass over the rows of a matrix that is not packed: source_of(k) points to
+  // the N elements of row k.
+  template <class SourceOf, class RowOf>
+  void multiply_once(int64_t p0, int64_t p1, const SourceOf& source_of, F* block, A* sums, int64_t M, Left<F> left,
+                     const RowOf& row_of, int64_t columns, bool onto) const {
+    using Source = std::remove_const_t<std::remove_pointer_t<decltype(source_of(0))>>;
+    const F* const start = left.data;
+    const bool in_place = kDepth == 1 && std::is_same<Source, F>::value && N % kLanes == 0 &&
+                          (M <= kTileRows<kMaxVectors> || N <= kNearColumns);
+    const auto packed = [&](int64_t p) { return block + first_vector(p) * kLanes * kRowsAtOnce; };
+    for (int64_t k0 = 0; k0 < K; k0 += kRowsAtOnce) {
+      const int64_t k1 = least(K, k0 + kRowsAtOnce);
+      for (int64_t k = k0; k < k1 && !in_place; k += kDepth)
+        for (int64_t p = p0; p < p1; ++p) {
+          const int64_t first = first_vector(p), end = first_vector(p + 1);
+          pack(first, end, k, k + 1, packed(p) + (k - k0) * (end - first) * kLanes, source_of);
+        }
+      left.onto = k0 > 0;
+      for (int64_t p = p0; p < p1; ++p)
+        with_width(p, [&](auto width) {
+          constexpr int NV = width;
+          left.data = start + k0 / kDepth * left.col;
+          Panel<F> panel{packed(p), NV * kLanes * kDepth};
+          if constexpr (std::is_same<Source, F>::value)
+            if (in_place) panel = {source_of(k0) + first_vector(p) * kLanes, N};
+          const int64_t tiles = ceil_div(M, kTileRows<NV>);
+          for (int64_t i = 0, m = 0; i < tiles; ++i) {
+            const int rows = int(M * (i + 1) / tiles - m);
+            tile_rows<F, NV>(rows, words<F>(k1 - k0), left, panel,
+                             Sums<A>{sums + (first_vector(p) * M + m * NV) * kLanes, NV * kLanes});
+            left.data += rows * left.row;
+            m += rows;
+          }
+        });
+    }
+    for (int64_t p = p0; p < p1; ++p)
+      with_width(p, [&](auto width) {
+        constexpr int NV = width;
+        const int64_t first = first_vector(p) * kLanes;
+        for (int64_t m = 0; m < M; ++m)
+          store_row<NV>(row_of(m) + first, sums + first * M + m * NV * kLanes, int(least(NV * kLanes, columns - first)),
+                        onto);
+      });
+  }
+
+  // Multiplies M rows of `left` by panel p. The columns of that panel in row m of the product go to row_of(m), or are
+  // added to the numbers there if `onto`; `columns` is the length of a row.
+  template <class RowOf>
+  void multiply(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+                int64_t columns, bool onto) const {
+    with_width(p, [&](auto width) { multiply_width<width>(p, next, packed, M, left, row_of, columns, onto); });
+  }
+
+ private:
+  // The same for a single word of K: then the packed panels are one row.
+  void multiply_one_word(const F* packed, int64_t M, const Left<F>& left, A* to, bool onto) const {
+    for (int64_t m = 0; m < M; ++m, to += N) {
+      const Vec<A> a = Factor<F>::broadcast(left.tile(m, 1, 1).data);
+      for (int64_t j = 0; j < N; j += kLanes) {
+        Vec<A> b;
+        std::memcpy(&b.v, packed + j * kDepth, sizeof(b.v));
+        store(to + j, Factor<F>::add_product(onto ? load<A>(to + j) : Vec<A>(A(0)), a, b));
+      }
+    }
+  }
+
+  // f(vectors of panel p), as a constant
+  template <class WithWidth>
+  void with_width(int64_t p, const WithWidth& f) const {
+    switch (first_vector(p + 1) - first_vector(p)) {
+      case 1: return f(std::integral_constant<int, 1>());
+      case 2: return f(std::integral_constant<int, 2>());
+      case 3: return f(std::integral_constant<int, 3>());
+      default: return f(std::integral_constant<int, 4>());
+    }
+  }
+
+  // M rows of a panel of NV whole vectors, to or onto row_of(m).
+  template <int NV, class RowOf>
+  static void multiply_whole(int64_t M, const Product<F>& product, const RowOf& row_of, bool onto) {
+    constexpr int kWidth = NV * kLanes;
+    alignas(64) A sums[kTileRows<NV> * kWidth];
+    const int64_t tiles = ceil_div(M, product.left.tiled ? kLeftRows : kTileRows<NV>);
+    for (int64_t i = 0, m = 0; i < tiles; ++i) {
+      const int rows = int(M * (i + 1) / tiles - m);
+      A* results[kTileRows<NV>];
+      for (int j = 0; j < rows; ++j) fetch_for_writing(results[j] = row_of(m + j), kWidth);
+      tile_rows<F, NV>(rows, product.K, product.left.tile(m, rows, product.K), product.panel,
+                       Sums<A>{sums, kWidth, results, onto},
+                       product.prefetch(product.panel.data, product.next, i, tiles));
+      m += rows;
+    }
+  }
+
+  template <int NV, class RowOf>
+  void multiply_width(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+                      int64_t columns, bool onto) const {
+    const int64_t first = first_vector(p) * kLanes;
+    const int n = int(least(NV * kLanes, columns - first));
+    const auto at = [&](int64_t p) { return packed + first_vector(p) * kLanes * words<F>(K) * kDepth; };
+    const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N} : Panel<F>{at(p), NV * kLanes * kDepth};
+    const bool fetches = !unpacked && next >= 0 && elements() * int64_t(sizeof(F)) > near_bytes();
+    const Product<F> product{words<F>(K), left, panel, fetches ? at(next) : nullptr};
+    if constexpr (std::is_same<std::decay_t<decltype(*row_of(0))>, A>::value)
+      if (n == NV * kLanes) return multiply_whole<NV>(M, product, [&](int64_t m) { return row_of(m) + first; }, onto);
+    rows_times_panels<NV, 1, F>(
+        M, {product}, [&](int64_t m) { fetch_for_writing(row_of(m) + first, n); },
+        [&](int64_t m, const A* sums) { store_row<NV>(row_of(m) + first, sums, n, onto); });
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn
