@@ -90,7 +90,8 @@ class Backward {
   }
 
   static Division division(const LayerSizes& sizes) {
-    return {sizes, Panels<F>{0, sizes.H}.count(), 4.0 * kGates, kGates * int64_t(sizeof(F))};
+    return {sizes, Panels<F>{0, sizes.H, nullptr, tile_vectors<4>(sizes.B)}.count(), 4.0 * kGates,
+            kGates * int64_t(sizeof(F))};
   }
 
   void run() {
@@ -101,8 +102,9 @@ class Backward {
   // weight_hh, or rows of it, as the right-hand matrix [K, N]. Few rows are multiplied faster than it is packed.
   Panels<F> right_of(const S* weight, int64_t K, int64_t N) const {
     if constexpr (std::is_same<S, F>::value && kDepth == 1)
-      if (args_.T > 1 && args_.rows <= kUnpackedRows && N % kLanes == 0) return {K, N, weight};
-    return {K, N};
+      if (args_.T > 1 && args_.rows <= kUnpackedRows && N % kLanes == 0)
+        return {K, N, weight, tile_vectors<4>(args_.B)};
+    return {K, N, nullptr, tile_vectors<4>(args_.B)};
   }
 
   // What weight_hh multiplied, as the right-hand matrix for the rows of x: nothing, in a single step from zeros.

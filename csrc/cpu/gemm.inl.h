@@ -24,11 +24,18 @@ constexpr int rows_in_registers(int NV) {
 template <int NV>
 constexpr int kTileVectors = rows_in_registers(NV) < 4 && NV % 2 == 0 ? NV / 2 : NV;
 
-// Rows of the register tile for a panel of NV vectors.
+// Up to so many rows are one tile of the whole width, which then reads fewer numbers of the left-hand matrix.
+constexpr int64_t kFewTileRows = 3;
 template <int NV>
-constexpr int kTileRows = int(least(rows_in_registers(kTileVectors<NV>), 8));
+int tile_vectors(int64_t rows) {
+  return rows <= kFewTileRows ? NV : kTileVectors<NV>;
+}
 
-constexpr int kMaxVectors = kTileVectors<4>;       // widest panel of `Panels`
+// Rows of a register tile of NV vectors.
+template <int NV>
+constexpr int kTileRows = int(least(rows_in_registers(NV), 8));
+
+constexpr int kMaxVectors = kTileVectors<4>;       // widest panel of `Panels`, unless the rows are few
 constexpr int kLeftRows = kTileRows<kMaxVectors>;  // of a left-hand matrix in tiles
 
 // The left-hand matrix: word k of row m begins at data[m * row + k * col]. Or it is in tiles of about equal numbers of
@@ -234,17 +241,21 @@ struct Product {
 };
 
 // The sum of the products, for M rows, in tiles of about equal numbers of rows; emit(m, sums) gets every row's NV
-// vectors of sums, after fetch(m) could prefetch the memory that emit will write.
+// vectors of sums, after fetch(m) could prefetch the memory that emit will write. The panels' words have the width of a
+// tile: NV vectors, or kTileVectors.
 template <int NV, int kProducts, class F, class Fetch, class Emit, class A = typename Factor<F>::A>
 FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[kProducts], const Fetch& fetch,
                                         const Emit& emit) {
-  constexpr int kWidth = NV * Vec<A>::kLanes, kVectors = kTileVectors<NV>, kParts = NV / kVectors;
-  const int64_t tiles = ceil_div(M, products[0].left.tiled ? kLeftRows : kTileRows<NV>);
-  constexpr int kTilesAtOnce = kParts > 1 ? 8 : 1;
-  alignas(64) A sums[kTilesAtOnce * kTileRows<NV> * kWidth];
+  constexpr int kLanes = Vec<A>::kLanes, kWidth = NV * kLanes, kNarrow = kTileVectors<NV>;
+  constexpr int kTilesAtOnce = kNarrow < NV ? 8 : 1;
+  const bool narrow = kNarrow < NV && products[0].panel.row < kWidth * Factor<F>::kDepth;
+  const int vectors = narrow ? kNarrow : NV, parts = NV / vectors;
+  const int64_t rows_of_tile = products[0].left.tiled ? kLeftRows : narrow ? kTileRows<kNarrow> : kTileRows<NV>;
+  const int64_t tiles = ceil_div(M, rows_of_tile);
+  alignas(64) A sums[kTilesAtOnce * kTileRows<kNarrow> * kWidth];
   for (int64_t first = 0; first < tiles; first += kTilesAtOnce) {
     const int64_t end = least(tiles, first + kTilesAtOnce), m0 = M * first / tiles, m1 = M * end / tiles;
-    for (int part = 0; part < kParts; ++part)
+    for (int part = 0; part < parts; ++part)
       for (int64_t i = first, m = m0; i < end; ++i) {
         const int rows = int(M * (i + 1) / tiles - m);
         for (int64_t j = m; part == 0 && j < m + rows; ++j) fetch(j);
@@ -254,12 +265,15 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[
           left.onto = onto;
           const Panel<F> panel = product.part(part);
           Prefetch prefetch;
-          if (part + 1 == kParts)
+          if (part + 1 == parts)
             prefetch = product.prefetch(panel.data, product.next, i, tiles);
           else if (first == 0)
             prefetch = product.prefetch(panel.data, product.part(part + 1).data, i, end);
-          A* const to = sums + (m - m0) * kWidth + part * kVectors * Vec<A>::kLanes;
-          tile_rows<F, kVectors>(rows, product.K, left, panel, Sums<A>{to, kWidth}, prefetch);
+          const Sums<A> to{sums + (m - m0) * kWidth + part * vectors * kLanes, kWidth};
+          if (narrow)
+            tile_rows<F, kNarrow>(rows, product.K, left, panel, to, prefetch);
+          else
+            tile_rows<F, NV>(rows, product.K, left, panel, to, prefetch);
           onto = true;
         }
         m += rows;

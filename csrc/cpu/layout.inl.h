@@ -43,12 +43,16 @@ template <int NG, int NU, class S, class A>
 class GatePanels {
   using F = factor_t<S>;
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
-  static constexpr int kVectors = kTileVectors<NU * NG>;
 
  public:
-  // places: of packed panels, 0 if the weight is used where it is
-  GatePanels(const S* weight, int gate0, int64_t K, int64_t H, int64_t places)
-      : source_(weight + gate0 * H * K), K_(K), units_{H}, places_(places), weight_(places * panel_size()) {}
+  // rows: that are multiplied at once. places: of packed panels, 0 if the weight is used where it is.
+  GatePanels(const S* weight, int gate0, int64_t K, int64_t H, int64_t rows, int64_t places)
+      : vectors_(tile_vectors<NU * NG>(rows)),
+        source_(weight + gate0 * H * K),
+        K_(K),
+        units_{H},
+        places_(places),
+        weight_(places * panel_size()) {}
 
   // Pack panel p into a place.
   void pack(int64_t p, int64_t place) const {
@@ -57,14 +61,14 @@ class GatePanels {
       const int64_t v = p * NU + i / NG;
       const int n = units_.count(v);
       F* to =
-          weight_ + place * panel_size() + (i / kVectors * words<F>(K_) * kVectors + i % kVectors) * kLanes * kDepth;
+          weight_ + place * panel_size() + (i / vectors_ * words<F>(K_) * vectors_ + i % vectors_) * kLanes * kDepth;
       for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
         Vec<A> rows[kLanes];
         for (int r = 0; r < kLanes; ++r)
           rows[r] = r < n ? load_words<F>(row(i % NG, v) + r * K_ + k, K_ - k) : Vec<A>(A(0));
         transpose(rows);
         const int64_t left = least(kLanes, words<F>(K_ - k));
-        for (int64_t word = 0; word < left; ++word, to += kVectors * kLanes * kDepth)
+        for (int64_t word = 0; word < left; ++word, to += vectors_ * kLanes * kDepth)
           std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
       }
     }
@@ -102,7 +106,7 @@ class GatePanels {
   // `bytes`: of all matrices that are multiplied in turn with this one
   Product<F> product(const Turn& turn, const Left<F>& left, int64_t bytes) const {
     const F* const next = turn.next >= 0 && bytes > near_bytes() ? weight_ + turn.next * panel_size() : nullptr;
-    return {words<F>(K_), left, {weight_ + turn.place * panel_size(), kVectors * kLanes * kDepth}, next};
+    return {words<F>(K_), left, {weight_ + turn.place * panel_size(), vectors_ * kLanes * kDepth}, next};
   }
   const S* row(int g, int64_t v) const { return source_ + (g * units_.H + v * kLanes) * K_; }
 
@@ -143,6 +147,7 @@ class GatePanels {
       }
   }
 
+  int vectors_;      // of a tile
   const S* source_;  // row gate0*H of the weight
   int64_t K_;
   Units<A, NU> units_;

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kNearColumns = 128;  // rows so short are used in place: the block stays in the first-level cache
 
-// A [K, N] matrix in panels of at most kMaxVectors vectors, all of about the same width. Packed, columns past N are
+// A [K, N] matrix in panels of at most `widest` vectors, all of about the same width. Packed, columns past N are
 // zero, and so is what fills the last word of K. Or the panels are used where they are, if vectors fill the rows.
 template <class F>
 struct Panels {
@@ -19,9 +19,10 @@ struct Panels {
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
   int64_t K, N;
   const F* unpacked = nullptr;
+  int widest = kMaxVectors;  // vectors of a panel, at most
 
   int64_t vectors() const { return ceil_div(N, kLanes); }
-  int64_t count() const { return ceil_div(vectors(), kMaxVectors); }
+  int64_t count() const { return ceil_div(vectors(), widest); }
   int64_t elements() const { return vectors() * kLanes * words<F>(K) * kDepth; }
   int64_t packed_elements() const { return unpacked ? 0 : elements(); }
   int64_t first_vector(int64_t p) const { return vectors() * p / count(); }  // of panel p; p may be count()
