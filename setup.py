@@ -46,9 +46,14 @@ ISA_FLAGS = {
         "avx2": f"-mavx2 -mfma {ALIGNED}",
         "avx512": f"{AVX512_FLAGS} {ALIGNED}",
         "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
+        "amx": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
+        "amx_emulated": "-mavx2 -mfma -Wno-psabi",
     },
     "aarch64": {"neon": ""},  # every AArch64 processor has it
 }
+
+# Clang's assembler knows the instructions of a file's flags only. GCC's knows AMX without a flag, which GCC 10 lacks.
+CLANG_FLAGS = {"amx": "-mamx-tile -mamx-bf16"}
 
 OLDEST_NVCC = (12, 8)  # the first one that knows the architectures 100 and 120
 CUDA_ARCHITECTURES = "75 80 86 89 90a 100 120"
@@ -200,11 +205,12 @@ def ninja_file(library: Path) -> str:
         ]
         lines += [f"nvcc = {shlex.join(cuda.nvcc)}", f"nvccflags = {' '.join(flags)}"]
     objects = []
+    clang = CLANG_FLAGS if "clang" in what_it_says([*cxx, "--version"]) else {}
     for source, own in sources(cuda):
         name = source.relative_to(ROOT / "csrc")
         objects.append(str(name.with_suffix(".o")))
         rule = "compile_cuda" if source.suffix == ".cu" else "compile"
-        lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own}", f"  name = {name}"]
+        lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own} {clang.get(source.stem, '')}", f"  name = {name}"]
     lines.append(f"build {library.resolve()}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

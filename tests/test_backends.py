@@ -105,7 +105,12 @@ def instruction_sets():
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return [
         name
-        for name, flag in (("avx512_bf16", "avx512_bf16"), ("avx512", "avx512vl"), ("avx2", "avx2"))
+        for name, flag in (
+            ("amx", "amx_bf16"),
+            ("avx512_bf16", "avx512_bf16"),
+            ("avx512", "avx512vl"),
+            ("avx2", "avx2"),
+        )
         if f" {flag} " in flags
     ] + ["generic"]
 
@@ -125,13 +130,16 @@ NAME_IT = "import torch, fused_rnn.native; print(torch.ops.fused_rnn.cpu_instruc
 
 
 @pytest.mark.slow(seconds=80)
-@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("name", [*instruction_sets(), "amx_emulated"])
 def test_forced_instruction_set(name):
     """It ran, and is right: the sizes around its vectors, in a process of its own. Chunks of steps are not its own."""
+    if name == "amx_emulated" and not (torch.ops.fused_rnn.poisoned() and "avx2" in instruction_sets()):
+        pytest.skip("only builds for the tests have the emulated AMX, and it needs AVX2")
     assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
     if name == native.cpu_instruction_set():
         return  # what test_recurrence.py runs on in this process
-    tests = [str(TESTS / "test_recurrence.py"), "-k", "not rnn_relu and not T70 and (float64 or bfloat16 or float16)"]
+    dtypes = "bfloat16" if name.startswith("amx") else "float64 or bfloat16 or float16"  # that have loops of its own
+    tests = [str(TESTS / "test_recurrence.py"), "-k", f"not rnn_relu and not T70 and ({dtypes})"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]
 

@@ -71,11 +71,21 @@ def aarch64(tmp_path_factory):
     return layer_runner(tmp_path_factory.mktemp("aarch64"), compiler, ["-static"], *sources, by=[emulator])
 
 
+def wide_runner(tmp_path_factory, *flags):
+    flags = ["-Wno-psabi", *(isa_flags("avx2") if "avx2" in instruction_sets() else []), *flags]
+    return layer_runner(tmp_path_factory.mktemp("wide"), CXX, flags, NATIVE / "wide_loops.cpp")
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """Runs layers with the vectors and tiles of AVX-512 on any processor."""
-    flags = ["-Wno-psabi", *(isa_flags("avx2") if "avx2" in instruction_sets() else [])]
-    return layer_runner(tmp_path_factory.mktemp("wide"), CXX, flags, NATIVE / "wide_loops.cpp")
+    return wide_runner(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def amx(tmp_path_factory):
+    """Runs layers of bfloat16 with emulated tiles of AMX."""
+    return wide_runner(tmp_path_factory, "-DFUSED_RNN_AMX", "-DFUSED_RNN_AMX_EMULATED")
 
 
 def numbers(tensor):
@@ -137,3 +147,13 @@ def test_wide_loops(cell, dtype, wide):
     """With weights that are near, and with caches that are too small for any: 1, 3 and 5 tiles of rows prefetch."""
     assert_right(wide, cell, dtype)
     assert_right(wide, cell, dtype, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)), FUSED_RNN_L2_KIB="1")
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("amx")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_amx_loops(cell, amx):
+    """Around 16 and 32 rows of the batch, 16 units, 32 numbers of k and 512 rows of a chunk."""
+    sizes = Size(4, 13, 5, 40), Size(3, 17, 33, 17), Size(2, 16, 64, 32), Size(3, 33, 31, 16), Size(2, 40, 1, 65)
+    assert_right(amx, cell, torch.bfloat16, (*SIZES, *sizes, Size(9, 66, 8, 3)))
+    assert_right(amx, cell, torch.bfloat16, sizes[:2], FUSED_RNN_L2_KIB="1")

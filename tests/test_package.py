@@ -39,7 +39,7 @@ def test_nothing_of_python():
 
 
 @needs_nm
-@pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"])
 def test_instruction_sets_share_no_code(name):
     """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
     code = Path(os.environ.get("FUSED_RNN_OBJECTS", ROOT / "build" / "native")) / "cpu" / f"{name}.o"

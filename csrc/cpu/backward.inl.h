@@ -10,7 +10,9 @@
 namespace fused_rnn {
 namespace {
 
-constexpr int64_t kChunkRows = 256;    // rows (step, batch) whose gradients are multiplied while still in cache
+// Rows (step, batch) whose gradients are multiplied while still in cache.
+constexpr int64_t kChunkRows = kAmx ? 512 : 256;
+
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kGatheredRows = 96;  // of a block of the weights' gradients: what it multiplies stays in the cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
@@ -83,7 +85,7 @@ class Backward {
         sums_bias_hh_(Cell::kGradsDiffer ? weight_rows() : 0) {
     copy_padded<S, S>(nullptr, 0, zeros_, most(args.I, args.H));
     for (int64_t row = 0; row < rows_; ++row)
-      for (int64_t j = kGates * args.H; j < words<F>(kGates * args.H) * kDepth; ++j) {
+      for (int64_t j = kGates * args.H; j < width_; ++j) {
         grads_x_[row * width_ + j] = F(A(0));
         if constexpr (Cell::kGradsDiffer) grads_h_[row * width_ + j] = F(A(0));
       }
@@ -139,6 +141,7 @@ class Backward {
   // ---- The pass of one worker ----
 
   void run_part(const Worker& worker, const Part& part) const {
+    [[maybe_unused]] const TileRegisters registers;
     const auto& a = args_;
     if (!is_one_step_) {
       pack_share(worker, hidden_, hidden_weight_, hidden_row());
@@ -403,6 +406,7 @@ class Backward {
 
   // grads[:, r0 + r] for r < count to `columns`, a left-hand matrix in tiles, and their sum to or onto bias[r0 + r].
   void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
+    if constexpr (Factor<F>::kWords > 1) return gather_rows(grads, rows, r0, count, columns, bias, onto);
     constexpr int kVectors = int(ceil_div(kLeftRows, kLanes));
     const int64_t tiles = ceil_div(count, kLeftRows);
     for (int64_t i = 0; i < tiles; ++i) {
@@ -439,11 +443,35 @@ class Backward {
     }
   }
 
+  // The same to rows: number r of row k becomes number k of row r. Both are padded with zeros.
+  void gather_rows(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
+    const int64_t row = words<F>(rows) * kDepth;
+    for (int64_t r = 0; r < count; r += kLanes) {
+      const int lanes = int(least(kLanes, count - r));
+      V total = onto ? load<A>(bias + r0 + r, lanes) : V(A(0));
+      for (int64_t k0 = 0; k0 < rows; k0 += kLanes * kDepth) {
+        V part(A(0)), pairs[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          const int64_t k = k0 + i * kDepth;
+          const F* const from = grads + k * width_ + r0 + r;
+          pairs[i] = Factor<F>::paired(k < rows ? from : nullptr, k + 1 < rows ? from + width_ : nullptr, kLanes);
+          if (k < rows) part += load<A>(from);
+          if (k + 1 < rows) part += load<A>(from + width_);
+        }
+        total += part;
+        transpose(pairs);
+        for (int i = 0; i < lanes; ++i) std::memcpy(columns + (r + i) * row + k0, &pairs[i].v, sizeof(pairs[i].v));
+      }
+      store(bias + r0 + r, total, lanes);
+    }
+  }
+
   // columns[:, r] right to or onto sum[r0 + r, :], for r < count
   void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
                  bool onto) const {
     const int64_t block = sum_block(args_.rows);
-    const Left<F> left{columns, 0, 0, block, 1, false, true};
+    const bool tiled = Factor<F>::kWords == 1;
+    const Left<F> left{columns, tiled ? 0 : words<F>(right.K) * kDepth, kDepth, block, 1, false, tiled};
     if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     each_panel(0, right.count(), false, [&](int64_t p, int64_t next) {
       right.multiply(p, next, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);

@@ -22,12 +22,19 @@ template <class F>
 struct Factor {
   using A = F;
   static constexpr int kDepth = 1;
+  static constexpr int kWords = 1;  // that one instruction takes: a matrix has a multiple of them, zeros at the end
   FUSED_RNN_INLINE static Vec<A> broadcast(const F* word) { return Vec<A>(*word); }
   // sum + a b, lane by lane
   FUSED_RNN_INLINE static Vec<A> add_product(Vec<A> sum, Vec<A> a, Vec<A> b) { return sum + a * b; }
 };
 
-#ifdef __AVX512BF16__
+#ifdef FUSED_RNN_AMX
+constexpr bool kAmx = true;
+#else
+constexpr bool kAmx = false;
+#endif
+
+#if defined(__AVX512BF16__) || defined(FUSED_RNN_AMX)
 // Two products to a lane and instruction, summed in float32.
 template <>
 struct FactorOf<BFloat16> {
@@ -37,17 +44,25 @@ template <>
 struct Factor<BFloat16> {
   using A = float;
   static constexpr int kDepth = 2;
+  static constexpr int kWords = kAmx ? 16 : 1;
   FUSED_RNN_INLINE static Vec<float> broadcast(const BFloat16* word) {
     float bits;
     std::memcpy(&bits, word, sizeof(bits));
     return Vec<float>(bits);
   }
   FUSED_RNN_INLINE static Vec<float> add_product(Vec<float> sum, Vec<float> a, Vec<float> b) {
+#ifdef __AVX512BF16__
     return Vec<float>(_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v));
+#else
+    const auto low = [](Vec<float> x) { return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(x.v) << 16)); };
+    const auto high = [](Vec<float> x) { return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(x.v) & 0xffff0000u)); };
+    return sum + high(a) * high(b) + low(a) * low(b);
+#endif
   }
-  // Words of an element of `first` and the one below it of `second`, which null makes zero.
+  // Words of an element of `first` and the one below it of `second`; null stands for zeros.
   FUSED_RNN_INLINE static Vec<float> paired(const BFloat16* first, const BFloat16* second, int n) {
-    const Vec<float> low = load<float>(first, n), high = second ? load<float>(second, n) : Vec<float>(0.0f);
+    const auto row = [n](const BFloat16* from) { return from ? load<float>(from, n) : Vec<float>(0.0f); };
+    const Vec<float> low = row(first), high = row(second);
     return Vec<float>(bit_cast<FloatLanes>((bit_cast<Words>(low.v) >> 16) | bit_cast<Words>(high.v)));
   }
 };
@@ -55,7 +70,7 @@ struct Factor<BFloat16> {
 
 template <class F>
 FUSED_RNN_INLINE int64_t words(int64_t k) {
-  return ceil_div(k, Factor<F>::kDepth);
+  return ceil_div(k, Factor<F>::kDepth * Factor<F>::kWords) * Factor<F>::kWords;
 }
 
 // The words of n elements of S, zeros after them.

@@ -8,13 +8,13 @@ namespace {
 
 // Up to so many rows (step, batch), weights with rows of so many words together are not packed: the longer the rows,
 // the smaller is the share of summing the lanes up.
-FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, 8 + words / 16); }
+FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, kAmx ? 4 + words / 32 : 8 + words / 16); }
 constexpr int64_t kConverted = 4;  // so many times fewer, where each use converts them
 
 // A step of an LSTM or RNN with at least this many active rows multiplies x and h in one tile. Of fewer rows, x of
 // several steps is projected at once: the tiles have more rows then, and weight_ih is read once for all these steps,
-// which counts where the weights do not stay in the second-level cache (kJoinedFar).
-constexpr int64_t kJoinedNear = 6, kJoinedFar = 17;
+// which counts where the weights do not stay in the second-level cache (kJoinedFar): with AMX more than the tiles.
+constexpr int64_t kJoinedNear = kAmx ? 9 : 6, kJoinedFar = kAmx ? INT64_MAX : 17;
 
 template <class Cell, class S, class A>
 class Forward {
@@ -26,6 +26,7 @@ class Forward {
   static constexpr int kTogether = kGates - Cell::kApart;
   static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore;  // gates are of the sum of both products
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
+  static constexpr int64_t kWhole = kDepth * Factor<F>::kWords;  // numbers of K that a product takes at once
   // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
   static constexpr int kWide = kGates == 1 ? 2 : 1;
 
@@ -34,7 +35,7 @@ class Forward {
       : args_(args),
         units_{args.H},
         division_(division(args)),
-        x_in_place_(std::is_same<S, F>::value && args.I % kDepth == 0),
+        x_in_place_(std::is_same<S, F>::value && args.I % kWhole == 0),
         x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         packs_late_(args.T == 1 && !division_.by_rows && !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
         input_(args.weight_ih, 0, args.I, args.H, args.T == 1 ? args.B : args.rows, places()),
@@ -76,8 +77,8 @@ class Forward {
     (weights.pack(p, worker.begin), ...);
     return {p, worker.begin, -1};
   }
-  // One vector more than H: rows that are a power of two apart would share few lines of the first-level cache.
-  int64_t h_row() const { return units_.padded() + kLanes; }
+  // Some more than H: rows that are a power of two apart would share few lines of the first-level cache.
+  int64_t h_row() const { return most(units_.padded(), words<F>(args_.H) * kDepth) + kLanes * kDepth; }
   F* h_at(F* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
   A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
   // Workers that own rows project other rows of the same units.
@@ -95,6 +96,7 @@ class Forward {
   A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 
   void run_part(const Worker& worker, const Part& part) const {
+    [[maybe_unused]] const TileRegisters registers;
     for (int64_t p = worker.first(units_.panels()); p < worker.last(units_.panels()); ++p) {
       if (!packs_late_) {
         input_.pack(p, p);
@@ -135,6 +137,12 @@ class Forward {
         for (F* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
+    if constexpr (kWhole > kLanes)
+      for (int64_t b = part.b0; b < part.b1; ++b)
+        for (int64_t j = units_.padded(); v1 == units_.vectors() && j < words<F>(a.H) * kDepth; ++j) {
+          h[b * h_row() + j] = h_next[b * h_row() + j] = F(A(0));
+          if constexpr (Cell::kResetBefore) reset_[b * h_row() + j] = F(A(0));
+        }
     meet(worker);
     for (int64_t done = 0; done < a.T;) {
       const bool joined = is_joined(a.reverse ? a.T - 1 - done : done);

@@ -1,5 +1,11 @@
 #include "isa.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -8,22 +14,45 @@ namespace fused_rnn {
 namespace {
 
 #ifdef __x86_64__
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Tiles need more than the processor: a system that saves them, and its permission for this process, which threads and
+// forked children inherit. It is refused, for instance, where a thread's signal stack is too small for the tiles. GCC's
+// __builtin_cpu_supports knows nothing of either. Source: Linux, Documentation/arch/x86/xstate.rst.
+bool has_amx() {
+  if (!has_avx512_bf16()) return false;
+  unsigned a, b, c, d;
+  constexpr unsigned kSavesStates = 1u << 27, kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of CPUID leaves 1 and 7
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kSavesStates)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kTiles) == 0) return false;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileStates = 3u << 17;  // their shapes and their data
+  if ((low & kTileStates) != kTileStates) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 #endif
 
-// Best first; the last one runs anywhere.
+// Best first; `generic` runs anywhere, so what follows it is used only if it is asked for.
 const InstructionSet kInstructionSets[] = {
 #ifdef __x86_64__
-    {"avx512_bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, avx512_bf16_loops},
+    {"amx", has_amx, amx_loops},
+    {"avx512_bf16", has_avx512_bf16, avx512_bf16_loops},
     {"avx512", has_avx512, avx512_loops},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_loops},
+    {"avx2", has_avx2, avx2_loops},
 #elif defined(__aarch64__)
     {"neon", [] { return true; }, neon_loops},
 #endif
     {"generic", [] { return true; }, generic_loops},
+#if defined(__x86_64__) && defined(FUSED_RNN_POISON)
+    {"amx_emulated", has_avx2, amx_emulated_loops},
+#endif
 };
 
 const InstructionSet& choose() {

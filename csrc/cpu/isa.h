@@ -42,6 +42,10 @@ const AllLoops& generic_loops();
 const AllLoops& avx2_loops();
 const AllLoops& avx512_loops();
 const AllLoops& avx512_bf16_loops();  // bfloat16 in its own arithmetic, the rest as avx512
+const AllLoops& amx_loops();          // bfloat16 in tiles, the rest as avx512
+#ifdef FUSED_RNN_POISON
+const AllLoops& amx_emulated_loops();  // the same without its instructions, the rest as generic
+#endif
 #elif defined(__aarch64__)
 const AllLoops& neon_loops();
 #endif

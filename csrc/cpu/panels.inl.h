@@ -16,7 +16,7 @@ constexpr int64_t kNearColumns = 128;  // rows so short are used in place: the b
 template <class F>
 struct Panels {
   using A = typename Factor<F>::A;
-  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
+  static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth, kWords = Factor<F>::kWords;
   int64_t K, N;
   const F* unpacked = nullptr;
   int widest = kMaxVectors;  // vectors of a panel, at most
@@ -31,26 +31,28 @@ struct Panels {
   template <class RowOf>
   void pack(int64_t p0, int64_t p1, F* packed, const RowOf& row_of) const {
     constexpr int64_t kRows = 8;
-    for (int64_t k = 0; k < K && !unpacked; k += kRows)
+    const int64_t whole = unpacked ? 0 : words<F>(K) * kDepth;
+    for (int64_t k = 0; k < whole; k += kRows)
       for (int64_t p = p0; p < p1; ++p) {
         const int64_t first = first_vector(p), end = first_vector(p + 1);
         F* const to = packed + (first * words<F>(K) * kDepth + (end - first) * k) * kLanes;
-        pack(first, end, k, least(K, k + kRows), to, row_of);
+        pack(first, end, k, least(whole, k + kRows), to, row_of);
       }
   }
 
-  // Vectors [first, end) of rows [k0, k1), one row after the other.
+  // Vectors [first, end) of rows [k0, k1), one row after the other; rows from K on are zero.
   template <class RowOf>
   void pack(int64_t first, int64_t end, int64_t k0, int64_t k1, F* to, const RowOf& row_of) const {
     const int64_t whole = least(end, N / kLanes);
     for (int64_t k = k0; k < k1; k += kDepth) {
-      const auto *row = row_of(k), *next = kDepth > 1 && k + 1 < K ? row_of(k + 1) : nullptr;
+      const auto* row = kWords == 1 || k < K ? row_of(k) : nullptr;
+      const auto* next = kDepth > 1 && k + 1 < K ? row_of(k + 1) : nullptr;
       const auto pack_vector = [&](int64_t v, int n) __attribute__((always_inline)) {
         Vec<A> word;
         if constexpr (kDepth == 1)
           word = load<A>(row + v * kLanes, n);
         else
-          word = Factor<F>::paired(row + v * kLanes, next ? next + v * kLanes : nullptr, n);
+          word = Factor<F>::paired(row ? row + v * kLanes : nullptr, next ? next + v * kLanes : nullptr, n);
         std::memcpy(to, &word.v, sizeof(word.v));
         to += kLanes * kDepth;
       };
@@ -103,7 +105,7 @@ struct Panels {
     const auto packed = [&](int64_t p) { return block + first_vector(p) * kLanes * kRowsAtOnce; };
     for (int64_t k0 = 0; k0 < K; k0 += kRowsAtOnce) {
       const int64_t k1 = least(K, k0 + kRowsAtOnce);
-      for (int64_t k = k0; k < k1 && !in_place; k += kDepth)
+      for (int64_t k = k0; k < k0 + words<F>(k1 - k0) * kDepth && !in_place; k += kDepth)
         for (int64_t p = p0; p < p1; ++p) {
           const int64_t first = first_vector(p), end = first_vector(p + 1);
           pack(first, end, k, k + 1, packed(p) + (k - k0) * (end - first) * kLanes, source_of);

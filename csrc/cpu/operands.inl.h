@@ -1,0 +1,111 @@
+// What the tiles of a product read and write. Included by each instruction set's source file.
+#pragma once
+
+#include <cstdint>
+
+#include "caches.h"
+#include "factor.inl.h"
+
+namespace fused_rnn {
+namespace {
+
+// The most rows of a register tile of NV columns: the accumulators fit, the factors of the shorter side and one of the
+// longer.
+constexpr int rows_in_registers(int NV) {
+  int rows = 1;
+  while ((rows + 1) * NV + (rows + 1 < NV ? rows + 1 : NV) + 1 <= FUSED_RNN_REGISTERS) ++rows;
+  return rows;
+}
+
+// The left-hand matrix: word k of row m begins at data[m * row + k * col]. Or it is in tiles of about equal numbers of
+// rows, at most kLeftRows; a tile holds word 0 of all its rows, then word 1 of all its rows, and so on.
+//
+// Sums run over `block` words before they are added to the total: the rounding error of a long sum grows with the
+// length of its parts and their number, not with their product. `chains` sums of every chains-th word grow at once:
+// with few rows the processor would wait for each addition. Both decide the bits of a result, so neither may depend on
+// how rows were divided among threads.
+template <class F>
+struct Left {
+  const F* data;
+  int64_t row, col = Factor<F>::kDepth, block = 256;
+  int chains = 1;
+  bool onto = false;  // the total grows on what is there already
+  bool tiled = false;
+
+  // Rows [m, m + rows), which must be one tile of K words if the matrix is tiled.
+  FUSED_RNN_INLINE Left tile(int64_t m, int64_t rows, int64_t K) const {
+    constexpr int64_t kDepth = Factor<F>::kDepth;
+    Left some = *this;
+    some.data += m * (tiled ? K * kDepth : row);
+    if (tiled) some.row = kDepth, some.col = rows * kDepth;
+    return some;
+  }
+};
+
+constexpr int64_t kLineBytes = 64;                            // of a cache line
+constexpr int64_t kBytesAhead = 64 * FUSED_RNN_VECTOR_BYTES;  // prefetch distance of a tile within its own panel
+
+// A matrix up to this size is expected to stay in the second-level cache between two uses; the other half of the cache
+// is for the rest of the data.
+inline int64_t near_bytes() { return second_level_cache() / 2; }
+
+// Cache lines of a word of NV vectors.
+template <class A, int NV>
+constexpr int kWordLines = int(ceil_div(NV * Vec<A>::kLanes * int64_t(sizeof(A)), kLineBytes));
+
+// Prefetching of a tile: for each word of K, `lines` cache lines from `at` on, which then moves on by `step` bytes.
+// Whole words go to the first-level cache, parts of words to the second.
+struct Prefetch {
+  const char* at = nullptr;
+  int64_t step = 0;
+  int lines = 0;
+};
+
+// As many chains as keep the adders busy with M rows.
+FUSED_RNN_INLINE int chains_for(int64_t M) { return M == 1 ? 4 : M <= 3 ? 2 : 1; }
+
+// A panel of the right-hand matrix: the vectors of word k begin at data[k * row].
+template <class F>
+struct Panel {
+  const F* data;
+  int64_t row;
+};
+
+// sum[m][n] += row(m) column(n), with the shorter side in registers.
+template <int M, int N, class V, class Row, class Column, class AddProduct>
+FUSED_RNN_INLINE void add_products(V (&sum)[M][N], const Row& row, const Column& column, const AddProduct& add) {
+  if constexpr (M < N) {
+    V a[M];
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < M; ++m) a[m] = row(m);
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const V b = column(n);
+      FUSED_RNN_UNROLL
+      for (int m = 0; m < M; ++m) sum[m][n] = add(sum[m][n], a[m], b);
+    }
+  } else {
+    V b[N];
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < N; ++n) b[n] = column(n);
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const V a = row(m);
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < N; ++n) sum[m][n] = add(sum[m][n], a, b[n]);
+    }
+  }
+}
+
+// Where the sums of a tile are stored: in rows of `to`, `row` apart. If there are `results`, `to` is scratch memory,
+// and row m goes to results[m], or is added to it if `onto`.
+template <class A>
+struct Sums {
+  A* to;
+  int64_t row;
+  A* const* results = nullptr;
+  bool onto = false;
+};
+
+}  // namespace
+}  // namespace fused_rnn
