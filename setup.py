@@ -210,7 +210,8 @@ def ninja_file(library: Path) -> str:
         name = source.relative_to(ROOT / "csrc")
         objects.append(str(name.with_suffix(".o")))
         rule = "compile_cuda" if source.suffix == ".cu" else "compile"
-        lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own} {clang.get(source.stem, '')}", f"  name = {name}"]
+        own = f"{own} {clang.get(source.stem, '')}".rstrip()
+        lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own}", f"  name = {name}"]
     lines.append(f"build {library.resolve()}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
