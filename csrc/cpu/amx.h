@@ -120,7 +120,7 @@ FUSED_RNN_INLINE void add_product() {
 
 thread_local int shaped_for = 0;  // rows for which this thread's registers have their shapes; 0: none
 
-// The shapes for so many rows; zeroes all registers if they had others.
+// Configures the registers for tiles of `rows` rows. A change of shapes zeroes all registers.
 FUSED_RNN_INLINE void shape_for(int rows) {
   if (rows == shaped_for) return;
   configure(Shapes(rows));

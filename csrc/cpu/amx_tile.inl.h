@@ -12,7 +12,7 @@
 namespace fused_rnn {
 namespace {
 
-// Nothing is gained by narrower tiles than a panel.
+// Tiles are as wide as the panel.
 template <int NV>
 constexpr int kTileVectors = NV;
 template <int NV>
@@ -24,11 +24,14 @@ constexpr int kTileRows = 2 * amx::kRows;
 
 using TileRegisters = amx::InUse;
 
+// Elements of a row of a left-hand tile, and of a vector of a word in a panel.
+constexpr int64_t kTileElements = 2 * amx::kRows;
+
 // Sums of two rows of tiles (from `low` and `high` on) with one or two vectors of a panel.
 template <bool kTwo, class F, class A>
 FUSED_RNN_INLINE void tiles_of_two_rows(int64_t K, const F* low, const F* high, int64_t row, const F* panel,
                                         int64_t panel_row, A* to_low, A* to_high, int64_t to_row, bool onto) {
-  constexpr int64_t kLanes = Vec<A>::kLanes, kBlock = amx::kRows * Factor<F>::kDepth, kVector = amx::kRows * 2;
+  constexpr int64_t kLanes = Vec<A>::kLanes;
   const int64_t stride = row * int64_t(sizeof(F)), right = panel_row * int64_t(sizeof(F));
   const int64_t sums = to_row * int64_t(sizeof(A));
   if (onto) {
@@ -41,14 +44,14 @@ FUSED_RNN_INLINE void tiles_of_two_rows(int64_t K, const F* low, const F* high, 
   for (int64_t k = 0; k < K; k += amx::kRows) {
     amx::load<4>(low, stride), amx::load<5>(panel, right), amx::add_product<0, 4, 5>();
     amx::load<6>(high, stride), amx::add_product<1, 6, 5>();
-    if (kTwo) amx::load<7>(panel + kVector, right), amx::add_product<2, 4, 7>(), amx::add_product<3, 6, 7>();
-    low += kBlock, high += kBlock, panel += amx::kRows * panel_row;
+    if (kTwo) amx::load<7>(panel + kTileElements, right), amx::add_product<2, 4, 7>(), amx::add_product<3, 6, 7>();
+    low += kTileElements, high += kTileElements, panel += amx::kRows * panel_row;
   }
   amx::store<0>(to_low, sums), amx::store<1>(to_high, sums);
   if (kTwo) amx::store<2>(to_low + kLanes, sums), amx::store<3>(to_high + kLanes, sums);
 }
 
-// Calls f with 0, 1, ... kCount - 1, as constants.
+// Calls f with each index, as a constant.
 template <class F, size_t... kIndex>
 FUSED_RNN_INLINE void each_constant(const F& f, std::index_sequence<kIndex...>) {
   (f(std::integral_constant<int, int(kIndex)>()), ...);
@@ -58,7 +61,7 @@ FUSED_RNN_INLINE void each_constant(const F& f, std::index_sequence<kIndex...>) 
 template <int NV, class F, class A>
 FUSED_RNN_INLINE void tiles_of_one_row(int64_t K, const F* left, int64_t row, const F* panel, int64_t panel_row, A* to,
                                        int64_t to_row, bool onto) {
-  constexpr int64_t kLanes = Vec<A>::kLanes, kBlock = amx::kRows * Factor<F>::kDepth, kVector = amx::kRows * 2;
+  constexpr int64_t kLanes = Vec<A>::kLanes;
   const int64_t stride = row * int64_t(sizeof(F)), right = panel_row * int64_t(sizeof(F));
   const int64_t sums = to_row * int64_t(sizeof(A));
   const auto each = [](const auto& f)
@@ -71,9 +74,9 @@ FUSED_RNN_INLINE void tiles_of_one_row(int64_t K, const F* left, int64_t row, co
     amx::load<4>(left, stride);
     each([&](auto v) __attribute__((always_inline)) {
       constexpr int kRight = v % 2 ? 7 : 5;
-      amx::load<kRight>(panel + v * kVector, right), amx::add_product<v, 4, kRight>();
+      amx::load<kRight>(panel + v * kTileElements, right), amx::add_product<v, 4, kRight>();
     });
-    left += kBlock, panel += amx::kRows * panel_row;
+    left += kTileElements, panel += amx::kRows * panel_row;
   }
   each([&](auto v) __attribute__((always_inline)) { amx::store<v>(to + v * kLanes, sums); });
 }
@@ -90,7 +93,7 @@ FUSED_RNN_INLINE int64_t common_distance(A* const* rows, int count) {
 // Sums of NV vectors of a panel, for 1 to kTileRows<NV> rows.
 template <class F, int NV, class A = typename Factor<F>::A>
 void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, const Prefetch& = {}) {
-  constexpr int64_t kLanes = Vec<A>::kLanes, kVector = amx::kRows * 2;
+  constexpr int64_t kLanes = Vec<A>::kLanes;
   A* to = sums.to;
   int64_t to_row = sums.row;
   bool onto = left.onto;
@@ -103,7 +106,7 @@ void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const S
     for (int v = 0; v < NV; v += 2) {
       A* const low = to + v * kLanes;
       const auto multiply = [&](auto two) {
-        tiles_of_two_rows<two>(K, left.data, left.data + second * left.row, left.row, panel.data + v * kVector,
+        tiles_of_two_rows<two>(K, left.data, left.data + second * left.row, left.row, panel.data + v * kTileElements,
                                panel.row, low, low + second * to_row, to_row, onto);
       };
       if (v + 1 < NV)
@@ -115,12 +118,7 @@ void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const S
     tiles_of_one_row<NV>(K, left.data, left.row, panel.data, panel.row, to, to_row, onto);
   }
   if (!sums.results || distance) return;
-  for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < NV; ++v) {
-      const Vec<A> sum = load<A>(to + m * to_row + v * kLanes);
-      A* const result = sums.results[m] + v * kLanes;
-      store(result, sums.onto ? load<A>(result) + sum : sum);
-    }
+  for (int m = 0; m < rows; ++m) store_row<NV>(sums.results[m], to + m * to_row, NV * int(kLanes), sums.onto);
 }
 
 }  // namespace

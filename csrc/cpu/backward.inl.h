@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kChunkRows = kAmx ? 512 : 256;
 
 constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
-constexpr int64_t kGatheredRows = 96;  // of a block of the weights' gradients: what it multiplies stays in the cache
+constexpr int64_t kGatheredRows = 96;  // of a block of the weights' gradients: its factors stay in the cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
 constexpr int64_t kFewRows = 64;       // at most this many rows: writing the weights' gradients is most of the time
 
@@ -443,7 +443,7 @@ class Backward {
     }
   }
 
-  // The same to rows: number r of row k becomes number k of row r. Both are padded with zeros.
+  // The same transposed, for AMX: column r becomes row r of `columns`, padded with zeros to whole words.
   void gather_rows(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
     const int64_t row = words<F>(rows) * kDepth;
     for (int64_t r = 0; r < count; r += kLanes) {

@@ -86,18 +86,5 @@ FUSED_RNN_INLINE void fetch_for_writing(const T* to, int64_t n) {
   __builtin_prefetch(last, 1);
 }
 
-// The first n of NV vectors of sums, to or onto memory.
-template <int NV, class A, class T>
-FUSED_RNN_INLINE void store_row(T* to, const A* sums, int n, bool onto) {
-  constexpr int kLanes = Vec<A>::kLanes;
-  FUSED_RNN_UNROLL
-  for (int v = 0; v < NV; ++v) {
-    const int left = n - v * kLanes;
-    if (left <= 0) return;
-    const Vec<A> sum = load<A>(sums + v * kLanes);
-    store(to + v * kLanes, onto ? load<A>(to + v * kLanes, left) + sum : sum, left);
-  }
-}
-
 }  // namespace
 }  // namespace fused_rnn

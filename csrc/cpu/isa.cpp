@@ -39,7 +39,7 @@ bool has_amx() {
 }
 #endif
 
-// Best first; `generic` runs anywhere, so what follows it is used only if it is asked for.
+// In order of preference. `generic` runs on every processor, so a row after it is only used by name.
 const InstructionSet kInstructionSets[] = {
 #ifdef __x86_64__
     {"amx", has_amx, amx_loops},

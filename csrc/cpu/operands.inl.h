@@ -1,4 +1,4 @@
-// What the tiles of a product read and write. Included by each instruction set's source file.
+// Operands and results of a tile of a product. Included by each instruction set's source file.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Left {
   const F* data;
   int64_t row, col = Factor<F>::kDepth, block = 256;
   int chains = 1;
-  bool onto = false;  // the total grows on what is there already
+  bool onto = false;  // add to the sums that are already there
   bool tiled = false;
 
   // Rows [m, m + rows), which must be one tile of K words if the matrix is tiled.
@@ -106,6 +106,19 @@ struct Sums {
   A* const* results = nullptr;
   bool onto = false;
 };
+
+// The first n of NV vectors of sums, to or onto memory.
+template <int NV, class A, class T>
+FUSED_RNN_INLINE void store_row(T* to, const A* sums, int n, bool onto) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  FUSED_RNN_UNROLL
+  for (int v = 0; v < NV; ++v) {
+    const int left = n - v * kLanes;
+    if (left <= 0) return;
+    const Vec<A> sum = load<A>(sums + v * kLanes);
+    store(to + v * kLanes, onto ? load<A>(to + v * kLanes, left) + sum : sum, left);
+  }
+}
 
 }  // namespace
 }  // namespace fused_rnn

@@ -12,7 +12,7 @@ namespace {
 template <int NV>
 constexpr int kTileVectors = rows_in_registers(NV) < 4 && NV % 2 == 0 ? NV / 2 : NV;
 
-// Up to so many rows are one tile of the whole width, which then reads fewer numbers of the left-hand matrix.
+// Up to this number of rows, one tile has the panel's whole width, so that the left-hand matrix is read once.
 constexpr int64_t kFewTileRows = 3;
 template <int NV>
 int tile_vectors(int64_t rows) {
@@ -23,7 +23,7 @@ int tile_vectors(int64_t rows) {
 template <int NV>
 constexpr int kTileRows = int(least(rows_in_registers(NV), 8));
 
-// What a worker has while it multiplies: nothing that it must give back.
+// The state of a worker's registers during its products: none, unlike AMX.
 struct TileRegisters {};
 
 // sums(m, v) = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
