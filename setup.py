@@ -40,14 +40,15 @@ AVX512_FLAGS = (
 # Loops begin at the start of a cache line: a tile of 4 x 2 took a third longer where its loop did not.
 ALIGNED = "-falign-loops=64"
 
-# Kernels of one instruction set: source file, flags. Only builds for its processor have the file.
+# Kernels of one instruction set: source file, flags. Only builds for its processor have the file. Each set has all
+# instructions of those before it.
 ISA_FLAGS = {
     "x86_64": {
         "avx2": f"-mavx2 -mfma {ALIGNED}",
+        "amx_emulated": "-mavx2 -mfma -Wno-psabi",
         "avx512": f"{AVX512_FLAGS} {ALIGNED}",
         "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
         "amx": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
-        "amx_emulated": "-mavx2 -mfma -Wno-psabi",
     },
     "aarch64": {"neon": ""},  # every AArch64 processor has it
 }
@@ -143,14 +144,18 @@ def find_cuda() -> Cuda | None:
 
 
 def sources(cuda: Cuda | None) -> Iterator[tuple[Path, str]]:
-    """Every source file with the flags of its own."""
+    """Every source file with the flags of its own, in the linker's order.
+
+    Instruction sets come last, the oldest first. Without optimisation, object files share inline functions, of which
+    the linker keeps the first: one that runs wherever the others do.
+    """
     csrc = ROOT / "csrc"
     machine = platform.machine().lower()
     here = ISA_FLAGS.get({"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine), {})
-    elsewhere = {stem for flags in ISA_FLAGS.values() for stem in flags} - here.keys()
+    all_sets = {stem for flags in ISA_FLAGS.values() for stem in flags}
     for file in sorted([*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp")]):
-        if file.stem not in elsewhere:
-            yield file, here.get(file.stem, "")
+        if file.stem not in all_sets:
+            yield file, ""
     architectures = cuda.names() if cuda else ""
     report = f"-DFUSED_RNN_CUDA_ARCHS='\"{architectures}\"'"
     without_cuda = {"cost": "", "plan": "", "report": report}  # files of every build
@@ -159,6 +164,9 @@ def sources(cuda: Cuda | None) -> Iterator[tuple[Path, str]]:
             yield file, without_cuda.get(file.stem, " ".join(cuda.includes) if cuda else "")
     if cuda:
         yield from ((file, "") for file in sorted(csrc.glob("cuda/kernels/*.cu")))
+    for stem, flags in here.items():
+        if (file := csrc / "cpu" / f"{stem}.cpp").exists():
+            yield file, flags
 
 
 def ninja_file(library: Path) -> str:

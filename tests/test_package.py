@@ -2,6 +2,8 @@
 
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +43,7 @@ def test_nothing_of_python():
 @needs_nm
 @pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"])
 def test_instruction_sets_share_no_code(name):
-    """A function that two instruction sets define under one name would be linked once: AVX-512 code for everyone."""
+    """A function that two instruction sets define under one name is linked once: the older set's, which is slower."""
     code = Path(os.environ.get("FUSED_RNN_OBJECTS", ROOT / "build" / "native")) / "cpu" / f"{name}.o"
     if not code.exists():
         pytest.skip(f"no library with {name} was built in this checkout")
@@ -51,9 +53,27 @@ def test_instruction_sets_share_no_code(name):
     assert [s for s in shared if f"fused_rnn::{name}_loops()" not in s and "DW.ref." not in s] == []
 
 
-def run(command, *, cwd=None, **environment):
+@needs_sources
+def test_no_object_file_is_linked_before_one_with_fewer_instructions():
+    """Unoptimised object files share inline functions, and the linker keeps the first: it must run on every processor.
+
+    Broken once, such a library died of AVX-512 instructions on a processor with AVX2.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("needs the C++ compiler to ask it for a flag's instructions")
+    before = set()
+    for source, flags in runpy.run_path(str(ROOT / "setup.py"))["sources"](None):
+        wanted = [flag for flag in shlex.split(flags) if flag.startswith("-m")]
+        defined = run([*compiler, *wanted, "-dM", "-E", "-x", "c++", os.devnull], check=True).stdout
+        has = {line.split()[1] for line in defined.splitlines() if re.match(r"#define __(SSE|AVX|FMA|BMI)\w* 1$", line)}
+        assert has >= before, source
+        before = has
+
+
+def run(command, *, cwd=None, check=False, **environment):
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=check, timeout=300
     )
 
 
