@@ -5,6 +5,7 @@
 // matrices that are still in cache. Every element is summed in one fixed order.
 #pragma once
 
+#include "columns.inl.h"
 #include "layout.inl.h"
 
 namespace fused_rnn {
@@ -133,7 +134,7 @@ class Backward {
   int64_t block_elements() const { return most(hidden_.block_elements(), input_.block_elements()); }
   int64_t sums_elements() const { return most(hidden_.sums_elements(rows_), input_.sums_elements(rows_)); }
   F* block_of(const Worker& worker) const { return block_ + worker.begin * block_elements(); }
-  int64_t columns_size() const { return (words<F>(x_.K) * kGatheredRows + kLanes) * kDepth; }
+  int64_t columns_size() const { return columns_elements<F>(x_.K, kGatheredRows); }
   // Vectors of units that belong to panels [p0, p1) of hidden_ and candidate_.
   int64_t first_unit(const Part& part) const { return hidden_.first_vector(part.p0); }
   int64_t last_unit(const Part& part) const { return hidden_.first_vector(part.p1); }
@@ -397,81 +398,20 @@ class Backward {
     for (int64_t i = worker.first(blocks); i < worker.last(blocks); ++i) {
       const int64_t r0 = i < split ? i * at_once : first + (i - split) * at_once;
       const int64_t count = least(at_once, (i < split ? first : all) - r0);
-      gather(grads_x_ + k0 * width_, x.K, r0, count, columns, sums_bias_ih_, onto);
-      add_block(x, packed_x_, columns, r0, count, sums_ih(), onto);
-      if constexpr (Cell::kGradsDiffer) gather(grads_h_ + k0 * width_, x.K, r0, count, columns, sums_bias_hh_, onto);
-      add_block(h, i < split ? packed_h_ : packed_reset_, columns, r0, count, sums_hh(), onto);
+      const auto columns_of_gates = [&](const F* grads, A* bias) {
+        return columns_of(grads + k0 * width_ + r0, width_, x.K, count, columns, bias + r0, onto);
+      };
+      Left<F> left = columns_of_gates(grads_x_, sums_bias_ih_);
+      add_block(x, packed_x_, left, r0, count, sums_ih(), onto);
+      if constexpr (Cell::kGradsDiffer) left = columns_of_gates(grads_h_, sums_bias_hh_);
+      add_block(h, i < split ? packed_h_ : packed_reset_, left, r0, count, sums_hh(), onto);
     }
   }
 
-  // grads[:, r0 + r] for r < count to `columns`, a left-hand matrix in tiles, and their sum to or onto bias[r0 + r].
-  void gather(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
-    if constexpr (Factor<F>::kWords > 1) return gather_rows(grads, rows, r0, count, columns, bias, onto);
-    constexpr int kVectors = int(ceil_div(kLeftRows, kLanes));
-    const int64_t tiles = ceil_div(count, kLeftRows);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t r = count * i / tiles, n = count * (i + 1) / tiles - r;
-      const F* from = grads + r0 + r;
-      F* to = columns + r * words<F>(rows) * kDepth;
-      V total[kVectors], part[kVectors];
-      for (V* const sums : {total, part})
-        for (int v = 0; v < kVectors; ++v) sums[v] = V(A(0));
-      for (int64_t k = 0; k < rows; k += kDepth, from += kDepth * width_, to += n * kDepth) {
-        const F* const next = k + 1 < rows ? from + width_ : nullptr;
-        for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
-          const int64_t at = v * kLanes;
-          part[v] += load<A>(from + at);
-          // Whole vectors: lanes past the tile's rows are overwritten by the next word.
-          if constexpr (kDepth == 1) {
-            store(to + at, load<A>(from + at));
-          } else {
-            store_words(to + at * kDepth, Factor<F>::paired(from + at, next ? next + at : nullptr, kLanes), kLanes);
-            if (next) part[v] += load<A>(next + at);
-          }
-        }
-        if ((k + kDepth) % (2 * kLeastBlock) == 0)
-          for (int v = 0; v < kVectors; ++v) {
-            total[v] += part[v];
-            part[v] = V(A(0));
-          }
-      }
-      for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
-        A* const sum = bias + r0 + r + v * kLanes;
-        const int lanes = int(least(kLanes, n - v * kLanes));
-        store(sum, onto ? load<A>(sum, lanes) + total[v] + part[v] : total[v] + part[v], lanes);
-      }
-    }
-  }
-
-  // The same transposed, for AMX: column r becomes row r of `columns`, padded with zeros to whole words.
-  void gather_rows(const F* grads, int64_t rows, int64_t r0, int64_t count, F* columns, A* bias, bool onto) const {
-    const int64_t row = words<F>(rows) * kDepth;
-    for (int64_t r = 0; r < count; r += kLanes) {
-      const int lanes = int(least(kLanes, count - r));
-      V total = onto ? load<A>(bias + r0 + r, lanes) : V(A(0));
-      for (int64_t k0 = 0; k0 < rows; k0 += kLanes * kDepth) {
-        V part(A(0)), pairs[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const int64_t k = k0 + i * kDepth;
-          const F* const from = grads + k * width_ + r0 + r;
-          pairs[i] = Factor<F>::paired(k < rows ? from : nullptr, k + 1 < rows ? from + width_ : nullptr, kLanes);
-          if (k < rows) part += load<A>(from);
-          if (k + 1 < rows) part += load<A>(from + width_);
-        }
-        total += part;
-        transpose(pairs);
-        for (int i = 0; i < lanes; ++i) std::memcpy(columns + (r + i) * row + k0, &pairs[i].v, sizeof(pairs[i].v));
-      }
-      store(bias + r0 + r, total, lanes);
-    }
-  }
-
-  // columns[:, r] right to or onto sum[r0 + r, :], for r < count
-  void add_block(const Panels<F>& right, const F* packed, const F* columns, int64_t r0, int64_t count, A* sum,
+  // left[r, :] right to or onto sum[r0 + r, :], for r < count
+  void add_block(const Panels<F>& right, const F* packed, Left<F> left, int64_t r0, int64_t count, A* sum,
                  bool onto) const {
-    const int64_t block = sum_block(args_.rows);
-    const bool tiled = Factor<F>::kWords == 1;
-    const Left<F> left{columns, tiled ? 0 : words<F>(right.K) * kDepth, kDepth, block, 1, false, tiled};
+    left.block = sum_block(args_.rows);
     if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     each_panel(0, right.count(), false, [&](int64_t p, int64_t next) {
       right.multiply(p, next, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
@@ -509,7 +449,7 @@ class Backward {
   const Scratch<F> packed_x_, packed_h_, packed_reset_;
   const Scratch<F> reset_;  // [rows, H]: r * h
   const Scratch<S> zeros_;
-  const Scratch<F> columns_;                      // each worker's gathered gradients: a left-hand matrix in tiles
+  const Scratch<F> columns_;                      // each worker's gates' gradients as a left-hand matrix
   const Scratch<A> sums_ih_, sums_hh_;            // [G*H, I] and [G*H, H], unless they grow in place
   const Scratch<A> sums_bias_ih_, sums_bias_hh_;  // [G*H]; sums_bias_hh_ where it differs
 };
