@@ -1,5 +1,6 @@
 """The choice of a backend and its refusals; that the forced one really ran; the instruction sets of the CPU."""
 
+import ctypes
 import os
 import platform
 import runpy
@@ -115,6 +116,12 @@ def instruction_sets():
     ] + ["generic"]
 
 
+def system_allows_amx():
+    """Asked as the loops ask, by Linux' arch_prctl; an x86 processor with AMX is there."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
 def run_python(*arguments, **environment):
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.run(
@@ -135,6 +142,8 @@ def test_forced_instruction_set(name):
     """It ran, and is right: the sizes around its vectors, in a process of its own. Chunks of steps are not its own."""
     if name == "amx_emulated" and not (torch.ops.fused_rnn.poisoned() and "avx2" in instruction_sets()):
         pytest.skip("only builds for the tests have the emulated AMX, and it needs AVX2")
+    if name == "amx" and not system_allows_amx():
+        pytest.skip("the processor has AMX, and the system refuses it to this process")
     assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
     if name == native.cpu_instruction_set():
         return  # what test_recurrence.py runs on in this process

@@ -55,9 +55,9 @@ def test_instruction_sets_share_no_code(name):
 
 @needs_sources
 def test_no_object_file_is_linked_before_one_with_fewer_instructions():
-    """Unoptimised object files share inline functions, and the linker keeps the first: it must run on every processor.
+    """Unoptimised object files share inline functions, and the linker keeps the first: it must run where the others do.
 
-    Broken once, such a library died of AVX-512 instructions on a processor with AVX2.
+    In another order, AVX-512 instructions end the process on a processor with AVX2.
     """
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(compiler[0]) is None:
