@@ -153,7 +153,10 @@ def test_wide_loops(cell, dtype, wide):
 @pytest.mark.xdist_group("amx")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_amx_loops(cell, amx):
-    """Around 16 and 32 rows of the batch, 16 units, 32 numbers of k and 512 rows of a chunk."""
-    sizes = Size(4, 13, 5, 40), Size(3, 17, 33, 17), Size(2, 16, 64, 32), Size(3, 33, 31, 16), Size(2, 40, 1, 65)
-    assert_right(amx, cell, torch.bfloat16, (*SIZES, *sizes, Size(9, 66, 8, 3)))
-    assert_right(amx, cell, torch.bfloat16, sizes[:2], FUSED_RNN_L2_KIB="1")
+    """Around 16 and 32 rows of the batch, 16 units, 32 numbers of k and 512 rows of a chunk; up to 15 steps of 16 rows
+    use the weights where they are, and more pack them."""
+    in_place = Size(4, 13, 5, 40), Size(15, 8, 33, 17), Size(2, 16, 64, 32)
+    packed = Size(16, 13, 5, 40), Size(3, 17, 33, 17), Size(3, 33, 31, 16), Size(2, 40, 1, 65), Size(9, 66, 8, 3)
+    assert_right(amx, cell, torch.bfloat16, (*SIZES, *in_place))
+    assert_right(amx, cell, torch.bfloat16, packed)
+    assert_right(amx, cell, torch.bfloat16, (*in_place[:2], *packed[:2]), FUSED_RNN_L2_KIB="1")

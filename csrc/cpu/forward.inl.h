@@ -6,11 +6,6 @@
 namespace fused_rnn {
 namespace {
 
-// Up to so many rows (step, batch), weights with rows of so many words together are not packed: the longer the rows,
-// the smaller is the share of summing the lanes up.
-FUSED_RNN_INLINE int64_t unpacked_rows(int64_t words) { return least(64, kAmx ? 4 + words / 32 : 8 + words / 16); }
-constexpr int64_t kConverted = 4;  // so many times fewer, where each use converts them
-
 // A step of an LSTM or RNN with at least this many active rows multiplies x and h in one tile. Of fewer rows, x of
 // several steps is projected at once: the tiles have more rows then, and weight_ih is read once for all these steps,
 // which counts where the weights do not stay in the second-level cache (kJoinedFar): with AMX more than the tiles.
@@ -35,7 +30,7 @@ class Forward {
       : args_(args),
         units_{args.H},
         division_(division(args)),
-        x_in_place_(std::is_same<S, F>::value && args.I % kWhole == 0),
+        x_in_place_(std::is_same<S, F>::value && args.I % kWhole == 0 && (!kAmx || packs())),
         x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
         packs_late_(args.T == 1 && !division_.by_rows && !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
         input_(args.weight_ih, 0, args.I, args.H, args.T == 1 ? args.B : args.rows, places()),
@@ -49,6 +44,8 @@ class Forward {
                                                                            kLanes * int64_t(sizeof(A)))))),
         gates_x_(is_joined(args.T - 1) ? 0 : regions() * units_.vectors() * rows_ * kGates * kLanes),
         x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
+        operand_x_(division_.workers * input_.operand_elements(rows_)),
+        operand_h_(division_.workers * hidden_.operand_elements(division_.most_rows())),
         h_(2 * args.B * h_row()),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
         first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
@@ -65,10 +62,7 @@ class Forward {
  private:
   // Numbers of a row of h that weight_hh multiplies.
   int64_t multiplied_h() const { return args_.multiplies_h() ? args_.H : 0; }
-  bool packs() const {
-    const int64_t most = unpacked_rows(words<F>(args_.I) + words<F>(multiplied_h()));
-    return args_.rows > (std::is_same<S, F>::value ? most : most / kConverted);
-  }
+  bool packs() const { return packing_pays<F, S>(args_.rows, args_.B, words<F>(args_.I) + words<F>(multiplied_h())); }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
   // Panel p, to be multiplied before panel `next`. If panels are packed late, this packs p of each of `weights`.
   template <class... Weights>
@@ -173,6 +167,14 @@ class Forward {
 
   F* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
 
+  // Rows of x, or of h or r * h, as the products take them.
+  Left<F> operand_x(const Worker& worker, const Left<F>& rows, int64_t M) const {
+    return input_.operand(rows, M, operand_x_ + worker.begin * input_.operand_elements(rows_));
+  }
+  Left<F> operand_h(const Worker& worker, const Left<F>& rows, int64_t M) const {
+    return hidden_.operand(rows, M, operand_h_ + worker.begin * hidden_.operand_elements(division_.most_rows()));
+  }
+
   // x of a chunk as factors, where it is not yet.
   void take_x(const Worker& worker, const Part& part, const Chunk& chunk) const {
     if (x_in_place_) return;
@@ -196,13 +198,14 @@ class Forward {
     const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
     in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
+      const Left<F> x = operand_x(worker, x_rows(worker, chunk, chunk.t0, part.b0 + m0), whole ? m1 - m0 : 0);
       each_panel(part.p0, part.p1, false, [&](int64_t p, int64_t next) {
         const Turn turn = this->turn(worker, p, next, input_);
         for (int64_t i = 0; i < matrices; ++i) {
           const int64_t t = chunk.t0 + i, rows = whole ? m1 - m0 : chunk.count(t);
           A* const gates_x = gates_x_of(worker, chunk.begin(t) + m0);
           input_.multiply(
-              turn, rows, x_rows(worker, chunk, t, part.b0 + m0), [](int64_t, int64_t) {},
+              turn, rows, whole ? x : x_rows(worker, chunk, t, part.b0), [](int64_t, int64_t) {},
               [&](int64_t m, int64_t v, const A* sums) {
                 A* const to = gates_x + v * vector + m * kGates * kLanes;
                 const A* const bias = bias_x_ + v * kGates * kLanes;
@@ -220,10 +223,12 @@ class Forward {
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
                 [&](int64_t b0, int64_t b1) {
+                  const Left<F> x = operand_x(worker, x_rows(worker, chunk, t, b0), b1 - b0);
+                  const Left<F> left_h = operand_h(worker, left(h, t, b0), b1 - b0);
                   each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
                     input_.multiply_both(
-                        turn(worker, p, next, input_, hidden_), b1 - b0, x_rows(worker, chunk, t, b0), hidden_,
-                        left(h, t, b0), [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
+                        turn(worker, p, next, input_, hidden_), b1 - b0, x, hidden_, left_h,
+                        [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
                         [&](int64_t m, int64_t v, const A* sums) {
                           V gates_h[kGates];
                           for (int g = 0; g < kGates; ++g) gates_h[g] = load<A>(sums + g * kLanes);
@@ -240,9 +245,10 @@ class Forward {
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
     in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
+      const Left<F> left_h = operand_h(worker, left(h, t, b0), b1 - b0);
       each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
         hidden_.multiply(
-            turn(worker, p, next, hidden_), b1 - b0, left(h, t, b0),
+            turn(worker, p, next, hidden_), b1 - b0, left_h,
             [&](int64_t m, int64_t v) {
               if (!Cell::kResetBefore) fetch_results(row0 + b0 + m, v);
             },
@@ -266,9 +272,10 @@ class Forward {
     if constexpr (Cell::kResetBefore) {
       meet(worker);
       in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
+        const Left<F> left_reset = operand_h(worker, left(reset_, t, b0), b1 - b0);
         each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
           candidate_.multiply(
-              turn(worker, p, next, candidate_), b1 - b0, left(reset_, t, b0),
+              turn(worker, p, next, candidate_), b1 - b0, left_reset,
               [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
               [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
@@ -364,6 +371,7 @@ class Forward {
   const int64_t rows_;                          // of a chunk, at most
   const Scratch<A> gates_x_;                    // [regions, vectors, rows, kGates, kLanes]
   const Scratch<F> x_;                          // [workers, rows, x_row]
+  const Scratch<F> operand_x_, operand_h_;      // of each worker
   const Scratch<F> h_;                          // before and after a step: [2, B, h_row]
   const Scratch<F> reset_;                      // reset before: r * h, [B, h_row]
   const Scratch<A> first_;                      // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]

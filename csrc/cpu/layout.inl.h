@@ -8,9 +8,14 @@
 #include <cstdint>
 
 #include "../recurrence.h"
-#include "dots.inl.h"
 #include "panels.inl.h"
 #include "parallel.h"
+
+#ifdef FUSED_RNN_AMX
+#include "amx_dots.inl.h"
+#else
+#include "dots.inl.h"
+#endif
 
 namespace fused_rnn {
 namespace {
@@ -74,6 +79,12 @@ class GatePanels {
     }
   }
 
+  // M rows as the left-hand matrix of the products below; `scratch` has operand_elements(M).
+  Left<F> operand(const Left<F>& rows, int64_t M, F* scratch) const {
+    return places_ > 0 ? rows : dot_operand(rows, M, K_, scratch);
+  }
+  int64_t operand_elements(int64_t M) const { return places_ > 0 ? 0 : dot_elements<F>(M, K_); }
+
   // For each vector v of panel p, which is packed in `place`, emit(m, v, sums): row m of `left` times the columns of
   // the vector's NG gates; before it, once for a panel, fetch(m, v).
   template <class Fetch, class Emit>
@@ -94,7 +105,7 @@ class GatePanels {
     multiply_rows<2>(turn.p, M, {{left, this}, {other_left, &other}}, emit);
   }
 
-  int64_t bytes() const { return places_ * panel_size() * int64_t(sizeof(F)); }  // of the packed panels
+  int64_t bytes() const { return units_.panels() * panel_size() * int64_t(sizeof(F)); }  // of all panels
 
  private:
   struct Factors {
@@ -128,23 +139,14 @@ class GatePanels {
   // The sum of kProducts products with the rows of the weights where they are.
   template <int kProducts, class Emit>
   void multiply_rows(int64_t p, int64_t M, const Factors (&factors)[kProducts], const Emit& emit) const {
-    constexpr int kRows = kDotRows<A>;
-    alignas(64) A sums[kRows * NG * kLanes];
-    const int64_t tiles = ceil_div(M, kRows);
-    for (int64_t v = units_.first(p); v < units_.first(p + 1); ++v)
-      for (int64_t i = 0, m0 = 0; i < tiles; ++i) {
-        const int rows = int(M * (i + 1) / tiles - m0);
-        for (int g = 0; g < NG; ++g) {
-          Dots<F, S> dots[kProducts];
-          for (int k = 0; k < kProducts; ++k) {
-            const Left<F>& left = factors[k].left;
-            dots[k] = {left.data + m0 * left.row, left.row, factors[k].right->row(g, v), factors[k].right->K_};
-          }
-          dot_rows<kProducts>(rows, units_.count(v), dots, sums + g * kLanes, NG * kLanes);
-        }
-        for (int m = 0; m < rows; ++m) emit(m0 + m, v, sums + m * NG * kLanes);
-        m0 += rows;
+    for (int64_t v = units_.first(p); v < units_.first(p + 1); ++v) {
+      Dots<F, S> dots[kProducts];
+      for (int k = 0; k < kProducts; ++k) {
+        const GatePanels& right = *factors[k].right;
+        dots[k] = {factors[k].left, right.row(0, v), right.K_, units_.H * right.K_};
       }
+      dot_rows<NG>(M, units_.count(v), dots, [&](int64_t m, const A* sums) { emit(m, v, sums); });
+    }
   }
 
   int vectors_;      // of a tile

@@ -97,6 +97,15 @@ FUSED_RNN_INLINE void add_products(V (&sum)[M][N], const Row& row, const Column&
   }
 }
 
+// A left-hand matrix and a weight that is used where it is, both with K numbers a row. `right`: the weight's first row
+// for the first gate; that for the next gate is `gate` numbers further.
+template <class F, class S>
+struct Dots {
+  Left<F> left;
+  const S* right;
+  int64_t K, gate;
+};
+
 // Where the sums of a tile are stored: in rows of `to`, `row` apart. If there are `results`, `to` is scratch memory,
 // and row m goes to results[m], or is added to it if `onto`.
 template <class A>

@@ -28,7 +28,7 @@ struct Header {
 template <class T>
 std::vector<T> read(int64_t n) {
   std::vector<T> numbers(static_cast<size_t>(n));
-  if (std::fread(numbers.data(), sizeof(T), numbers.size(), stdin) != numbers.size()) std::abort();
+  if (n > 0 && std::fread(numbers.data(), sizeof(T), numbers.size(), stdin) != numbers.size()) std::abort();
   return numbers;
 }
 
