@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 from fused_rnn import backends, native
-from fused_rnn.call import ALLOW_TF32, BIAS, NEEDS_ALL, SAVE
+from fused_rnn.call import BIAS, NEEDS_ALL, REDUCED_PRECISION, SAVE
 from fused_rnn.cell import GRU_RESET_BEFORE
 
 from . import machine
@@ -107,7 +107,7 @@ def _call(kernel: Kernel, T: int, device: torch.device) -> Callable[[], object]:
     weights = [tensor(G * H, H), tensor(G * H, H), tensor(G * H), tensor(G * H)]
     hx, cx, *_ = *(tensor(1, B, H) for _ in cell.states), None
     inputs = (cell.name, x, weights, hx, cx, None, ())
-    flags = BIAS | ALLOW_TF32 * kernel.tf32 | SAVE * (kernel.op != "forward")
+    flags = BIAS | REDUCED_PRECISION * kernel.tf32 | SAVE * (kernel.op != "forward")
     ops = torch.ops.fused_rnn
 
     def run_forward() -> list[torch.Tensor]:

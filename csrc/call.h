@@ -19,17 +19,17 @@ using Tensors = std::vector<Tensor>;
 
 // The bits of the schema's `flags`, as in fused_rnn/call.py.
 enum Flag : int64_t {
-  kBias = 1,            // there are bias_ih and bias_hh
-  kBidirectional = 2,   // every layer has two directions
-  kReverse = 4,         // the first direction runs from the last step to the first
-  kBatchFirst = 8,      // input and output are [B, T, ...]
-  kStep = 16,           // one step of a cell: input [B, I], states [B, H]
-  kAllowTf32 = 32,      // float32 products may round their factors to TF32
-  kSave = 64,           // a backward will come
-  kNeedsInput = 128,    // the backward gives the gradient of the input
-  kNeedsWeights = 256,  // and those of the weights
-  kPacked = 512,        // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
-  kNeedsStates = 1024   // the backward gives the gradients of the initial states
+  kBias = 1,               // there are bias_ih and bias_hh
+  kBidirectional = 2,      // every layer has two directions
+  kReverse = 4,            // the first direction runs from the last step to the first
+  kBatchFirst = 8,         // input and output are [B, T, ...]
+  kStep = 16,              // one step of a cell: input [B, I], states [B, H]
+  kReducedPrecision = 32,  // float32 products may round their factors: to TF32 on a GPU, to bfloat16 on a CPU
+  kSave = 64,              // a backward will come
+  kNeedsInput = 128,       // the backward gives the gradient of the input
+  kNeedsWeights = 256,     // and those of the weights
+  kPacked = 512,           // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
+  kNeedsStates = 1024      // the backward gives the gradients of the initial states
 };
 
 // Up to four sizes.

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from . import layered, private, reference
 from .call import (
-    ALLOW_TF32,
     BATCH_FIRST,
     BIAS,
     BIDIRECTIONAL,
@@ -25,6 +24,7 @@ from .call import (
     NEEDS_STATES,
     NEEDS_WEIGHTS,
     PACKED,
+    REDUCED_PRECISION,
     REVERSE,
     SAVE,
     STEP,
@@ -38,18 +38,18 @@ from .cell import Cell, States, Weights, named
 MaybeTensor = Tensor | None
 
 
-def run(ops: Any, call: Call, allow_tf32: bool = False) -> Sequence[Tensor]:
+def run(ops: Any, call: Call, reduced_precision: bool = False) -> Sequence[Tensor]:
     """The results of the ops of a namespace for a call whose masks are drawn.
 
     Args:
-        allow_tf32: the factors of float32 products may be rounded to TF32, where a device has it.
+        reduced_precision: the factors of float32 products may be rounded: to TF32 on a GPU, to bfloat16 on a CPU.
 
     Returns:
         The output and the final states, of a step the states alone.
     """
     flags = flags_of(call.form)
-    if allow_tf32:
-        flags |= ALLOW_TF32
+    if reduced_precision:
+        flags |= REDUCED_PRECISION
     rows = call.lengths
     if call.batch_sizes is not None:
         flags, rows = flags | PACKED, call.batch_sizes
@@ -77,10 +77,10 @@ def run_layer(
     weights: Weights,
     lengths: MaybeTensor,
     reverse: bool,
-    allow_tf32: bool = False,
+    reduced_precision: bool = False,
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
-    return one_layer(lambda call: run(ops, call, allow_tf32))(cell, x, states, weights, lengths, reverse)
+    return one_layer(lambda call: run(ops, call, reduced_precision))(cell, x, states, weights, lengths, reverse)
 
 
 def _two(states: Sequence[MaybeTensor]) -> tuple[MaybeTensor, MaybeTensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import evidence, layered, native, reference, stock
-from .call import Call, Form, Problem
+from .call import REDUCED_PRECISION, Call, Form, Problem
 from .cell import Cell
 from .triton import plan as triton_plan
 
@@ -238,8 +238,9 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
 
 # ---- Calls that are known ----
 
-# By everything that the choice depends on in the calls that `run_again` takes: the op that runs them.
-_known: dict[tuple[Any, ...], native.InferenceOp] = {}
+# By everything that the choice depends on in the calls that `run_again` takes: the op that runs them, and whether it
+# may run in reduced precision, if the user allows it at that time.
+_known: dict[tuple[Any, ...], tuple[native.InferenceOp, bool]] = {}
 _MOST_KNOWN = 1024  # sequences of any length may come, each once
 
 
@@ -249,7 +250,8 @@ def _remember(call: Call, inference_op: Callable[[Form], native.InferenceOp]) ->
         return
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
-    _known[call.cell.name, call.form, call.H, x.dtype, x.shape, _forced] = inference_op(call.form)
+    may_reduce = x.dtype == torch.float32 and 0 < native.cpu_reduced_rows() <= call.T * call.B
+    _known[call.cell.name, call.form, call.H, x.dtype, x.shape, _forced] = inference_op(call.form), may_reduce
 
 
 def run_again(
@@ -270,7 +272,9 @@ def run_again(
     known = _known.get((cell.name, form, hidden_size, input.dtype, input.shape, _forced))
     if known is None:
         return None
-    op, is_spread, flags = known
+    (op, is_spread, flags), may_reduce = known
+    if may_reduce and native.allow_bfloat16():
+        flags |= REDUCED_PRECISION
     cx = None
     try:
         if type(hx) is tuple:

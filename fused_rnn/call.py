@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 # The bits of the ops' argument ``flags``, as in csrc/call.h, where their meaning is.
-BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, ALLOW_TF32, SAVE = (1 << k for k in range(7))
+BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, REDUCED_PRECISION, SAVE = (1 << k for k in range(7))
 NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
 NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
 PACKED = 512

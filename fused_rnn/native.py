@@ -5,6 +5,7 @@ If the extension cannot be loaded, ``load_error`` says why, the import warns onc
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,7 +59,14 @@ def cpu_instruction_set() -> str:
 
 def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool) -> str:
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
-    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training)
+    reduced = dtype == torch.float32 and reduced_precision("cpu")
+    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, reduced)
+
+
+@functools.cache
+def cpu_reduced_rows() -> int:
+    """The least rows (step, batch) of a float32 call whose products may have factors of bfloat16; 0: none has."""
+    return torch.ops.fused_rnn.cpu_reduced_rows()
 
 
 def constant(function: F) -> F:
@@ -91,6 +99,20 @@ _runs_on: set[tuple[int, torch.dtype]] = set()
 def allow_tf32() -> bool:
     """PyTorch's own switch for float32 RNNs on a GPU, as ``nn.LSTM`` obeys it; compiled code keeps what it was then."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+@constant
+def allow_bfloat16() -> bool:
+    """PyTorch's own switch for float32 RNNs on a CPU, as ``nn.LSTM`` obeys it, where the kernels here can."""
+    return cpu_reduced_rows() > 0 and _switch.fp32_precision == "bf16"
+
+
+_switch = torch.backends.mkldnn.rnn  # type: ignore[attr-defined]
+
+
+def reduced_precision(device_type: str) -> bool:
+    """Whether float32 products may round their factors on a device, to what it has."""
+    return allow_tf32() if device_type == "cuda" else device_type == "cpu" and allow_bfloat16()
 
 
 def cuda_architectures() -> str:
@@ -129,7 +151,8 @@ def run(call: Call) -> Sequence[Tensor]:
         call = layered.with_masks(call)
     if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
         return _run_in_order(call, order)
-    return autograd.run(torch.ops.fused_rnn, call, x.is_cuda and x.dtype == torch.float32 and allow_tf32())
+    reduced = x.dtype == torch.float32 and reduced_precision(x.device.type)
+    return autograd.run(torch.ops.fused_rnn, call, reduced)
 
 
 def inference_op(form: Form) -> InferenceOp:

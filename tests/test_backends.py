@@ -151,6 +151,10 @@ def test_forced_instruction_set(name):
     tests = [str(TESTS / "test_recurrence.py"), "-k", f"not rnn_relu and not T70 and ({dtypes})"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]
+    if name == "amx_emulated":
+        reduced = str(TESTS / "test_reduced_precision.py")
+        done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", reduced, FUSED_RNN_ISA=name)
+        assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-4000:]
 
 
 def test_cuda_says_why_not():

@@ -1,5 +1,6 @@
 """The parts of csrc/ that need no torch, compiled alone by the test."""
 
+import functools
 import itertools
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import reduced
 import torch
 from closeness import assert_within_budget
 from problems import CELLS, DTYPES, Layer, Size, comparisons
@@ -83,8 +85,14 @@ def wide(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Runs layers of bfloat16, and float32 in reduced precision, in pairs of bfloat16 as AVX512-BF16 has them."""
+    return wide_runner(tmp_path_factory, "-DFUSED_RNN_PAIRS")
+
+
+@pytest.fixture(scope="module")
 def amx(tmp_path_factory):
-    """Runs layers of bfloat16 with emulated tiles of AMX."""
+    """The same in emulated tiles of AMX."""
     return wide_runner(tmp_path_factory, "-DFUSED_RNN_AMX", "-DFUSED_RNN_AMX_EMULATED")
 
 
@@ -93,12 +101,12 @@ def numbers(tensor):
     return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def posed(layer, reverse):
+def posed(layer, reverse, reduces):
     """What native/run_layer.cpp reads."""
     T, B, I = layer.x.shape
     ragged, bias = layer.lengths is not None, layer.weights.bias_ih is not None
     kind, dtype = CELLS.index(layer.cell), layer.x.dtype
-    header = (kind, dtype.itemsize, dtype == torch.bfloat16, T, B, I, layer.weights.weight_hh.size(1))
+    header = (kind, dtype.itemsize, dtype == torch.bfloat16, reduces, T, B, I, layer.weights.weight_hh.size(1))
     tensors = (layer.lengths, layer.x, *layer.weights, *layer.states, *layer.grads)
     return numpy.array([*header, reverse, ragged, bias], numpy.int64).tobytes() + b"".join(
         numbers(t) for t in tensors if t is not None
@@ -115,14 +123,15 @@ def test_aarch64_has_neon(aarch64):
 SIZES = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 20), Size(70, 4, 3, 6)
 
 
-def assert_right(run, cell, dtype, sizes=SIZES, **environment):
+def assert_right(run, cell, dtype, sizes=SIZES, *, reduces=False, **environment):
     """Every result within the budget that test_recurrence.py has for this processor's own loops."""
+    plain_layer = functools.partial(reduced.run, reduced.to_bfloat16) if reduces else plain
     cases = [(size, False, False, True) for size in sizes]
     cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
     for size, reverse, ragged, bias in cases:
         drawn = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(3)]
-        same = [layer.results(plain, reverse) for layer in drawn]
-        written = run(given=b"".join(posed(layer, reverse) for layer in drawn), **environment)
+        same = [layer.results(plain_layer, reverse) for layer in drawn]
+        written = run(given=b"".join(posed(layer, reverse, reduces) for layer in drawn), **environment)
         flat = torch.frombuffer(bytearray(written), dtype=dtype)
         flat = iter(flat.split([t.numel() for result in same for t in result.values()]))
         got = [{name: next(flat).reshape(t.shape) for name, t in result.items()} for result in same]
@@ -160,3 +169,25 @@ def test_amx_loops(cell, amx):
     assert_right(amx, cell, torch.bfloat16, (*SIZES, *in_place))
     assert_right(amx, cell, torch.bfloat16, packed)
     assert_right(amx, cell, torch.bfloat16, (*in_place[:2], *packed[:2]), FUSED_RNN_L2_KIB="1")
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("pairs")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_pairs_of_bfloat16(cell, pairs):
+    assert_right(pairs, cell, torch.bfloat16, (*SIZES, Size(4, 13, 5, 40), Size(3, 33, 31, 16)))
+    assert_float32_in_reduced_precision(pairs, cell)
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("amx")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_amx_in_reduced_precision(cell, amx):
+    assert_float32_in_reduced_precision(amx, cell)
+
+
+def assert_float32_in_reduced_precision(run, cell):
+    """Factors of bfloat16; states, gates and sums of float32."""
+    sizes = Size(16, 13, 5, 40), Size(3, 17, 33, 17), Size(3, 33, 64, 16), Size(9, 66, 8, 3)
+    assert_right(run, cell, torch.float32, (*SIZES, *sizes), reduces=True)
+    assert_right(run, cell, torch.float32, sizes[:2], reduces=True, FUSED_RNN_L2_KIB="1")

@@ -11,9 +11,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("tests/test_triton.py runs it in a process of its own", allow_module_level=True)
 
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest import mock
 
-import tf32
+import reduced
 import torch
 import triton
 import triton.language as tl
@@ -109,7 +110,7 @@ def runner(math="float32"):
 def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
-        return tf32.run
+        return partial(reduced.run, reduced.to_tf32)
     if case.cell is RNN_RELU and case.math == "float32":
         return in_one_chain
     return stock_layer if case.cell.stock and not case.ragged else reference.run
@@ -442,5 +443,5 @@ def test_the_interpreter_multiplies(math):
     dtype, allow_tf32 = MATHS[math]
     a, b, c = torch.randn(16, 16).to(dtype), torch.randn(16, 16).to(dtype), torch.empty(16, 16)
     multiply[(1,)](a, b, c, N=16, PRECISION="tf32" if allow_tf32 else "ieee")
-    a, b = (tf32.rounded(t) if allow_tf32 else t for t in (a, b))
+    a, b = (reduced.to_tf32(t) if allow_tf32 else t for t in (a, b))
     torch.testing.assert_close(c, a.float() @ b.float())

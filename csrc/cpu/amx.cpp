@@ -6,8 +6,8 @@
 namespace fused_rnn {
 
 const AllLoops& amx_loops() {
-  static const AllLoops all{std::get<0>(avx512_loops()), std::get<1>(avx512_loops()), loops<BFloat16>(),
-                            std::get<3>(avx512_loops())};
+  static const AllLoops all{avx512_loops().float32, avx512_loops().float64, loops<BFloat16>(), avx512_loops().float16,
+                            loops<float, BFloat16>()};
   return all;
 }
 

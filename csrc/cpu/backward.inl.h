@@ -40,10 +40,11 @@ struct GradChunk : Chunk {
   FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - begins[n > 1 ? step[k] : 0]; }
 };
 
-template <class Cell, class S, class A>
+// F: the factors of products.
+template <class Cell, class S, class F>
 class Backward {
+  using A = accumulate_t<S>;
   using V = Vec<A>;
-  using F = factor_t<S>;
   using Part = Division::Part;
   using Grads = StepGrads<V, typename Cell::State, Cell::kGates>;
   static constexpr int kGates = Cell::kGates;

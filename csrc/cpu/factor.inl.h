@@ -10,7 +10,8 @@ namespace {
 FUSED_RNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_RNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// The factors of a storage type: the type that is computed in, or where the processor multiplies it, itself.
+// The factors of a storage type: the type that is computed in, or where the processor multiplies it, itself. Those of
+// float32 may be bfloat16, too, by choice of the user.
 template <class S>
 struct FactorOf {
   using type = accumulate_t<S>;
@@ -34,7 +35,7 @@ constexpr bool kAmx = true;
 constexpr bool kAmx = false;
 #endif
 
-#if defined(__AVX512BF16__) || defined(FUSED_RNN_AMX)
+#if defined(__AVX512BF16__) || defined(FUSED_RNN_AMX) || defined(FUSED_RNN_PAIRS)
 // Two products to a lane and instruction, summed in float32.
 template <>
 struct FactorOf<BFloat16> {
@@ -60,8 +61,9 @@ struct Factor<BFloat16> {
 #endif
   }
   // Words of an element of `first` and the one below it of `second`; null stands for zeros.
-  FUSED_RNN_INLINE static Vec<float> paired(const BFloat16* first, const BFloat16* second, int n) {
-    const auto row = [n](const BFloat16* from) { return from ? load<float>(from, n) : Vec<float>(0.0f); };
+  template <class S>
+  FUSED_RNN_INLINE static Vec<float> paired(const S* first, const S* second, int n) {
+    const auto row = [n](const S* from) { return from ? rounded<BFloat16>(load<float>(from, n)) : Vec<float>(0.0f); };
     const Vec<float> low = row(first), high = row(second);
     return Vec<float>(bit_cast<FloatLanes>((bit_cast<Words>(low.v) >> 16) | bit_cast<Words>(high.v)));
   }
@@ -79,8 +81,14 @@ FUSED_RNN_INLINE Vec<A> load_words(const S* from, int64_t n) {
   constexpr int64_t kElements = Vec<A>::kLanes * Factor<F>::kDepth;
   if constexpr (Factor<F>::kDepth == 1) {
     return load<A>(from, int(least(n, kElements)));
+  } else if constexpr (!std::is_same<S, F>::value) {
+    constexpr int64_t kLanes = Vec<A>::kLanes;
+    const auto half = [&](int64_t k) { return narrowed(F(), load<A>(from + k, int(most(0, least(n - k, kLanes)))).v); };
+    const HalfWords halves[] = {half(0), half(kLanes)};
+    Vec<A> words;
+    std::memcpy(&words.v, halves, sizeof(words.v));
+    return words;
   } else {
-    static_assert(std::is_same<S, F>::value, "factors of more than one to a word are not converted");
     using Lanes = typename Vec<A>::Lanes;
     if (n < kElements) return Vec<A>(load_some<Lanes>(from, int(n)));
     Vec<A> words;

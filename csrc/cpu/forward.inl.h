@@ -11,16 +11,18 @@ namespace {
 // which counts where the weights do not stay in the second-level cache (kJoinedFar): with AMX more than the tiles.
 constexpr int64_t kJoinedNear = kAmx ? 9 : 6, kJoinedFar = kAmx ? INT64_MAX : 17;
 
-template <class Cell, class S, class A>
+// F: the factors of products.
+template <class Cell, class S, class F>
 class Forward {
+  using A = accumulate_t<S>;
   using V = Vec<A>;
-  using F = factor_t<S>;
   using Part = Division::Part;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kFirst = kHiddenGates<Cell>;
   static constexpr int kTogether = kGates - Cell::kApart;
   static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore;  // gates are of the sum of both products
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
+  static constexpr bool kRoundsH = std::is_same<S, A>::value && !std::is_same<F, A>::value;  // to a factor
   static constexpr int64_t kWhole = kDepth * Factor<F>::kWords;  // numbers of K that a product takes at once
   // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
   static constexpr int kWide = kGates == 1 ? 2 : 1;
@@ -47,6 +49,7 @@ class Forward {
         operand_x_(division_.workers * input_.operand_elements(rows_)),
         operand_h_(division_.workers * hidden_.operand_elements(division_.most_rows())),
         h_(2 * args.B * h_row()),
+        exact_h_(kRoundsH ? args.B * units_.padded() : 0),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
         first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
         c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
@@ -74,6 +77,11 @@ class Forward {
   // Some more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return most(units_.padded(), words<F>(args_.H) * kDepth) + kLanes * kDepth; }
   F* h_at(F* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
+  A* exact_h_at(int64_t b, int64_t v) const { return exact_h_ + b * units_.padded() + v * kLanes; }
+  // h of row b before a step, where `h` has its factors.
+  FUSED_RNN_INLINE V h_before(F* h, int64_t b, int64_t v) const {
+    return kRoundsH ? load<A>(exact_h_at(b, v)) : load<A>(h_at(h, b, v));
+  }
   A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
   // Workers that own rows project other rows of the same units.
   int64_t regions() const { return division_.by_rows ? division_.workers : 1; }
@@ -129,6 +137,7 @@ class Forward {
         const int64_t at = b * a.H + v * kLanes;
         const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(v)) : V(A(0)); };
         for (F* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
+        if (kRoundsH) store(exact_h_at(b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
     if constexpr (kWhole > kLanes)
@@ -160,7 +169,7 @@ class Forward {
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) {
         const int64_t at = b * a.H + v * kLanes;
-        store(a.hy + at, load<A>(h_at(h, b, v)), units_.count(v));
+        store(a.hy + at, h_before(h, b, v), units_.count(v));
         if constexpr (Cell::kSavedCell >= 0) store(a.cy + at, load<A>(c_at(b, v)), units_.count(v));
       }
   }
@@ -259,7 +268,7 @@ class Forward {
               for (int g = kTogether; g < kFirst; ++g)
                 gates_h[g] += load<A>(bias_h_ + (v * Cell::kApart + g - kTogether) * kLanes);
               if constexpr (Cell::kResetBefore) {
-                const typename Cell::State prev{load<A>(h_at(h, b, v))};
+                const typename Cell::State prev{h_before(h, b, v)};
                 const V r_x = load<A>(gates_x(b, v));
                 store(h_at(reset_, b, v), Cell::reset(r_x, gates_h[0], prev));
                 for (int g = 0; g < kFirst; ++g) store(first_at(b, v) + g * kLanes, gates_h[g]);
@@ -327,12 +336,13 @@ class Forward {
     V x[kGates];
     for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
-    prev.h = load<A>(h_at(h, b, v));
+    prev.h = h_before(h, b, v);
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, v));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
     store(a.output + (row0 + b) * a.output_row + v * kLanes, next.h, units_.count(v));
     store(h_at(h_next, b, v), rounded<S>(next.h));
+    if (kRoundsH) store(exact_h_at(b, v), next.h);
     if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), next.c);
     store_saved(row0 + b, v, saved);
   }
@@ -363,9 +373,9 @@ class Forward {
   const bool x_in_place_;  // rows of x are factors as they are
   const int64_t x_row_;
   const bool packs_late_;  // each panel just before its only use: it stays in the second-level cache
-  const GatePanels<kGates, kWide, S, A> input_;
-  const GatePanels<kFirst, kWide, S, A> hidden_;
-  const GatePanels<1, kWide, S, A> candidate_;  // reset before: weight_hn, which multiplies r * h
+  const GatePanels<kGates, kWide, S, F> input_;
+  const GatePanels<kFirst, kWide, S, F> hidden_;
+  const GatePanels<1, kWide, S, F> candidate_;  // reset before: weight_hn, which multiplies r * h
   const int64_t joined_rows_;                   // kJoinedNear or kJoinedFar
   const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const int64_t rows_;                          // of a chunk, at most
@@ -373,6 +383,7 @@ class Forward {
   const Scratch<F> x_;                          // [workers, rows, x_row]
   const Scratch<F> operand_x_, operand_h_;      // of each worker
   const Scratch<F> h_;                          // before and after a step: [2, B, h_row]
+  const Scratch<A> exact_h_;                    // the same as a state, [B, padded], where factors are less exact
   const Scratch<F> reset_;                      // reset before: r * h, [B, h_row]
   const Scratch<A> first_;                      // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
   const Scratch<A> c_;                          // [B, padded]

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <array>
-#include <tuple>
+#include <type_traits>
 
 #include "../cell_traits.h"
 #include "../recurrence.h"
@@ -19,7 +19,13 @@ struct CellLoops {
 template <class S>
 using Loops = std::array<CellLoops<S>, kCells.size()>;  // by index of the cell
 
-using AllLoops = std::tuple<Loops<float>, Loops<double>, Loops<BFloat16>, Loops<Float16>>;
+struct AllLoops {
+  Loops<float> float32;
+  Loops<double> float64;
+  Loops<BFloat16> bfloat16;
+  Loops<Float16> float16;
+  Loops<float> reduced;  // float32 with factors of bfloat16, or null where the processor does not multiply it
+};
 
 struct InstructionSet {
   const char* name;
@@ -33,16 +39,25 @@ const InstructionSet& instruction_set();
 
 // The loops of a cell in the instruction set of this process.
 template <class S>
-const CellLoops<S>& loops_of(const CellTraits& cell) {
-  return std::get<Loops<S>>(instruction_set().loops())[cell.index];
+const CellLoops<S>& loops_of(const CellTraits& cell, bool reduced_precision = false) {
+  const AllLoops& all = instruction_set().loops();
+  const size_t i = cell.index;
+  if constexpr (std::is_same<S, float>::value)
+    return (reduced_precision && all.reduced[i].forward ? all.reduced : all.float32)[i];
+  else if constexpr (std::is_same<S, double>::value)
+    return all.float64[i];
+  else if constexpr (std::is_same<S, BFloat16>::value)
+    return all.bfloat16[i];
+  else
+    return all.float16[i];
 }
 
 const AllLoops& generic_loops();
 #ifdef __x86_64__
 const AllLoops& avx2_loops();
 const AllLoops& avx512_loops();
-const AllLoops& avx512_bf16_loops();  // bfloat16 in its own arithmetic, the rest as avx512
-const AllLoops& amx_loops();          // bfloat16 in tiles, the rest as avx512
+const AllLoops& avx512_bf16_loops();  // bfloat16 and reduced float32 in its own arithmetic, the rest as avx512
+const AllLoops& amx_loops();          // the same in tiles
 #ifdef FUSED_RNN_POISON
 const AllLoops& amx_emulated_loops();  // the same without its instructions, the rest as generic
 #endif

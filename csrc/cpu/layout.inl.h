@@ -44,9 +44,9 @@ struct Turn {
 
 // Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels of NU vectors of units. Where few rows are to be
 // multiplied, packing would cost more than it saves: then the weight is used where it is.
-template <int NG, int NU, class S, class A>
+template <int NG, int NU, class S, class F>
 class GatePanels {
-  using F = factor_t<S>;
+  using A = accumulate_t<S>;
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
@@ -81,17 +81,18 @@ class GatePanels {
 
   // M rows as the left-hand matrix of the products below; `scratch` has operand_elements(M).
   Left<F> operand(const Left<F>& rows, int64_t M, F* scratch) const {
-    return places_ > 0 ? rows : dot_operand(rows, M, K_, scratch);
+    return kInPlace<F, S> && places_ == 0 ? dot_operand(rows, M, K_, scratch) : rows;
   }
-  int64_t operand_elements(int64_t M) const { return places_ > 0 ? 0 : dot_elements<F>(M, K_); }
+  int64_t operand_elements(int64_t M) const { return kInPlace<F, S> && places_ == 0 ? dot_elements<F>(M, K_) : 0; }
 
   // For each vector v of panel p, which is packed in `place`, emit(m, v, sums): row m of `left` times the columns of
   // the vector's NG gates; before it, once for a panel, fetch(m, v).
   template <class Fetch, class Emit>
   FUSED_RNN_INLINE void multiply(const Turn& turn, int64_t M, Left<F> left, const Fetch& fetch,
                                  const Emit& emit) const {
-    if (places_ > 0) return multiply_panels<1>(turn.p, M, {product(turn, left, bytes())}, fetch, emit);
-    multiply_rows<1>(turn.p, M, {{left, this}}, emit);
+    if constexpr (kInPlace<F, S>)
+      if (places_ == 0) return multiply_rows<1>(turn.p, M, {{left, this}}, emit);
+    multiply_panels<1>(turn.p, M, {product(turn, left, bytes())}, fetch, emit);
   }
 
   // The same for the sum of two products: of `left` and of `other_left` times panel p of `other`, packed as this one.
@@ -99,10 +100,9 @@ class GatePanels {
   FUSED_RNN_INLINE void multiply_both(const Turn& turn, int64_t M, Left<F> left, const GatePanels& other,
                                       Left<F> other_left, const Fetch& fetch, const Emit& emit) const {
     const int64_t both = bytes() + other.bytes();
-    if (places_ > 0)
-      return multiply_panels<2>(turn.p, M, {product(turn, left, both), other.product(turn, other_left, both)}, fetch,
-                                emit);
-    multiply_rows<2>(turn.p, M, {{left, this}, {other_left, &other}}, emit);
+    if constexpr (kInPlace<F, S>)
+      if (places_ == 0) return multiply_rows<2>(turn.p, M, {{left, this}, {other_left, &other}}, emit);
+    multiply_panels<2>(turn.p, M, {product(turn, left, both), other.product(turn, other_left, both)}, fetch, emit);
   }
 
   int64_t bytes() const { return units_.panels() * panel_size() * int64_t(sizeof(F)); }  // of all panels
@@ -158,9 +158,14 @@ class GatePanels {
 };
 
 // Copies n numbers, or zeros where there is no source, into [padded] numbers of which the rest becomes zero.
-template <class A, class S>
-FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, A* to, int64_t padded) {
-  for (int64_t i = 0; i < padded; ++i) to[i] = from && i < n ? A(from[i]) : A(0);
+template <class T, class S>
+FUSED_RNN_INLINE void copy_padded(const S* from, int64_t n, T* to, int64_t padded) {
+  using A = accumulate_t<S>;
+  constexpr int64_t kLanes = Vec<A>::kLanes;
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const int64_t left = from ? most(0, least(kLanes, n - i)) : 0;
+    store(to + i, left > 0 ? load<A>(from + i, int(left)) : Vec<A>(A(0)), int(least(kLanes, padded - i)));
+  }
 }
 
 // Whether rows are far more than stays in the second-level cache.

@@ -8,33 +8,30 @@
 namespace fused_rnn {
 namespace {
 
-template <template <class> class Cell, class S>
+template <template <class> class Cell, class S, class F>
 void forward(const ForwardArgs<S>& args) {
-  using A = accumulate_t<S>;
-  Forward<Cell<Vec<A>>, S, A>(args).run();
+  Forward<Cell<Vec<accumulate_t<S>>>, S, F>(args).run();
 }
 
-template <template <class> class Cell, class S>
+template <template <class> class Cell, class S, class F>
 void backward(const BackwardArgs<S>& args) {
-  using A = accumulate_t<S>;
-  Backward<Cell<Vec<A>>, S, A>(args).run();
+  Backward<Cell<Vec<accumulate_t<S>>>, S, F>(args).run();
 }
 
-template <template <class> class Cell, class S>
+template <template <class> class Cell, class S, class F>
 int64_t workers(const LayerSizes& sizes, bool backward) {
-  using A = accumulate_t<S>;
-  if (backward) return Backward<Cell<Vec<A>>, S, A>::division(sizes).workers;
-  return Forward<Cell<Vec<A>>, S, A>::division(sizes).workers;
+  if (backward) return Backward<Cell<Vec<accumulate_t<S>>>, S, F>::division(sizes).workers;
+  return Forward<Cell<Vec<accumulate_t<S>>>, S, F>::division(sizes).workers;
 }
 
-template <class S, template <class> class... Cells>
+template <class S, class F, template <class> class... Cells>
 Loops<S> loops_of_each(CellList<Cells...>) {
-  return {CellLoops<S>{forward<Cells, S>, backward<Cells, S>, workers<Cells, S>}...};
+  return {CellLoops<S>{forward<Cells, S, F>, backward<Cells, S, F>, workers<Cells, S, F>}...};
 }
 
-template <class S>
+template <class S, class F = factor_t<S>>
 Loops<S> loops() {
-  return loops_of_each<S>(AllCells{});
+  return loops_of_each<S, F>(AllCells{});
 }
 
 }  // namespace

@@ -20,15 +20,24 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
   return together > 1 && (together <= 3 || alone == 1);
 }
 
+// Fewer rows (step, batch) wait for weights: with those of float32 where they are, they wait as long.
+constexpr int64_t kReducedRows = 65;
+
+template <class S>
+const CellLoops<S>& loops_for(const CellTraits& cell, int64_t rows, bool reduced_precision) {
+  return loops_of<S>(cell, reduced_precision && rows >= kReducedRows);
+}
+
 template <class S>
 class CpuPass {
  public:
-  CpuPass(const Context& context, const LayerSizes&, bool) : context_(context) {}
+  CpuPass(const Context& context, const LayerSizes& sizes, bool)
+      : context_(context), loops_(loops_for<S>(context.cell, sizes.rows, context.reduced_precision)) {}
 
   int64_t together() const { return 1; }
 
   void run(const Layers<ForwardArgs<S>>& directions) const {
-    const auto run = loops_of<S>(context_.cell).forward;
+    const auto run = loops_.forward;
     if (directions.size() == 1 || !run_together(context_, directions[0])) {
       for (const ForwardArgs<S>& args : directions) run(args);
       return;
@@ -48,11 +57,12 @@ class CpuPass {
   }
 
   void run(const Layers<BackwardArgs<S>>& directions) const {
-    for (const BackwardArgs<S>& args : directions) loops_of<S>(context_.cell).backward(args);
+    for (const BackwardArgs<S>& args : directions) loops_.backward(args);
   }
 
  private:
   const Context& context_;
+  const CellLoops<S>& loops_;
 };
 
 struct Cpu {
@@ -63,15 +73,21 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training) {
+int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
+
+std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training,
+                     bool reduced_precision) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
   LayerSizes sizes{T, B, I, H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
-  const auto workers = with_storage_type(
-      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell)).workers; });
-  const int64_t forward = workers(sizes, false), backward = workers(sizes, true);
-  std::string plan = cpu_instruction_set() + ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
+  const auto workers = with_storage_type(dtype, [&](auto tag) {
+    return loops_for<typename decltype(tag)::type>(cell_named(cell), sizes.rows, reduced_precision).workers;
+  });
+  const int64_t forward = workers(sizes, false), backward = workers(sizes, true), least = cpu_reduced_rows();
+  std::string plan = cpu_instruction_set();
+  if (reduced_precision && least > 0 && sizes.rows >= least) plan += ", factors of bfloat16";
+  plan += ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
   if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
   return plan;
 }
@@ -95,5 +111,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
   m.impl("cpu_plan", TORCH_BOX(&fused_rnn::cpu_plan));
+  m.impl("cpu_reduced_rows", TORCH_BOX(&fused_rnn::cpu_reduced_rows));
   m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }

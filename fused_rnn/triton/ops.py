@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd, native
-from ..call import ALLOW_TF32, BIAS, NEEDS_ALL, NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, REVERSE, SAVE
+from ..call import BIAS, NEEDS_ALL, NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, REDUCED_PRECISION, REVERSE, SAVE
 from ..cell import Cell, States, Weights, named
 from .passes import Pass, backward, forward
 
@@ -26,7 +26,7 @@ SCHEMAS = {
     "inference": f"({CALL.replace('Tensor? lengths, Tensor[] masks, ', '')}) -> Tensor[] results",
     "backward": f"(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor[] kept, {CALL}) -> Tensor[] grads",
 }
-_KNOWN_FLAGS = ALLOW_TF32 | BIAS | NEEDS_ALL | REVERSE | SAVE
+_KNOWN_FLAGS = REDUCED_PRECISION | BIAS | NEEDS_ALL | REVERSE | SAVE
 
 
 def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
@@ -38,7 +38,7 @@ def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
         raise RuntimeError("these ops run one layer in one direction, with the time first and all states given")
     weight_ih, weight_hh, bias_ih, bias_hh = (*weights, None, None)[:4]
     states = [_of_layer(state) for state in states]
-    reverse, allow_tf32 = bool(flags & REVERSE), bool(flags & ALLOW_TF32)
+    reverse, allow_tf32 = bool(flags & REVERSE), bool(flags & REDUCED_PRECISION)
     return Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, states, lengths, reverse, allow_tf32, is_backward)
 
 

@@ -22,7 +22,7 @@ void run_team(int64_t count, void (*body)(const Worker&, void* context), void* c
 namespace {
 
 struct Header {
-  int64_t cell, scalar_bytes, is_bfloat16, T, B, I, H, reverse, ragged, bias;
+  int64_t cell, scalar_bytes, is_bfloat16, is_reduced, T, B, I, H, reverse, ragged, bias;
 };
 
 template <class T>
@@ -70,7 +70,7 @@ void run(const Header& d) {
   if (bias) forward.bias_ih = bias_ih.data(), forward.bias_hh = bias_hh.data();
   forward.output = output.get();
   forward.hy = hy.get(), forward.cy = cy.get(), forward.saved = saved.get();
-  loops_of<S>(cell).forward(forward);
+  loops_of<S>(cell, d.is_reduced).forward(forward);
 
   Result<S> grad_x(steps * d.I), grad_weight_ih(rows * d.I), grad_weight_hh(rows * d.H);
   Result<S> grad_bias_ih(bias), grad_bias_hh(bias), grad_hx(state), grad_cx(c);
@@ -81,7 +81,7 @@ void run(const Header& d) {
   backward.grad_weight_ih = grad_weight_ih.get(), backward.grad_weight_hh = grad_weight_hh.get();
   backward.grad_bias_ih = grad_bias_ih.get(), backward.grad_bias_hh = grad_bias_hh.get();
   backward.grad_hx = grad_hx.get(), backward.grad_cx = grad_cx.get();
-  loops_of<S>(cell).backward(backward);
+  loops_of<S>(cell, d.is_reduced).backward(backward);
 
   for (const Result<S>* result :
        {&output, &hy, &cy, &grad_x, &grad_weight_ih, &grad_weight_hh, &grad_bias_ih, &grad_bias_hh, &grad_hx, &grad_cx})

@@ -1,5 +1,6 @@
 // The loops of float32 and bfloat16 in vectors of 64 bytes and with 32 registers, as AVX-512 has them, for a processor
-// that lacks it: the compiler builds the vectors from narrower ones. With FUSED_RNN_AMX, bfloat16 in emulated tiles.
+// that lacks it: the compiler builds the vectors from narrower ones. With FUSED_RNN_PAIRS or FUSED_RNN_AMX, those of
+// bfloat16 and of float32 in reduced precision, in pairs as AVX512-BF16 has them or in emulated tiles.
 #define FUSED_RNN_VECTOR_BYTES 64
 #define FUSED_RNN_REGISTERS 32
 #include "../../csrc/cpu/isa.h"
@@ -8,10 +9,10 @@
 namespace fused_rnn {
 
 static const AllLoops& wide_loops() {
-#ifdef FUSED_RNN_AMX
-  static const AllLoops all{{}, {}, loops<BFloat16>(), {}};
+#if defined(FUSED_RNN_PAIRS) || defined(FUSED_RNN_AMX)
+  static const AllLoops all{{}, {}, loops<BFloat16>(), {}, loops<float, BFloat16>()};
 #else
-  static const AllLoops all{loops<float>(), {}, loops<BFloat16>(), {}};
+  static const AllLoops all{loops<float>(), {}, loops<BFloat16>(), {}, {}};
 #endif
   return all;
 }
