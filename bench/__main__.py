@@ -110,14 +110,16 @@ class Todo(NamedTuple):
 
 
 def layers_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]:
-    every = cases_for(device.type)
-    cases = select(every, args.case) if args.case else quick_cases(device.type) if args.quick else every
+    known = cases_for(device.type)
+    cases = select(known, args.case) if args.case else quick_cases(device.type) if args.quick else known
     peers = systems.peers(args.peers, args.quick)
     every_threads = threads_of(args, device)
     for threads in every_threads:
         with_memory = not args.quick and args.what != "check" and threads == every_threads[-1]
         setting = layers.Setting(device, threads, peers, args.seconds, with_memory)
-        for task in check_tasks(device.type) if args.what == "check" else tasks(cases, device.type, args.cell):
+        reduced = device.type == "cpu" and native.cpu_reduced_rows() > 0
+        every = tasks(cases, device.type, args.cell, reduced)
+        for task in check_tasks(device.type) if args.what == "check" else every:
             if args.quick and device.type == "cpu" and task.dtype != "float32":
                 continue
             keys = [layers.key(task, system, setting) for system in layers.systems_for(task, setting)]

@@ -53,7 +53,7 @@ class Task:
     cell: str  # a key of CELL_OF
     work: str  # of BATCHED, SINGLE or ONE_STEP
     dtype: str = "float32"
-    tf32: bool = False  # float32 products may round their factors to TF32, on a GPU
+    tf32: bool = False  # float32 products may round their factors: to TF32 on a GPU, to bfloat16 on a CPU
     device: str = "cpu"  # or cuda
 
     def __str__(self) -> str:
@@ -183,11 +183,18 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
     return tuple(case for case in cases if any(fnmatchcase(case.name, pattern) for pattern in patterns))
 
 
-def tasks(cases: Sequence[Case], device_type: str, cells: Sequence[str] = CELLS) -> Iterator[Task]:
-    """All that is done with those cases: the grid in each precision, the uses in the one that is usual there."""
+def tasks(
+    cases: Sequence[Case], device_type: str, cells: Sequence[str] = CELLS, reduced: bool = False
+) -> Iterator[Task]:
+    """All that is done with those cases: the grid in each precision, the uses in the one that is usual there.
+
+    Args:
+        reduced: a CPU has float32 in reduced precision.
+    """
     precisions = [("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)]
     if device_type != "cuda":
         precisions = [("float32", False), ("bfloat16", False)]
+        precisions += [("float32", True)] * reduced
     for case in cases:
         for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, cells, case.works()):
             yield Task(case, cell, work, dtype, tf32, device_type)

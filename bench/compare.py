@@ -50,12 +50,16 @@ def _named(states: object) -> dict[str, Tensor]:
     return dict(zip(("h_n", "c_n"), states, strict=False))  # type: ignore[call-overload]
 
 
-def judge(got: Results, plain: Results, truth: Results, share: float, task: Task) -> tuple[float, str]:
+def judge(
+    got: Results, plain: Results, truth: Results, share: float, task: Task, coarser: float = 0.0
+) -> tuple[float, str]:
     """The relative distance from float64 of what uses most of its budget, and why that is too much, or "".
 
-    The budget is ``share`` times torch.nn's distance and one rounding of what is multiplied.
+    The budget is ``share`` times torch.nn's distance and one rounding of what is multiplied, of the task's precision or
+    ``coarser``.
     """
-    rounding = TF32_ROUNDING if task.tf32 else torch.finfo(getattr(torch, task.dtype)).eps
+    reduced = torch.finfo(torch.bfloat16).eps if task.device == "cpu" else TF32_ROUNDING
+    rounding = max(coarser, reduced if task.tf32 else torch.finfo(getattr(torch, task.dtype)).eps)
     worst, reason = (0.0, 0.0), ""
     for name, right in truth.items():
         error, torch_error = distance(got[name], right), distance(plain[name], right)

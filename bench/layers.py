@@ -51,7 +51,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
     """One row for each system: its time if its results are right, and otherwise the reason as its note."""
     device = setting.device
     torch.set_num_threads(setting.threads)
-    with _tf32(task):
+    with _reduced(task):
         rnn, x, lengths = inputs(task, device)
         start, start_lengths = x[:CHECKED_STEPS], None if lengths is None else lengths.clamp(max=CHECKED_STEPS)
         if task.work in SINGLE:
@@ -69,7 +69,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
                 layer = system.build(task, rnn, piece, start_lengths)
                 found = compare.results(layer, start, task.work)
                 share = OUR_SHARE if system is systems.OURS else PEER_SHARE
-                error, row["note"] = compare.judge(found, plain, truth, share, task)
+                error, row["note"] = compare.judge(found, plain, truth, share, task, system.rounding)
                 row["error"], row["path"] = f"{error:.2e}", layer.path(layer.give(piece))
                 if not row["note"]:
                     layers.append((row, system.build(task, rnn, x, lengths)))
@@ -150,15 +150,20 @@ def _double(task: Task, rnn: nn.RNNBase) -> nn.RNNBase:
 
 
 @contextlib.contextmanager
-def _tf32(task: Task) -> Iterator[None]:
-    """PyTorch's switches for float32 products on a GPU, in RNNs and in the matmuls beside them."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, task.tf32
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=task.tf32):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+def _reduced(task: Task) -> Iterator[None]:
+    """PyTorch's switches for float32 products on the device, in RNNs and in the matmuls beside them."""
+    with contextlib.ExitStack() as restored:
+        if task.device == "cuda":
+            matmul = torch.backends.cuda.matmul
+            restored.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = task.tf32
+            restored.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=task.tf32))
+        elif task.tf32:
+            library = torch.backends.mkldnn
+            for switch in library.rnn, library.matmul:  # type: ignore[attr-defined]
+                restored.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+                switch.fp32_precision = "bf16"
+        yield
 
 
 def _identity(task: Task, system: System, setting: Setting) -> Row:

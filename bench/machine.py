@@ -30,7 +30,10 @@ def device_name(device: torch.device) -> str:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+    from fused_rnn import native  # late: gpu_check asks for a GPU's name before anything is built
+
+    amx = ", AMX" if native.load_error is None and native.cpu_instruction_set() == "amx" else ""
+    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}{amx}"
 
 
 def slug(name: str) -> str:

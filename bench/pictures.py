@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from .cases import BATCHED, CELLS, GPU_GRID, Task, known_cases
 from .recorded import Recorded, digest
 from .rows import Row
-from .tables import floor_of, precision
+from .tables import floor_of
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "fused_rnn"  # the same rows, the same file
@@ -32,7 +32,7 @@ def pictures(machine: Recorded) -> dict[str, Draw]:
 def _pictures(machine: Recorded) -> Iterator[tuple[str, Draw]]:
     for threads, (dtype, tf32) in product(machine.threads(), machine.precisions()):
         rows_of = machine.of("torch.nn", dtype=dtype, tf32=tf32, threads=threads)
-        what = precision(dtype, tf32)
+        what = machine.called(dtype, tf32).replace(" ", "-")
         title = f"torch.nn's time by fused_rnn's, {what}"
         if not machine.on_gpu:
             draw = partial(_draw_heat_map, machine, f"{title}, threads: {threads}", _points(rows_of))

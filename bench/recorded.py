@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import app, kernels
 from .machine import slug
-from .rows import FIELDS, KEY, Results, Row
+from .rows import FIELDS, KEY, Results, Row, precision
 
 
 class Recorded:
@@ -31,6 +31,10 @@ class Recorded:
     def precisions(self) -> list[tuple[str, str]]:
         """dtype and whether TF32, as they were measured."""
         return list(dict.fromkeys((row["dtype"], row["tf32"]) for row in self.layers))
+
+    def called(self, dtype: str, tf32: str) -> str:
+        """The name of a precision on this machine."""
+        return "reduced float32" if tf32 == "1" and not self.on_gpu else precision(dtype, tf32)
 
     def of(self, system: str, **wanted: str) -> dict[tuple[str, str, str], Row]:
         """Rows of a system by case, cell and work."""

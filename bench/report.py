@@ -43,7 +43,7 @@ def page(machine: Recorded) -> str:
         if not machine.on_gpu:
             section(f"Targets{where}", tables.targets_table(machine, threads))
         for dtype, tf32 in machine.precisions():
-            title = f"torch.nn's time by ours, {tables.precision(dtype, tf32)}{where}"
+            title = f"torch.nn's time by ours, {machine.called(dtype, tf32)}{where}"
             section(title, tables.ratios_table(machine, known, dtype, tf32, threads))
         section(f"Every system's time by ours{where}", tables.peers_table(machine, threads))
         if not machine.on_gpu:

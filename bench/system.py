@@ -45,6 +45,7 @@ class System:
         why_not: why it cannot run a task, a sentence, or None.
         build: a layer from one of torch.nn, an input and the lengths of its rows.
         quick: whether it is ready within a second or so.
+        rounding: of what it multiplies, relative, if that is coarser than the task's dtype.
     """
 
     name: str
@@ -52,6 +53,7 @@ class System:
     why_not: Callable[[Task], str | None]
     build: Callable[[Task, nn.RNNBase, Tensor, Tensor | None], Layer]
     quick: bool = True
+    rounding: float = 0.0
 
     def missing(self) -> str | None:
         """Why it is not here, a sentence, or None."""

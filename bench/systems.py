@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import exported, gpu_peers, torch_systems
+from . import converted, exported, gpu_peers, torch_systems
 from .cases import SINGLE, Task
 from .system import System
 
+INT8_ROUNDING = 2.0**-4  # of a whole layer's results: to find a wrong one
 LONGEST_LOOP = 16  # steps; torch.compile unrolls them in about a minute
 
 
@@ -40,16 +41,22 @@ def _triton_why_not(task: Task) -> str | None:
     return None if task.device == "cuda" else "without a GPU it runs in Triton's interpreter"
 
 
-def _onnx_why_not(task: Task) -> str | None:
+def _inference_why_not(task: Task) -> str | None:
     if task.device != "cpu":
         return "it is measured on the CPU"
     if task.is_training:
         return "it is for inference"
+    return None if task.dtype == "float32" and not task.tf32 else "it is measured in float32"
+
+
+def _onnx_why_not(task: Task) -> str | None:
     if task.is_cell:
         return "it has no cells"
-    if task.dtype != "float32":
-        return "it is measured in float32"
-    return "its export has no lengths" if task.case.ragged else None
+    return "its export has no lengths" if task.case.ragged else _inference_why_not(task)
+
+
+def _ncnn_why_not(task: Task) -> str | None:
+    return "its layers have no batch" if task.case.B > 1 else _onnx_why_not(task)
 
 
 def _gpu_peer_why_not(task: Task) -> str | None:
@@ -87,6 +94,9 @@ PEERS = (
     System("fused_rnn-triton", "triton", _triton_why_not, partial(torch_systems.on_backend, "triton")),
     System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
+    System("tract", "tract", _onnx_why_not, converted.tract),
+    System("ncnn", "ncnn", _ncnn_why_not, converted.ncnn),
+    System("torch.ao int8", "torch", _inference_why_not, converted.int8, rounding=INT8_ROUNDING),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
     System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),
     System("torchrl", "torchrl", _torchrl_why_not, gpu_peers.torchrl, quick=False),

@@ -88,7 +88,7 @@ def ratios_table(machine: Recorded, cases: Sequence[Case], dtype: str, tf32: str
 def peers_table(machine: Recorded, threads: str) -> str:
     """Every other system's time by ours, float32."""
     systems = [s for s in dict.fromkeys(row["system"] for row in machine.layers) if s != "fused_rnn"]
-    by_system = {system: machine.of(system, dtype="float32", threads=threads) for system in systems}
+    by_system = {system: machine.of(system, dtype="float32", tf32="0", threads=threads) for system in systems}
     keys = dict.fromkeys(key for rows in by_system.values() for key in rows)
     versions = {row["system"]: row["version"] for row in machine.layers}
     rows = [
@@ -101,7 +101,7 @@ def peers_table(machine: Recorded, threads: str) -> str:
 def share_table(machine: Recorded, threads: str) -> str:
     """The part of the measured peak of float32 multiply-adds that the products reach, ours and torch.nn's."""
     systems = ("fused_rnn", "torch.nn")
-    by_system = {system: machine.of(system, dtype="float32", threads=threads) for system in systems}
+    by_system = {system: machine.of(system, dtype="float32", tf32="0", threads=threads) for system in systems}
     rows = []
     for case in CPU_GRID:
         shares = [
@@ -132,7 +132,7 @@ def memory_table(machine: Recorded, threads: str) -> str:
         for key, row in ours.items():
             if row["peak_bytes"] and (other := theirs.get(key)) and other["peak_bytes"]:
                 mebibytes = [f"{int(r['peak_bytes']) / 2**20:.1f}" for r in (row, other)]
-                rows.append([f"{key[0]} {key[1]}, {precision(dtype, tf32)}", *mebibytes])
+                rows.append([f"{key[0]} {key[1]}, {machine.called(dtype, tf32)}", *mebibytes])
     return table(["MiB, a training step", "fused_rnn", "torch.nn"], rows) if rows else ""
 
 

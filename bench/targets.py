@@ -73,7 +73,7 @@ def outcomes(rows: Sequence[Row], threads: str) -> list[Outcome]:
             for row in rows
             if row["case"] in grid
             and row["threads"] == threads
-            and (row["dtype"], row["cell"]) == (target.dtype, target.cell)
+            and (row["dtype"], row["tf32"], row["cell"]) == (target.dtype, "0", target.cell)
             and row["work"] in target.works
         ]
         wrong = sum(1 for row in own if row["system"] == "fused_rnn" and row["note"])

@@ -16,12 +16,19 @@ from .cases import Task
 from .system import Layer
 
 
-def torch_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    """torch.nn's layer; a ragged batch is packed and padded again, as its users do."""
+def torch_layer(
+    task: Task,
+    rnn: nn.RNNBase,
+    x: Tensor,
+    lengths: Tensor | None,
+    changed: Callable[[Any], Any] = lambda module: module,
+) -> Layer:
+    """torch.nn's layer, or what is `changed` of it; a ragged batch is packed and padded again, as its users do."""
     if task.is_cell:
-        cell = _cell_of(rnn)
+        cell = changed(_cell_of(rnn))
         return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
     rnn.flatten_parameters()
+    rnn = changed(rnn)
 
     def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
         if lengths is None:
