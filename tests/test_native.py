@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -169,6 +170,27 @@ def test_amx_loops(cell, amx):
     assert_right(amx, cell, torch.bfloat16, (*SIZES, *in_place))
     assert_right(amx, cell, torch.bfloat16, packed)
     assert_right(amx, cell, torch.bfloat16, (*in_place[:2], *packed[:2]), FUSED_RNN_L2_KIB="1")
+
+
+def products_of_tiles(folder, *flags):
+    """What native/tiles.cpp writes, or None if the system refuses AMX."""
+    program = folder / "tiles"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *flags]
+    subprocess.run([CXX, *flags, NATIVE / "tiles.cpp", "-o", program], check=True)
+    done = subprocess.run([program], stdout=subprocess.PIPE, check=False)
+    assert done.returncode in (0, 2)
+    return None if done.returncode == 2 else numpy.frombuffer(done.stdout, numpy.float32)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86 processors")
+def test_emulated_tiles_are_the_instructions(tmp_path):
+    emulated = products_of_tiles(tmp_path, "-DFUSED_RNN_AMX_EMULATED")
+    assert len(emulated) == 16 * 3 * 16 * 16 and numpy.isfinite(emulated).all()
+    if "amx" not in instruction_sets():
+        pytest.skip("the emulated products ran; this processor has no AMX to compare them with")
+    if (products := products_of_tiles(tmp_path)) is None:
+        pytest.skip("the emulated products ran; the system refuses AMX to this process")
+    numpy.testing.assert_array_equal(products, emulated)  # but for the sign of zeros
 
 
 @pytest.mark.slow(seconds=100)
