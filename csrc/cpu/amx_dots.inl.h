@@ -16,7 +16,7 @@ constexpr int64_t kRowBlock = amx::kRows;  // rows of the left-hand matrix that 
 template <class F, class S>
 bool packing_pays(int64_t rows, int64_t B, int64_t) {
   constexpr int64_t kSteps = 15;
-  return !kInPlace<F, S> || B > kRowBlock || rows > kSteps * B;
+  return !kUsedInPlace<F, S> || B > kRowBlock || rows > kSteps * B;
 }
 
 // A left-hand matrix of M rows as dot_rows takes it: in blocks of 16 rows, the last one with zeros, [words][16].

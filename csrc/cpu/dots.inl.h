@@ -11,7 +11,7 @@ namespace {
 // multiplied by them. The longer the rows, the smaller is the share of summing the lanes up.
 template <class F, class S>
 bool packing_pays(int64_t rows, int64_t, int64_t words) {
-  if (!kInPlace<F, S>) return true;
+  if (!kUsedInPlace<F, S>) return true;
   constexpr int64_t kConverted = std::is_same<S, F>::value ? 1 : 4;  // each use converts them
   return rows > least(64, 8 + words / 16) / kConverted;
 }

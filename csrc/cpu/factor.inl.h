@@ -63,7 +63,11 @@ struct Factor<BFloat16> {
   // Words of an element of `first` and the one below it of `second`; null stands for zeros.
   template <class S>
   FUSED_RNN_INLINE static Vec<float> paired(const S* first, const S* second, int n) {
-    const auto row = [n](const S* from) { return from ? rounded<BFloat16>(load<float>(from, n)) : Vec<float>(0.0f); };
+    const auto row = [n](const S* from) {
+      if (!from) return Vec<float>(0.0f);
+      const Vec<float> numbers = load<float>(from, n);
+      return std::is_same<S, BFloat16>::value ? numbers : rounded<BFloat16>(numbers);
+    };
     const Vec<float> low = row(first), high = row(second);
     return Vec<float>(bit_cast<FloatLanes>((bit_cast<Words>(low.v) >> 16) | bit_cast<Words>(high.v)));
   }

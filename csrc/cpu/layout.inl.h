@@ -81,16 +81,16 @@ class GatePanels {
 
   // M rows as the left-hand matrix of the products below; `scratch` has operand_elements(M).
   Left<F> operand(const Left<F>& rows, int64_t M, F* scratch) const {
-    return kInPlace<F, S> && places_ == 0 ? dot_operand(rows, M, K_, scratch) : rows;
+    return kUsedInPlace<F, S> && places_ == 0 ? dot_operand(rows, M, K_, scratch) : rows;
   }
-  int64_t operand_elements(int64_t M) const { return kInPlace<F, S> && places_ == 0 ? dot_elements<F>(M, K_) : 0; }
+  int64_t operand_elements(int64_t M) const { return kUsedInPlace<F, S> && places_ == 0 ? dot_elements<F>(M, K_) : 0; }
 
   // For each vector v of panel p, which is packed in `place`, emit(m, v, sums): row m of `left` times the columns of
   // the vector's NG gates; before it, once for a panel, fetch(m, v).
   template <class Fetch, class Emit>
   FUSED_RNN_INLINE void multiply(const Turn& turn, int64_t M, Left<F> left, const Fetch& fetch,
                                  const Emit& emit) const {
-    if constexpr (kInPlace<F, S>)
+    if constexpr (kUsedInPlace<F, S>)
       if (places_ == 0) return multiply_rows<1>(turn.p, M, {{left, this}}, emit);
     multiply_panels<1>(turn.p, M, {product(turn, left, bytes())}, fetch, emit);
   }
@@ -100,7 +100,7 @@ class GatePanels {
   FUSED_RNN_INLINE void multiply_both(const Turn& turn, int64_t M, Left<F> left, const GatePanels& other,
                                       Left<F> other_left, const Fetch& fetch, const Emit& emit) const {
     const int64_t both = bytes() + other.bytes();
-    if constexpr (kInPlace<F, S>)
+    if constexpr (kUsedInPlace<F, S>)
       if (places_ == 0) return multiply_rows<2>(turn.p, M, {{left, this}, {other_left, &other}}, emit);
     multiply_panels<2>(turn.p, M, {product(turn, left, both), other.product(turn, other_left, both)}, fetch, emit);
   }

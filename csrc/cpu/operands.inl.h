@@ -99,7 +99,7 @@ FUSED_RNN_INLINE void add_products(V (&sum)[M][N], const Row& row, const Column&
 
 // Whether a weight of S can be used where it is.
 template <class F, class S>
-constexpr bool kInPlace = std::is_same<S, F>::value || Factor<F>::kDepth == 1;
+constexpr bool kUsedInPlace = std::is_same<S, F>::value || Factor<F>::kDepth == 1;
 
 // A left-hand matrix and a weight that is used where it is, both with K numbers a row. `right`: the weight's first row
 // for the first gate; that for the next gate is `gate` numbers further.

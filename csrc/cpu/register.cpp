@@ -20,7 +20,7 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
   return together > 1 && (together <= 3 || alone == 1);
 }
 
-// Fewer rows (step, batch) wait for weights: with those of float32 where they are, they wait as long.
+// A call of fewer rows (step, batch) is bound by reading weights, which float32 uses without packing them.
 constexpr int64_t kReducedRows = 65;
 
 template <class S>
