@@ -65,7 +65,7 @@ def ncnn(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Laye
                 given.input(f"{name}{k}", ncnn.Mat(state[k * directions : (k + 1) * directions]))
         output = numpy.array(given.extract(f"y{rnn.num_layers - 1}")[1])
         every = ([given.extract(f"{name}_out{k}")[1] for k in layers] for name in names)
-        return output, [numpy.concatenate([numpy.array(state) for state in own]).squeeze(1) for own in every]
+        return output, [numpy.concatenate([numpy.array(state) for state in own]) for own in every]
 
     return Layer(
         run,
