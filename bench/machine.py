@@ -22,18 +22,14 @@ BUILT = ROOT / "build" / "bench"  # programs, and what quick runs write
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's, with its cores and its best instruction set."""
+    """The GPU's name, or the processor's, with its cores, its vector instructions, and whether it has AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    found = None
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"^model name\s*: (.*)$", about, re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    from fused_rnn import native  # late: gpu_check asks for a GPU's name before anything is built
-
-    amx = ", AMX" if native.load_error is None and native.cpu_instruction_set() == "amx" else ""
-    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}{amx}"
+    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}{', AMX' * (' amx_bf16' in about)}"
 
 
 def slug(name: str) -> str:

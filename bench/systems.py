@@ -56,6 +56,8 @@ def _onnx_why_not(task: Task) -> str | None:
 
 
 def _ncnn_why_not(task: Task) -> str | None:
+    if task.cell == "RNN":
+        return "it is called for LSTM and GRU only"
     return "its layers have no batch" if task.case.B > 1 else _onnx_why_not(task)
 
 

@@ -54,8 +54,7 @@ def run(ops: Any, call: Call, reduced_precision: bool = False) -> Sequence[Tenso
     if call.batch_sizes is not None:
         flags, rows = flags | PACKED, call.batch_sizes
     states = call.states
-    hx = states[0] if states else None
-    cx = states[1] if len(states) > 1 else None
+    hx, cx, *_ = *states, None, None
     args = (call.cell.name, call.input, call.weights, hx, cx, rows, call.masks)
     training = call.training
     if not training and rows is None and not call.masks:
@@ -122,7 +121,8 @@ class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedR
         ctx: Any, ops: Any, name: str, flags: int, lengths: Any, masks: Any, n_weights: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         x, weights, states = tensors[0], tensors[1 : 1 + n_weights], tensors[1 + n_weights :]
-        results = _below_autograd(ops.forward.default, name, x, weights, *_two(states), lengths, masks, flags)
+        hx, cx, *_ = *states, None, None
+        results = _below_autograd(ops.forward.default, name, x, weights, hx, cx, lengths, masks, flags)
         count = _count_results(named(name), flags)
         _save_forward(ctx, ops, name, flags, (x, weights, states, lengths, masks), results[0], results[count:])
         return tuple(results[:count])

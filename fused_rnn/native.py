@@ -59,7 +59,7 @@ def cpu_instruction_set() -> str:
 
 def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool) -> str:
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
-    reduced = dtype == torch.float32 and reduced_precision("cpu")
+    reduced = dtype == torch.float32 and allow_bfloat16()
     return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, reduced)
 
 
@@ -110,11 +110,6 @@ def allow_bfloat16() -> bool:
 _switch = torch.backends.mkldnn.rnn  # type: ignore[attr-defined]
 
 
-def reduced_precision(device_type: str) -> bool:
-    """Whether float32 products may round their factors on a device, to what it has."""
-    return allow_tf32() if device_type == "cuda" else device_type == "cpu" and allow_bfloat16()
-
-
 def cuda_architectures() -> str:
     """The CUDA architectures that the extension has code for: ``"80 90a 100"``, or ``""`` for none."""
     return torch.ops.fused_rnn.cuda_architectures()
@@ -151,8 +146,8 @@ def run(call: Call) -> Sequence[Tensor]:
         call = layered.with_masks(call)
     if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
         return _run_in_order(call, order)
-    reduced = x.dtype == torch.float32 and reduced_precision(x.device.type)
-    return autograd.run(torch.ops.fused_rnn, call, reduced)
+    reduces = x.dtype == torch.float32 and (allow_tf32() if x.is_cuda else x.is_cpu and allow_bfloat16())
+    return autograd.run(torch.ops.fused_rnn, call, reduces)
 
 
 def inference_op(form: Form) -> InferenceOp:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import build
 import pytest
-import tf32
+import reduced
 import torch
 from closeness import assert_within_budget
 from problems import CALLS, CELLS, LOOPS, NOTHING, Layer, Size, comparisons, stock_layer, whole_call
@@ -159,7 +159,7 @@ def runner(math):
 def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
-        return tf32.run
+        return functools.partial(reduced.run, reduced.to_tf32)
     return stock_layer if case.cell.stock and not case.ragged else reference.run
 
 
