@@ -114,10 +114,10 @@ def layers_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo
     cases = select(known, args.case) if args.case else quick_cases(device.type) if args.quick else known
     peers = systems.peers(args.peers, args.quick)
     every_threads = threads_of(args, device)
+    reduced = device.type == "cpu" and native.cpu_reduced_rows() > 0
     for threads in every_threads:
         with_memory = not args.quick and args.what != "check" and threads == every_threads[-1]
         setting = layers.Setting(device, threads, peers, args.seconds, with_memory)
-        reduced = device.type == "cpu" and native.cpu_reduced_rows() > 0
         every = tasks(cases, device.type, args.cell, reduced)
         for task in check_tasks(device.type) if args.what == "check" else every:
             if args.quick and device.type == "cpu" and task.dtype != "float32":

@@ -151,7 +151,7 @@ def _double(task: Task, rnn: nn.RNNBase) -> nn.RNNBase:
 
 @contextlib.contextmanager
 def _reduced(task: Task) -> Iterator[None]:
-    """PyTorch's switches for float32 products on the device, in RNNs and in the matmuls beside them."""
+    """Sets PyTorch's switches for the precision of float32 products on the device: of RNNs and of matmuls."""
     with contextlib.ExitStack() as restored:
         if task.device == "cuda":
             matmul = torch.backends.cuda.matmul

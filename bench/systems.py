@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import converted, exported, gpu_peers, torch_systems
+from . import exported, gpu_peers, ncnn_layers, torch_systems
 from .cases import SINGLE, Task
 from .system import System
 
@@ -96,9 +96,9 @@ PEERS = (
     System("fused_rnn-triton", "triton", _triton_why_not, partial(torch_systems.on_backend, "triton")),
     System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
-    System("tract", "tract", _onnx_why_not, converted.tract),
-    System("ncnn", "ncnn", _ncnn_why_not, converted.ncnn),
-    System("torch.ao int8", "torch", _inference_why_not, converted.int8, rounding=INT8_ROUNDING),
+    System("tract", "tract", _onnx_why_not, exported.tract),
+    System("ncnn", "ncnn", _ncnn_why_not, ncnn_layers.ncnn),
+    System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8_ROUNDING),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
     System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),
     System("torchrl", "torchrl", _torchrl_why_not, gpu_peers.torchrl, quick=False),

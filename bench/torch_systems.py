@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,11 @@ def torch_layer(
     lengths: Tensor | None,
     changed: Callable[[Any], Any] = lambda module: module,
 ) -> Layer:
-    """torch.nn's layer, or what is `changed` of it; a ragged batch is packed and padded again, as its users do."""
+    """torch.nn's layer. A ragged batch is packed and padded again, as its users do.
+
+    Args:
+        changed: from the module to the one that runs, such as a quantised one.
+    """
     if task.is_cell:
         cell = changed(_cell_of(rnn))
         return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
@@ -37,6 +42,17 @@ def torch_layer(
         return pad_packed_sequence(packed, total_length=x.size(0))[0], states
 
     return Layer(run, dict(rnn.named_parameters()), path=lambda x: busiest(lambda: run(x, None), x.device))
+
+
+def int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    """PyTorch's layers with weights of int8 and inputs quantised in each call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still there
+
+        def quantized(module: nn.Module) -> Any:
+            return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})[0]
+
+        return torch_layer(task, rnn, x, lengths, quantized)
 
 
 def _cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:

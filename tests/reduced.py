@@ -1,4 +1,6 @@
-"""What a layer is in reduced precision: the reference with the factors of every product rounded, and float32 sums."""
+"""Layers in reduced precision: the reference with the factors of every product rounded, and float32 sums."""
+
+import functools
 
 import torch
 
@@ -35,10 +37,14 @@ class Linear(torch.autograd.Function):
 
 
 def run(rounded, *arguments):
-    """As :func:`reference.run`, with factors that are `rounded`."""
+    """As :func:`reference.run`; the function `rounded` rounds factors."""
     plain = reference.linear
     reference.linear = lambda x, weight, bias=None: Linear.apply(x, weight, bias, rounded)
     try:
         return reference.run(*arguments)
     finally:
         reference.linear = plain
+
+
+in_tf32 = functools.partial(run, to_tf32)
+in_bfloat16 = functools.partial(run, to_bfloat16)

@@ -1,7 +1,6 @@
 """What only a GPU can show: streams, graphs, devices, no waiting; and the numbers once more, on real hardware."""
 
 import copy
-import functools
 import warnings
 
 import pytest
@@ -72,7 +71,7 @@ def check(cell, math, size, ragged, monkeypatch):
     on_gpu = [draw.to("cuda") for draw in draws]
     got = [on_cpu(d.results(one_layer(native.run), ragged)) for d in on_gpu]
     # What PyTorch loses, with the functions of the processor and with those of the GPU.
-    plain = functools.partial(reduced.run, reduced.to_tf32) if math == "tf32" else reference.run
+    plain = reduced.in_tf32 if math == "tf32" else reference.run
     same = [d.results(plain, ragged) for d in draws]
     same_on_gpu = [on_cpu(d.results(plain, ragged)) for d in on_gpu]
     for name, compared in comparisons(draws * 2, got * 2, same + same_on_gpu, ragged).items():

@@ -1,6 +1,5 @@
 """The parts of csrc/ that need no torch, compiled alone by the test."""
 
-import functools
 import itertools
 import os
 import platform
@@ -126,7 +125,7 @@ SIZES = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 2
 
 def assert_right(run, cell, dtype, sizes=SIZES, *, reduces=False, **environment):
     """Every result within the budget that test_recurrence.py has for this processor's own loops."""
-    plain_layer = functools.partial(reduced.run, reduced.to_bfloat16) if reduces else plain
+    plain_layer = reduced.in_bfloat16 if reduces else plain
     cases = [(size, False, False, True) for size in sizes]
     cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
     for size, reverse, ragged, bias in cases:
@@ -173,7 +172,7 @@ def test_amx_loops(cell, amx):
 
 
 def products_of_tiles(folder, *flags):
-    """What native/tiles.cpp writes, or None if the system refuses AMX."""
+    """The output of native/tiles.cpp, or None if the system refuses AMX."""
     program = folder / "tiles"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *flags]
     subprocess.run([CXX, *flags, NATIVE / "tiles.cpp", "-o", program], check=True)
@@ -182,7 +181,7 @@ def products_of_tiles(folder, *flags):
     return None if done.returncode == 2 else numpy.frombuffer(done.stdout, numpy.float32)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86 processors")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 processors have AMX")
 def test_emulated_tiles_are_the_instructions(tmp_path):
     emulated = products_of_tiles(tmp_path, "-DFUSED_RNN_AMX_EMULATED")
     assert len(emulated) == 16 * 3 * 16 * 16 and numpy.isfinite(emulated).all()

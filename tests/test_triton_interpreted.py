@@ -11,7 +11,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("tests/test_triton.py runs it in a process of its own", allow_module_level=True)
 
 from dataclasses import dataclass, replace
-from functools import partial
 from unittest import mock
 
 import reduced
@@ -110,7 +109,7 @@ def runner(math="float32"):
 def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
-        return partial(reduced.run, reduced.to_tf32)
+        return reduced.in_tf32
     if case.cell is RNN_RELU and case.math == "float32":
         return in_one_chain
     return stock_layer if case.cell.stock and not case.ragged else reference.run

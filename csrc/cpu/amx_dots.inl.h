@@ -1,8 +1,8 @@
 // Products with weights that are used where they are, in the registers of AMX, with the interface of dots.inl.h.
 // Included by layout.inl.h where FUSED_RNN_AMX is defined.
 //
-// The weight's rows are the left factor of the instruction, whatever they are in the sum: 16 units of a gate. The other
-// matrix is its right factor, in pairs of k, and its sums come as [unit][row].
+// The left factor of the instruction is 16 rows of the weight, units of a gate, loaded from where they are. The right
+// factor is the left-hand matrix, transposed in pairs of k. So the sums come transposed: [unit][row].
 #pragma once
 
 #include "gemm.inl.h"

@@ -23,16 +23,19 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
 // A call of fewer rows (step, batch) is bound by reading weights, which float32 uses without packing them.
 constexpr int64_t kReducedRows = 65;
 
-template <class S>
-const CellLoops<S>& loops_for(const CellTraits& cell, int64_t rows, bool reduced_precision) {
-  return loops_of<S>(cell, reduced_precision && rows >= kReducedRows);
+int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
+
+// Whether float32 products of so many rows have factors of bfloat16, where that is allowed.
+bool reduces(int64_t rows, bool allowed) {
+  const int64_t least = cpu_reduced_rows();
+  return allowed && least > 0 && rows >= least;
 }
 
 template <class S>
 class CpuPass {
  public:
   CpuPass(const Context& context, const LayerSizes& sizes, bool)
-      : context_(context), loops_(loops_for<S>(context.cell, sizes.rows, context.reduced_precision)) {}
+      : context_(context), loops_(loops_of<S>(context.cell, reduces(sizes.rows, context.reduced_precision))) {}
 
   int64_t together() const { return 1; }
 
@@ -73,20 +76,18 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
-
 std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training,
                      bool reduced_precision) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
   LayerSizes sizes{T, B, I, H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
-  const auto workers = with_storage_type(dtype, [&](auto tag) {
-    return loops_for<typename decltype(tag)::type>(cell_named(cell), sizes.rows, reduced_precision).workers;
-  });
-  const int64_t forward = workers(sizes, false), backward = workers(sizes, true), least = cpu_reduced_rows();
+  const bool reduced = reduces(sizes.rows, reduced_precision);
+  const auto workers = with_storage_type(
+      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), reduced).workers; });
+  const int64_t forward = workers(sizes, false), backward = workers(sizes, true);
   std::string plan = cpu_instruction_set();
-  if (reduced_precision && least > 0 && sizes.rows >= least) plan += ", factors of bfloat16";
+  if (reduced) plan += ", factors of bfloat16";
   plan += ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
   if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
   return plan;

@@ -159,7 +159,7 @@ def runner(math):
 def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
-        return functools.partial(reduced.run, reduced.to_tf32)
+        return reduced.in_tf32
     return stock_layer if case.cell.stock and not case.ragged else reference.run
 
 

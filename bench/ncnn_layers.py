@@ -1,9 +1,8 @@
-"""tract, ncnn and PyTorch's int8: each has a form of the layer of its own."""
+"""ncnn: the layer as a description and weights in its own format."""
 
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .cases import Task
-from .exported import onnx_model, to_numpy, zeros
 from .system import Layer
-from .torch_systems import torch_layer
-
-
-def tract(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    """tract, which runs in one thread, on the model that ONNX Runtime gets."""
-    import tract
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        path.write_bytes(onnx_model(rnn, x))
-        model = tract.onnx().load(path).into_model().into_runnable()
-    nothing = [state.numpy() for state in zeros(rnn, x)]
-
-    def run(x: Any, states: Any) -> tuple[Any, Any]:
-        output, *final = model.run([x, *(states or nothing)])
-        return output, final
-
-    return Layer(run, give=to_numpy, take=lambda y: torch.from_numpy(y.to_numpy()), path=lambda x: "one thread")
-
 
 # ncnn's order of the gates in terms of torch.nn's.
 _GATES = {"LSTM": (0, 1, 3, 2), "GRU": (0, 1, 2)}
+_STATES = {"LSTM": ("h", "c"), "GRU": ("h",)}
 
 
 def ncnn(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
@@ -53,9 +33,9 @@ def ncnn(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Laye
         weights.write_bytes(b"".join(_ncnn_weights(rnn)))
         if net.load_param(str(described)) or net.load_model(str(weights)):
             raise RuntimeError("ncnn refused the model")
-    names = ("h", "c")[: len(zeros(rnn, x))]
+    names = _STATES[rnn.mode]
     layers, directions = range(rnn.num_layers), 1 + rnn.bidirectional
-    nothing = [state[:, 0].numpy() for state in zeros(rnn, x)]
+    nothing = [numpy.zeros((rnn.num_layers * directions, rnn.hidden_size), numpy.float32) for _ in names]
 
     def run(x: Any, states: Any) -> tuple[Any, Any]:
         given = net.create_extractor()
@@ -69,7 +49,7 @@ def ncnn(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Laye
 
     return Layer(
         run,
-        give=lambda x: to_numpy(x[:, 0]),
+        give=lambda x: x[:, 0].contiguous().numpy(),
         take=lambda y: torch.from_numpy(y)[:, None],
         path=lambda x: "CPU, float32",
     )
@@ -77,7 +57,7 @@ def ncnn(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Laye
 
 def _ncnn_description(rnn: nn.RNNBase) -> str:
     """The layers of a model with inputs x, h0, c0, h1 and so on, and outputs y0, h_out0, c_out0 and so on."""
-    names, directions = ("h", "c") if rnn.mode == "LSTM" else ("h",), 1 + rnn.bidirectional
+    names, directions = _STATES[rnn.mode], 1 + rnn.bidirectional
     lines, top = ["Input x 0 1 x"], "x"
     for k in range(rnn.num_layers):
         states = [f"{name}{k}" for name in names]
@@ -108,14 +88,3 @@ def _ncnn_weights(rnn: nn.RNNBase) -> list[bytes]:
             bias = torch.cat([bias[:, :2], bias_ih[:, 2:], bias_hh[:, 2:]], 1)
         found += [of(f"weight_ih_l{k}"), bias, of(f"weight_hh_l{k}")]
     return [bytes(4) + tensor.contiguous().numpy().tobytes() for tensor in found]
-
-
-def int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    """PyTorch's layers with weights of int8 and inputs quantised in each call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still there
-
-        def quantized(module: nn.Module) -> Any:
-            return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})[0]
-
-        return torch_layer(task, rnn, x, lengths, quantized)
