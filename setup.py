@@ -47,10 +47,11 @@ ISA_FLAGS = {
         "avx2": f"-mavx2 -mfma {ALIGNED}",
         "amx_emulated": "-mavx2 -mfma -Wno-psabi",
         "avx512": f"{AVX512_FLAGS} {ALIGNED}",
-        "avx512_bf16": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
-        "amx": f"{AVX512_FLAGS} -mavx512bf16 {ALIGNED}",
+        "avx512_vnni": f"{AVX512_FLAGS} -mavx512vnni {ALIGNED}",
+        "avx512_bf16": f"{AVX512_FLAGS} -mavx512vnni -mavx512bf16 {ALIGNED}",
+        "amx": f"{AVX512_FLAGS} -mavx512vnni -mavx512bf16 {ALIGNED}",
     },
-    "aarch64": {"neon": ""},  # every AArch64 processor has it
+    "aarch64": {"neon": "", "neon_dot": "-march=armv8.2-a+dotprod"},  # every AArch64 processor has the first
 }
 
 # Clang's assembler knows the instructions of a file's flags only. GCC's knows AMX without a flag, which GCC 10 lacks.

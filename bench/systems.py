@@ -98,6 +98,7 @@ PEERS = (
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
     System("tract", "tract", _onnx_why_not, exported.tract),
     System("ncnn", "ncnn", _ncnn_why_not, ncnn_layers.ncnn),
+    System("fused_rnn int8", "", _inference_why_not, torch_systems.our_int8, rounding=INT8_ROUNDING),
     System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8_ROUNDING),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
     System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),

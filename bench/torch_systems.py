@@ -90,12 +90,14 @@ def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> 
     return " | ".join(f"{event.key[:70]} x{event.count}" for event in events[:count])
 
 
-def _converted(rnn: nn.Module) -> Any:
-    return fused_rnn.convert(copy.deepcopy(rnn))
-
-
-def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    ours = _converted(_cell_of(rnn) if task.is_cell else rnn)
+def our_layer(
+    task: Task,
+    rnn: nn.RNNBase,
+    x: Tensor,
+    lengths: Tensor | None,
+    changed: Callable[[Any], Any] = lambda module: fused_rnn.convert(module),
+) -> Layer:
+    ours = changed(copy.deepcopy(_cell_of(rnn) if task.is_cell else rnn))
     lengths = None if lengths is None else lengths.to(x.device)
 
     def path(x: Tensor) -> str:
@@ -106,6 +108,10 @@ def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) ->
     if task.is_cell:
         return Layer(_steps(ours), dict(ours.named_parameters()), path=path)
     return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
+
+
+def our_int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    return our_layer(task, rnn, x, lengths, fused_rnn.quantize_)
 
 
 def on_backend(name: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
@@ -126,7 +132,7 @@ def on_backend(name: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tenso
 def compiled_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
     """The plain loop through torch.compile; with the very shapes, its best case."""
     torch._dynamo.reset()
-    ours = _converted(rnn)
+    ours = fused_rnn.convert(copy.deepcopy(rnn))
     compiled = torch.compile(ours, fullgraph=True, dynamic=False)
 
     def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cell_traits.h"
+#include "cpu/isa.h"
 #include "ragged.h"
 #include "recurrence.h"
 #include "tensors.h"
@@ -29,7 +30,8 @@ enum Flag : int64_t {
   kNeedsInput = 128,       // the backward gives the gradient of the input
   kNeedsWeights = 256,     // and those of the weights
   kPacked = 512,           // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
-  kNeedsStates = 1024      // the backward gives the gradients of the initial states
+  kNeedsStates = 1024,     // the backward gives the gradients of the initial states
+  kInt8 = 2048             // weights are int8 panels, which follow the biases; in their place stand their rows' scales
 };
 
 // Up to four sizes.
@@ -48,6 +50,9 @@ class Call {
       : cell(cell_named(cell_name)), flags(flags), input(defined(input)), weights(std::move(weights)) {
     read_steps(lengths);
     read_sizes();
+    if (!has(kStep)) state_shape_.append(count());
+    if (is_batched_) state_shape_.append(B);
+    state_shape_.append(H);
     prepare_weights();
     prepare_states(hx, cx);
     if (lengths && !has(kPacked)) ragged_.read_lengths(*lengths, T, B, input);
@@ -101,13 +106,20 @@ class Call {
     args.reverse = has(kReverse) != (k % D == 1);
     ragged_.fill(args);
     args.x = const_data<S>(layer_input);
-    args.weight_ih = const_data<S>(weight(k, 0));
-    args.weight_hh = const_data<S>(weight(k, 1));
+    if (has(kInt8)) {
+      const int64_t panels = weights_each() - 2;
+      args.int8_ih = {const_data<int8_t>(weight(k, panels)), const_data<float>(weight(k, 0))};
+      args.int8_hh = {const_data<int8_t>(weight(k, panels + 1)), const_data<float>(weight(k, 1))};
+    } else {
+      args.weight_ih = const_data<S>(weight(k, 0));
+      args.weight_hh = const_data<S>(weight(k, 1));
+    }
     args.hx = states.empty() ? nullptr : const_data<S>(states[0]) + k * B * H;
     args.cx = states.size() < 2 ? nullptr : const_data<S>(states[1]) + k * B * H;
   }
 
-  int64_t weights_each() const { return has(kBias) ? 4 : 2; }  // weight_ih, weight_hh, bias_ih, bias_hh
+  // weight_ih, weight_hh, bias_ih, bias_hh; or scale_ih, scale_hh, bias_ih, bias_hh, weight_ih, weight_hh
+  int64_t weights_each() const { return 2 + (has(kBias) ? 2 : 0) + (has(kInt8) ? 2 : 0); }
   const Tensor& weight(int64_t k, int64_t i) const { return weights[size_t(k * weights_each() + i)]; }
 
   const CellTraits& cell;
@@ -154,6 +166,7 @@ class Call {
     L = given / each;
     require(!has(kStep) || count() == 1, "a single step has one layer and one direction, got ", count());
 
+    if (has(kInt8)) return read_int8_sizes();
     const Tensor& weight_hh = weights[1];
     const auto got = weight_hh.defined() ? weight_hh.sizes() : Sizes();
     const bool fits = got.size() == 2 && got[0] % cell.gates == 0 && got[0] / cell.gates == got[1];
@@ -161,19 +174,39 @@ class Call {
       fail(Name{"weight_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H, H] with G = ", cell.gates, ", got ",
            shape_text(got));
     H = got[1];
-    if (!has(kStep)) state_shape_.append(count());
-    if (is_batched_) state_shape_.append(B);
-    state_shape_.append(H);
+  }
+
+  void read_int8_sizes() {
+    require(input.is_cpu() && dtype == ScalarType::Float, "int8 weights need an input of float32 on cpu, got ",
+            dtype_text(dtype), " on ", device_text(input));
+    require(!has(kSave), "int8 weights have no gradient");
+    const Tensor& scale = weights[1];
+    const auto got = scale.defined() ? scale.sizes() : Sizes();
+    if (got.size() != 1 || got[0] % cell.gates)
+      fail(Name{"scale_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H] with G = ", cell.gates, ", got ",
+           shape_text(got));
+    H = got[0] / cell.gates;
+    constexpr int64_t kMost = int64_t(1) << 17;  // products of two int8 whose sum is sure to fit into int32
+    for (const int64_t size : {I, D * H})
+      require(size <= kMost, "int8 weights have at most ", kMost, " columns, got ", size);
   }
 
   void prepare_weights() {
     constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+    constexpr const char* kInt8Names[] = {"scale_ih", "scale_hh", "bias_ih", "bias_hh", "weight_ih", "weight_hh"};
     const int64_t rows = cell.gates * H;
     for (size_t i = 0; i < weights.size(); ++i) {
       const int64_t k = int64_t(i) / weights_each(), layer = k / D, kind = int64_t(i) % weights_each();
-      const std::array<int64_t, 2> shape = {rows, kind == 0 ? input_size(layer) : H};
-      const Name name{kNames[kind], has(kStep) ? -1 : layer, k % D};
-      prepare(weights[i], name, {shape.data(), kind < 2 ? size_t(2) : size_t(1)}, dtype, input);
+      const int64_t columns = kind % 2 == 0 ? input_size(layer) : H;
+      const bool is_panels = has(kInt8) && kind >= weights_each() - 2;
+      const char* const text = !has(kInt8) ? kNames[kind] : kInt8Names[is_panels ? kind - weights_each() + 6 : kind];
+      const Name name{text, has(kStep) ? -1 : layer, k % D};
+      if (is_panels) {
+        prepare(weights[i], name, {int8_panels(cell, columns, H)}, ScalarType::Char, input);
+      } else {
+        const std::array<int64_t, 2> shape = {rows, columns};
+        prepare(weights[i], name, {shape.data(), kind < 2 && !has(kInt8) ? size_t(2) : size_t(1)}, dtype, input);
+      }
     }
   }
 

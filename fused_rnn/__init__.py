@@ -7,6 +7,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, restore
 from .explain import Explanation, explain
 from .modules import GRU, LSTM, RNN
+from .quantize import quantize_
 
 try:
     __version__ = metadata.version("fused-rnn")
@@ -23,6 +24,7 @@ __all__ = [
     "RNNCell",
     "convert",
     "explain",
+    "quantize_",
     "restore",
     "use_backend",
 ]

@@ -49,6 +49,9 @@ class Backend:
         return self.later(problem) if self.later else None
 
 
+_NO_INT8 = "it has no kernel for int8 weights"
+
+
 def _kernels_why_not(problem: Asked) -> str | None:
     """What none of our kernels can run, whatever the device."""
     if problem.projection:
@@ -69,6 +72,8 @@ def _native_why_not(problem: Asked, dtypes: tuple[torch.dtype, ...]) -> str | No
 
 
 def _cuda_why_not(problem: Asked) -> str | None:
+    if problem.int8:
+        return _NO_INT8
     if reason := _native_why_not(problem, native.CUDA_DTYPES):
         return reason
     return native.cuda_why_not(_cuda_index(problem.device), problem.dtype)
@@ -101,12 +106,15 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     return f"{forward}; backward: {backward}", None
 
 
-_cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
+def _cpu_why_not(problem: Asked) -> str | None:
+    if problem.int8 and problem.dtype != torch.float32:
+        return f"its kernels for int8 weights take float32, and the input is {problem.dtype}"
+    return _native_why_not(problem, native.DTYPES)
 
 
 def _cpu_plan(problem: Asked) -> str:
     p = problem
-    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training)
+    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.int8)
 
 
 def _why_later(name: str, problem: Asked) -> str | None:
@@ -122,6 +130,8 @@ def _why_later(name: str, problem: Asked) -> str | None:
 def _torch_why_not(problem: Asked) -> str | None:
     if not problem.cell.stock:
         return f"torch.nn has no {problem.cell}"
+    if problem.int8:
+        return "torch.nn has no int8 weights"
     if problem.ragged:
         return "torch.nn packs ragged batches on the host"
     if problem.transformed:
@@ -134,6 +144,8 @@ def _torch_why_not(problem: Asked) -> str | None:
 
 
 def _triton_why_not(problem: Asked) -> str | None:
+    if problem.int8:
+        return _NO_INT8
     if problem.dtype not in triton_plan.DTYPES:
         return f"it has no kernel for {problem.dtype}"
     return _kernels_why_not(problem) or triton_plan.why_not(problem.device)
@@ -291,7 +303,7 @@ def run_again(
 def autocast(call: Call) -> Call:
     """The call in the autocast dtype of its device, if autocast is on."""
     device_type = call.input.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or call.form.int8 or not torch.is_autocast_enabled(device_type):
         return call
     dtype = torch.get_autocast_dtype(device_type)
 

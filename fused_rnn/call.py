@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import private
+from . import int8, private
 from .cell import Cell, States, Weights
 
 RunLayer = Callable[..., tuple[Tensor, States]]  # with the signature of reference.run
@@ -35,9 +35,11 @@ class Problem(NamedTuple):
     subclass: str = ""  # the class of a tensor that is a subclass of Tensor with rules of its own
     layers: int = 1
     directions: int = 1
+    int8: bool = False  # weights are int8
 
     def __str__(self) -> str:
-        flags = [name for name in ("projection", "ragged", "packed", "training", "transformed") if getattr(self, name)]
+        named = ("int8", "projection", "ragged", "packed", "training", "transformed")
+        flags = [name for name in named if getattr(self, name)]
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
         flags += [self.subclass] if self.subclass else []
         flags += [f"layers={self.layers}"] if self.layers > 1 else []
@@ -49,7 +51,7 @@ class Problem(NamedTuple):
 BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, REDUCED_PRECISION, SAVE = (1 << k for k in range(7))
 NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
 NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
-PACKED = 512
+PACKED, INT8 = 512, 2048
 
 
 class Form(NamedTuple):
@@ -62,13 +64,14 @@ class Form(NamedTuple):
     batch_first: bool = False
     step: bool = False  # of a cell
     reverse: bool = False  # the first direction runs from the last step to the first; no module has that
+    int8: bool = False  # weights are int8 panels, which follow the biases; in their place stand their rows' scales
 
 
 def flags_of(form: Form) -> int:
     """The flags that say what the form does."""
     flags = (BIAS if form.bias else 0) | (BIDIRECTIONAL if form.directions > 1 else 0)
     flags |= (BATCH_FIRST if form.batch_first else 0) | (STEP if form.step else 0)
-    return flags | (REVERSE if form.reverse else 0)
+    return flags | (REVERSE if form.reverse else 0) | (INT8 if form.int8 else 0)
 
 
 class Call:
@@ -183,6 +186,10 @@ class Call:
         return self.input.size(-1)
 
     @property
+    def int8(self) -> bool:
+        return self.form.int8
+
+    @property
     def H(self) -> int:
         return self.weights[0].size(0) // self.cell.gates
 
@@ -220,21 +227,32 @@ class Call:
     @property
     def output_size(self) -> int:
         """Size of h: H, or proj_size."""
-        return self.weights[1].size(1)
+        return self.weights[1].size(1) if self.projection else self.H
+
+    @property
+    def _weight_names(self) -> list[str]:
+        """Of one layer in one direction."""
+        weights, biases = ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"] * self.form.bias
+        if self.form.int8:
+            return ["scale_ih", "scale_hh", *biases, *weights]
+        return [*weights, *biases] + ["weight_hr"] * self.projection
 
     def layer_weights(self) -> list[Weights]:
-        """The weights of each layer and direction."""
-        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.form.bias + ["weight_hr"] * self.projection
-        flat: Iterator[Tensor] = iter(self.weights)
-        return [Weights(**{name: next(flat) for name in names}) for _ in range(self.layers * self.directions)]
+        """The weights of each layer and direction; those of int8 as :class:`int8.Rows`."""
+        names, flat = self._weight_names, iter(self.weights)
+        layers = [{name: next(flat) for name in names} for _ in range(self.layers * self.directions)]
+        if not self.form.int8:
+            return [Weights(**layer) for layer in layers]
+        sizes = [self.I if k < self.directions else self.directions * self.H for k in range(len(layers))]
+        return [int8.unpacked_layer(self.cell, layer, I, self.H) for layer, I in zip(layers, sizes, strict=True)]
 
     def names(self) -> list[str]:
         """The names of the states and the weights in torch.nn."""
         names = list(self.cell.states[: len(self.states)])
-        for k, layer in enumerate(self.layer_weights()):
+        for k in range(self.layers * self.directions):
             suffix = "_reverse" if k % self.directions else ""
             suffix = "" if self.form.step else f"_l{k // self.directions}{suffix}"
-            names += [name + suffix for name, weight in layer._asdict().items() if weight is not None]
+            names += [name + suffix for name in self._weight_names]
         return names
 
     def standard(self) -> Call:
@@ -246,7 +264,8 @@ class Call:
         self.check(self)
         device, dtype = self.device, self.dtype
         for k, tensor in enumerate((*self.states, *self.weights)):
-            if tensor.device != device or tensor.dtype != dtype:
+            wanted = tensor.dtype if tensor.dtype == torch.int8 and self.form.int8 else dtype
+            if tensor.device != device or tensor.dtype != wanted:
                 name, got = self.names()[k], f"{tensor.dtype} on {tensor.device}"
                 raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
         x, states = self.input, tuple(self.states)

@@ -17,7 +17,13 @@ from . import backends, private
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Properties of our modules that TorchScript must not compile.
-UNUSED_PROPERTIES = [*nn.RNNBase.__jit_unused_properties__, "__class__", "__jit_ignored_attributes__", "_cell"]
+UNUSED_PROPERTIES = [
+    *nn.RNNBase.__jit_unused_properties__,
+    "__class__",
+    "__jit_ignored_attributes__",
+    "_cell",
+    "_has_stock",
+]
 
 
 def scripted_as(forward: Callable[..., Any]) -> Callable[[F], F]:
@@ -41,7 +47,7 @@ def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
     """The result of a module while a model is being captured as a graph; None if the module shall run as usual.
 
     Args:
-        module: has ``_cell`` and ``_stock``.
+        module: has ``_has_stock`` and ``_stock``.
 
     Raises:
         RuntimeError: jit.trace, and ONNX export with it, cannot hold our ops, and torch.nn has no equivalent.
@@ -52,9 +58,11 @@ def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
     is_tracing = private.jit_tracing_state() is not None
     if not is_tracing and not private.is_exporting():
         return None
-    has_equivalent = lengths is None and bool(module._cell.stock)
+    has_equivalent = lengths is None and module._has_stock
     if is_tracing and not has_equivalent:
-        raise RuntimeError("lengths and reset_after=False cannot be traced or exported: torch.nn has neither")
+        raise RuntimeError(
+            "lengths, reset_after=False and int8 weights cannot be traced or exported: torch.nn has none of them"
+        )
     if has_equivalent and (is_tracing or backends.forced() is None):
         return module._stock.forward(module, input, hx)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,7 @@ class OneStep(nn.RNNCellBase):
         final: Any = None
         weights = self._own_weights() if private.is_plain() else ()
         if weights:
-            form = _UNBIASED if weights[2] is None else _BIASED
-            final = backends.run_again(self._cell, form, self.hidden_size, input, weights, hx)
+            final = backends.run_again(self._cell, self._form(weights), self.hidden_size, input, weights, hx)
         if final is None:
             if (taken := capture.taken(self, input, hx, None)) is not None:
                 return taken
@@ -42,7 +42,15 @@ class OneStep(nn.RNNCellBase):
         """
         states = () if hx is None else checks.checked_hx(type(self).__name__, self._cell, hx)
         weights = self._weights()
-        return Call(self._cell, input, states, weights, _BIASED if len(weights) > 2 else _UNBIASED, self._check)
+        return Call(self._cell, input, states, weights, self._form(weights), self._check)
+
+    def _form(self, weights: Sequence[Any]) -> Form:
+        return _BIASED if len(weights) > 2 and weights[2] is not None else _UNBIASED
+
+    @property
+    def _has_stock(self) -> bool:
+        """Whether torch.nn has what this module computes."""
+        return bool(self._cell.stock)
 
     def _check(self, call: Call) -> None:
         """Raise torch.nn's error if the input or the states have the wrong shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .modules import GRU, LSTM, RNN
+from .quantized import Quantized
 from .stock_class import with_bases
 
 _KINDS = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
@@ -31,27 +33,39 @@ def convert(module: M) -> M:
     Raises:
         TypeError: ``module`` is not an nn.Module.
     """
-    for child in _checked(module).modules():
+    for child in checked(module).modules():
         _change_class(child, _OURS)
     return module
 
 
-def restore(module: M) -> M:
+def restore(module: M, dequantize: bool = False) -> M:
     """The way back: every layer of ours in ``module`` becomes torch.nn's, in place and with the very same parameters.
 
-    For what knows torch.nn's classes only, such as quantisation, or to uninstall this package from a saved model.
+    For what knows torch.nn's classes only, or to uninstall this package from a saved model.
+
+    Args:
+        dequantize: give layers of :func:`quantize_` parameters that are what their int8 weights stand for. Those that
+            they had are gone.
 
     Returns:
         ``module``.
 
     Raises:
         TypeError: ``module`` is not an nn.Module.
-        ValueError: a layer has ``reset_after=False``, which torch.nn cannot hold; nothing is changed then.
+        ValueError: a layer has ``reset_after=False``, which torch.nn cannot hold, or int8 weights; nothing is changed
+            then.
     """
-    children = dict(_checked(module).named_modules())
-    if refused := [name or "the module itself" for name, child in children.items() if _resets_before(child)]:
-        raise ValueError(f"torch.nn has no GRU with reset_after=False: {', '.join(refused)}")
+    children = dict(checked(module).named_modules())
+    if refused := _names(children, _resets_before):
+        raise ValueError(f"torch.nn has no GRU with reset_after=False: {refused}")
+    if not dequantize and (refused := _names(children, _is_quantized)):
+        raise ValueError(
+            f"the weights that {refused} had before quantize_ are gone; restore(module, dequantize=True) gives those "
+            "that the int8 weights stand for"
+        )
     for child in children.values():
+        if isinstance(child, Quantized):
+            child.dequantize()
         if _change_class(child, _STOCK):
             child.__dict__.pop("reset_after", None)
             if isinstance(child, nn.RNNBase):
@@ -59,10 +73,28 @@ def restore(module: M) -> M:
     return module
 
 
-def _checked(module: M) -> M:
+def checked(module: M) -> M:
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected an nn.Module, got {type(module).__name__}")
     return module
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """Which class of ours a layer or cell of ours or of torch.nn is, or would be; of anything else None."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]
+    kind = _OURS.get(kind, kind)
+    return kind if kind in _STOCK else None
+
+
+def _names(modules: dict[str, nn.Module], are_meant: Callable[[nn.Module], bool]) -> str:
+    """The names of some modules in a sentence, or "" if there are none."""
+    return ", ".join(name or "the module itself" for name, module in modules.items() if are_meant(module))
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, Quantized)
 
 
 def _resets_before(module: nn.Module) -> bool:

@@ -40,7 +40,7 @@ class Layers(StockClass, nn.RNNBase):
             if (taken := capture.taken(self, input, hx, lengths)) is not None:
                 return taken
             call = self._call(input, hx, lengths)
-            if call.subclass and lengths is None and self._cell.stock and backends.forced() is None:
+            if call.subclass and lengths is None and self._has_stock and backends.forced() is None:
                 return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
             results = backends.run(call, remember=is_plain)
             if call.batch_sizes is not None:
@@ -77,7 +77,12 @@ class Layers(StockClass, nn.RNNBase):
     def _form(self) -> tuple[Any, ...]:
         """The fields of this module's Form, without one: a streaming step has no time for it."""
         directions = 2 if self.bidirectional else 1
-        return self.num_layers, directions, self.bias, self.proj_size > 0, self.batch_first, False, False
+        return self.num_layers, directions, self.bias, self.proj_size > 0, self.batch_first, False, False, False
+
+    @property
+    def _has_stock(self) -> bool:
+        """Whether torch.nn has what this module computes."""
+        return bool(self._cell.stock)
 
     def _weights(self) -> list[Tensor]:
         """``_flat_weights``, made anew by RNNBase where an attribute has changed."""

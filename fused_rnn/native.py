@@ -57,10 +57,10 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool) -> str:
+def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool, int8: bool) -> str:
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
     reduced = dtype == torch.float32 and allow_bfloat16()
-    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, reduced)
+    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, reduced, int8)
 
 
 @functools.cache
@@ -153,7 +153,7 @@ def run(call: Call) -> Sequence[Tensor]:
 def inference_op(form: Form) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
     flags = flags_of(form)
-    if form.step or (form.bias and form.layers * form.directions == 1):
+    if not form.int8 and (form.step or (form.bias and form.layers * form.directions == 1)):
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags
 

@@ -11,9 +11,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import functional
 
+from . import int8
 from .cell import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH, Cell, States, Weights
+
+
+def linear(x: Tensor, weight: Tensor | int8.Rows, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear``; a weight of int8 multiplies rows that become int8, too."""
+    if isinstance(weight, int8.Rows):
+        return int8.linear(x, weight, bias)
+    return functional.linear(x, weight, bias)
 
 
 def lstm_step(gates_x: Tensor, states: States, weights: Weights) -> States:

@@ -275,15 +275,16 @@ def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def plan_calls(draw: Any) -> Call:
-    """cuda_plan, cpu_plan, cpu_instruction_set and cpu_reduced_rows: texts and sizes only."""
+    """cuda_plan, cpu_plan, cpu_int8_layout, cpu_instruction_set and cpu_reduced_rows: texts and sizes only."""
     text = st.sampled_from(["lstm", "gru", "gru(reset_after=False)", *WRONG_DTYPES, "H100", "T4", "cuda:0", "cpu", ""])
     names = {"cell": text, "dtype": text, "device": text, "backward": flags, "allow_tf32": flags}
     size = st.sampled_from([1, 0, 64, 1024, -1, 2**31, 2**62, 2**63 - 1, -(2**63)])
     arguments = {name: draw(values) for name, values in (names | dict.fromkeys("TBHLD", size)).items()}
     layer = {name: arguments[name] for name in ("cell", "T", "B", "H")} | {"I": draw(size), "training": draw(flags)}
-    layer["reduced_precision"] = draw(flags)
+    layer |= {"reduced_precision": draw(flags), "int8_weights": draw(flags)}
     layer["dtype"] = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
     calls = Call("cuda_plan", arguments, valid=False), Call("cpu_plan", layer, valid=False)
+    calls += (Call("cpu_int8_layout", {"cell": draw(text)}, valid=False),)
     return draw(st.sampled_from([*calls, Call("cpu_instruction_set", {}), Call("cpu_reduced_rows", {})]))
 
 

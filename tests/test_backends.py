@@ -102,13 +102,15 @@ def isa_flags(name):
 
 def instruction_sets():
     if platform.machine() in ("aarch64", "arm64"):
-        return ["neon", "generic"]
+        features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        return ["neon_dot"] * ("asimddp" in features) + ["neon", "generic"]
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return [
         name
         for name, flag in (
             ("amx", "amx_bf16"),
             ("avx512_bf16", "avx512_bf16"),
+            ("avx512_vnni", "avx512_vnni"),
             ("avx512", "avx512vl"),
             ("avx2", "avx2"),
         )
@@ -147,6 +149,8 @@ def test_forced_instruction_set(name):
     assert run_python("-c", NAME_IT, FUSED_RNN_ISA=name).stdout.strip() == name
     if name == native.cpu_instruction_set():
         return  # what test_recurrence.py runs on in this process
+    if name in ("avx512_vnni", "neon_dot"):
+        return  # only its loops of int8 weights are its own: tests/test_quantize.py
     dtypes = "bfloat16" if name.startswith("amx") else "float64 or bfloat16 or float16"  # that have loops of its own
     tests = [str(TESTS / "test_recurrence.py"), "-k", f"not rnn_relu and not T70 and ({dtypes})"]
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, FUSED_RNN_ISA=name)

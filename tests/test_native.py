@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from closeness import assert_within_budget
 from problems import CELLS, DTYPES, Layer, Size, comparisons
 from test_backends import instruction_sets, isa_flags
 from test_recurrence import plain
+
+from fused_rnn import int8, reference
 
 NATIVE = Path(__file__).parent / "native"
 CPU = NATIVE.parent.parent / "csrc" / "cpu"
@@ -69,8 +72,12 @@ def aarch64(tmp_path_factory):
     if missing := [tool for tool in AARCH64 if not shutil.which(tool)]:
         pytest.skip(f"needs {' and '.join(missing)}: other processors than this one's are emulated")
     compiler, emulator = AARCH64
+    folder = tmp_path_factory.mktemp("aarch64")
+    dot = folder / "neon_dot.o"
+    own = runpy.run_path(str(CPU.parent.parent / "setup.py"))["ISA_FLAGS"]["aarch64"]["neon_dot"]
+    subprocess.run([compiler, "-std=c++17", "-O1", own, "-c", CPU / "neon_dot.cpp", "-o", dot], check=True)
     sources = [CPU / f"{name}.cpp" for name in ("isa", "neon", "generic")]
-    return layer_runner(tmp_path_factory.mktemp("aarch64"), compiler, ["-static"], *sources, by=[emulator])
+    return layer_runner(folder, compiler, ["-static"], *sources, dot, by=[emulator])
 
 
 def wide_runner(tmp_path_factory, *flags):
@@ -101,13 +108,16 @@ def numbers(tensor):
     return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def posed(layer, reverse, reduces):
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # factors of float32 layers
+
+
+def posed(layer, reverse, factors, weights=None):
     """What native/run_layer.cpp reads."""
     T, B, I = layer.x.shape
     ragged, bias = layer.lengths is not None, layer.weights.bias_ih is not None
     kind, dtype = CELLS.index(layer.cell), layer.x.dtype
-    header = (kind, dtype.itemsize, dtype == torch.bfloat16, reduces, T, B, I, layer.weights.weight_hh.size(1))
-    tensors = (layer.lengths, layer.x, *layer.weights, *layer.states, *layer.grads)
+    header = (kind, dtype.itemsize, dtype == torch.bfloat16, factors, T, B, I, layer.weights.weight_hh.size(1))
+    tensors = (layer.lengths, layer.x, *(weights or layer.weights), *layer.states, *layer.grads)
     return numpy.array([*header, reverse, ragged, bias], numpy.int64).tobytes() + b"".join(
         numbers(t) for t in tensors if t is not None
     )
@@ -116,8 +126,9 @@ def posed(layer, reverse, reduces):
 @pytest.mark.slow(seconds=150)
 @pytest.mark.xdist_group("aarch64")
 def test_aarch64_has_neon(aarch64):
-    assert aarch64("isa").split() == [b"neon"]
-    assert aarch64("isa", FUSED_RNN_ISA="generic").split() == [b"generic"]
+    assert aarch64("isa").split()[0] == b"neon_dot"
+    assert aarch64("isa", FUSED_RNN_ISA="neon").split()[0] == b"neon"
+    assert aarch64("isa", FUSED_RNN_ISA="generic").split()[0] == b"generic"
 
 
 SIZES = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 20), Size(70, 4, 3, 6)
@@ -126,12 +137,13 @@ SIZES = Size(7, 3, 5, 63), Size(3, 6, 7, 20), Size(1, 8, 7, 20), Size(2, 5, 7, 2
 def assert_right(run, cell, dtype, sizes=SIZES, *, reduces=False, **environment):
     """Every result within the budget that test_recurrence.py has for this processor's own loops."""
     plain_layer = reduced.in_bfloat16 if reduces else plain
+    factors = BFLOAT16 if reduces else FLOAT32
     cases = [(size, False, False, True) for size in sizes]
     cases += [(sizes[0], *flags) for flags in itertools.product((False, True), repeat=3)]
     for size, reverse, ragged, bias in cases:
         drawn = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(3)]
         same = [layer.results(plain_layer, reverse) for layer in drawn]
-        written = run(given=b"".join(posed(layer, reverse, reduces) for layer in drawn), **environment)
+        written = run(given=b"".join(posed(layer, reverse, factors) for layer in drawn), **environment)
         flat = torch.frombuffer(bytearray(written), dtype=dtype)
         flat = iter(flat.split([t.numel() for result in same for t in result.values()]))
         got = [{name: next(flat).reshape(t.shape) for name, t in result.items()} for result in same]
@@ -212,3 +224,53 @@ def assert_float32_in_reduced_precision(run, cell):
     sizes = Size(16, 13, 5, 40), Size(3, 17, 33, 17), Size(3, 33, 64, 16), Size(9, 66, 8, 3)
     assert_right(run, cell, torch.float32, (*SIZES, *sizes), reduces=True)
     assert_right(run, cell, torch.float32, sizes[:2], reduces=True, FUSED_RNN_L2_KIB="1")
+
+
+# ---- int8 weights ----
+
+
+@pytest.fixture(scope="module")
+def unsigned(tmp_path_factory):
+    """Runs float32 layers, and those of int8 with numbers of weights as VNNI takes them."""
+    return wide_runner(tmp_path_factory, "-DFUSED_RNN_UNSIGNED")
+
+
+def assert_int8_is_right(run, cell, sizes=SIZES, **environment):
+    """Results of int8 weights are those of the package's product in PyTorch, which tests/test_quantize.py checks."""
+    name, *layouts = run("isa", **environment).decode().splitlines()
+    layout = [int(n) for n in layouts[CELLS.index(cell)].split()]
+    for size, (reverse, ragged, bias) in itertools.product(sizes, [(False, False, True), (True, True, False)]):
+        layer = Layer.random(cell, torch.float32, size, ragged=ragged, bias=bias)
+        rows = {n: int8.rows_of(getattr(layer.weights, n)) for n in ("weight_ih", "weight_hh")}
+        panels = [int8.packed(cell, r.numbers, n == "weight_hh", layout) for n, r in rows.items()]
+        given = [*(r.scale for r in rows.values()), *panels, layer.weights.bias_ih, layer.weights.bias_hh]
+        written = run(given=posed(layer, reverse, INT8, given), **environment)
+        got = torch.frombuffer(bytearray(written), dtype=torch.float32)
+        output, final = reference.run(
+            cell, layer.x, layer.states, layer.weights._replace(**rows), layer.lengths, reverse
+        )
+        want = torch.cat([t.flatten() for t in (output, *final)])
+        torch.testing.assert_close(got, want, rtol=0, atol=3e-6 * max(1, size.T // 8), msg=f"{name} {size}")
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("wide")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_int8_in_wide_vectors(cell, wide):
+    assert_int8_is_right(wide, cell, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)))
+    assert_int8_is_right(wide, cell, FUSED_RNN_L2_KIB="1")
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("unsigned")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_int8_as_vnni_takes_it(cell, unsigned):
+    assert_int8_is_right(unsigned, cell, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)))
+
+
+@pytest.mark.slow(seconds=150)
+@pytest.mark.xdist_group("aarch64")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("isa", ["neon_dot", "neon"])
+def test_int8_of_aarch64(isa, cell, aarch64):
+    assert_int8_is_right(aarch64, cell, FUSED_RNN_ISA=isa)

@@ -41,7 +41,9 @@ def test_nothing_of_python():
 
 
 @needs_nm
-@pytest.mark.parametrize("name", ["generic", "neon", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"])
+@pytest.mark.parametrize(
+    "name", ["generic", "neon", "neon_dot", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "amx_emulated"]
+)
 def test_instruction_sets_share_no_code(name):
     """A function that two instruction sets define under one name is linked once: the older set's, which is slower."""
     code = Path(os.environ.get("FUSED_RNN_OBJECTS", ROOT / "build" / "native")) / "cpu" / f"{name}.o"

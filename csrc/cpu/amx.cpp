@@ -6,8 +6,8 @@
 namespace fused_rnn {
 
 const AllLoops& amx_loops() {
-  static const AllLoops all{avx512_loops().float32, avx512_loops().float64, loops<BFloat16>(), avx512_loops().float16,
-                            loops<float, BFloat16>()};
+  static const AllLoops all{avx512_loops().float32, avx512_loops().float64,   loops<BFloat16>(),
+                            avx512_loops().float16, loops<float, BFloat16>(), avx512_vnni_loops().int8};
   return all;
 }
 

@@ -9,8 +9,8 @@
 namespace fused_rnn {
 
 const AllLoops& amx_emulated_loops() {
-  static const AllLoops all{generic_loops().float32, generic_loops().float64, loops<BFloat16>(),
-                            generic_loops().float16, loops<float, BFloat16>()};
+  static const AllLoops all{generic_loops().float32, generic_loops().float64,  loops<BFloat16>(),
+                            generic_loops().float16, loops<float, BFloat16>(), generic_loops().int8};
   return all;
 }
 

@@ -5,7 +5,8 @@
 namespace fused_rnn {
 
 const AllLoops& avx512_loops() {
-  static const AllLoops all{loops<float>(), loops<double>(), loops<BFloat16>(), loops<Float16>(), {}};
+  static const AllLoops all{loops<float>(),   loops<double>(), loops<BFloat16>(), loops<Float16>(), {},
+                            avx2_loops().int8};
   return all;
 }
 

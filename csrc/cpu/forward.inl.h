@@ -1,6 +1,7 @@
 // Forward of one layer in one direction, in one team of workers. Included by each instruction set's source file.
 #pragma once
 
+#include "isa.h"
 #include "layout.inl.h"
 
 namespace fused_rnn {
@@ -11,7 +12,8 @@ namespace {
 // which counts where the weights do not stay in the second-level cache (kJoinedFar): with AMX more than the tiles.
 constexpr int64_t kJoinedNear = kAmx ? 9 : 6, kJoinedFar = kAmx ? INT64_MAX : 17;
 
-// F: the factors of products.
+// F: the factors of products. With int8, weights are panels already, and rows of x and h become int8 before each
+// product of theirs; x is always projected, as its scale is not that of h.
 template <class Cell, class S, class F>
 class Forward {
   using A = accumulate_t<S>;
@@ -20,9 +22,11 @@ class Forward {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kFirst = kHiddenGates<Cell>;
   static constexpr int kTogether = kGates - Cell::kApart;
-  static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore;  // gates are of the sum of both products
+  // Whether gates are of the sum of both products.
+  static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore && !kQuantized<F>;
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
-  static constexpr bool kRoundsH = std::is_same<S, A>::value && !std::is_same<F, A>::value;  // to a factor
+  using Kept = std::conditional_t<kQuantized<F>, A, F>;  // what h is between two steps
+  static constexpr bool kRoundsH = std::is_same<S, A>::value && !std::is_same<Kept, A>::value;  // to a factor
   static constexpr int64_t kWhole = kDepth * Factor<F>::kWords;  // numbers of K that a product takes at once
   // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
   static constexpr int kWide = kGates == 1 ? 2 : 1;
@@ -33,12 +37,13 @@ class Forward {
         units_{args.H},
         division_(division(args)),
         x_in_place_(std::is_same<S, F>::value && args.I % kWhole == 0 && (!kAmx || packs())),
-        x_row_(x_in_place_ ? args.I : words<F>(args.I) * kDepth),
-        packs_late_(args.T == 1 && !division_.by_rows && !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
-        input_(args.weight_ih, 0, args.I, args.H, args.T == 1 ? args.B : args.rows, places()),
-        hidden_(args.weight_hh, 0, multiplied_h(), args.H, args.B, places()),
-        candidate_(args.weight_hh, Cell::kResetBefore ? kFirst : 0, Cell::kResetBefore ? multiplied_h() : 0, args.H,
-                   args.B, places()),
+        x_row_(x_in_place_ ? args.I : factors(args.I)),
+        packs_late_(!kQuantized<F> && args.T == 1 && !division_.by_rows &&
+                    !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
+        input_(panels<kGates, kWide>(args.weight_ih, args.int8_ih, 0, args.I, args.T == 1 ? args.B : args.rows)),
+        hidden_(panels<kFirst, kWide>(args.weight_hh, args.int8_hh, 0, multiplied_h(), args.B)),
+        candidate_(panels<1, kWide>(args.weight_hh, args.int8_hh, Cell::kResetBefore ? kFirst : 0,
+                                    Cell::kResetBefore ? multiplied_h() : 0, args.B)),
         joined_rows_(input_.bytes() + hidden_.bytes() > near_bytes() ? kJoinedFar : kJoinedNear),
         bias_x_(units_.vectors() * kGates * kLanes),
         bias_h_(units_.vectors() * Cell::kApart * kLanes),
@@ -47,7 +52,9 @@ class Forward {
         gates_x_(is_joined(args.T - 1) ? 0 : regions() * units_.vectors() * rows_ * kGates * kLanes),
         x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
         operand_x_(division_.workers * input_.operand_elements(rows_)),
-        operand_h_(division_.workers * hidden_.operand_elements(division_.most_rows())),
+        operand_h_(division_.workers * operand_h_elements()),
+        scales_x_(kQuantized<F> ? division_.workers * rows_ : 0),
+        scales_h_(kQuantized<F> ? division_.workers * division_.most_rows() : 0),
         h_(2 * args.B * h_row()),
         exact_h_(kRoundsH ? args.B * units_.padded() : 0),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
@@ -58,6 +65,8 @@ class Forward {
     return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates, kGates * int64_t(sizeof(F))};
   }
 
+  static Int8Layout int8_layout() { return {kLanes, kWide, kTileVectors<kWide * kGates>, Factor<int8_t>::kOffset}; }
+
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
   }
@@ -67,6 +76,13 @@ class Forward {
   int64_t multiplied_h() const { return args_.multiplies_h() ? args_.H : 0; }
   bool packs() const { return packing_pays<F, S>(args_.rows, args_.B, words<F>(args_.I) + words<F>(multiplied_h())); }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
+  template <int NG, int NU>
+  GatePanels<NG, NU, S, F> panels(const S* weight, const Int8Weight& int8, int gate0, int64_t K, int64_t rows) const {
+    if constexpr (kQuantized<F>)
+      return {int8, gate0, K, args_.H};
+    else
+      return {weight, gate0, K, args_.H, rows, places()};
+  }
   // Panel p, to be multiplied before panel `next`. If panels are packed late, this packs p of each of `weights`.
   template <class... Weights>
   FUSED_RNN_INLINE Turn turn(const Worker& worker, int64_t p, int64_t next, const Weights&... weights) const {
@@ -76,10 +92,10 @@ class Forward {
   }
   // Some more than H: rows that are a power of two apart would share few lines of the first-level cache.
   int64_t h_row() const { return most(units_.padded(), words<F>(args_.H) * kDepth) + kLanes * kDepth; }
-  F* h_at(F* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
+  Kept* h_at(Kept* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
   A* exact_h_at(int64_t b, int64_t v) const { return exact_h_ + b * units_.padded() + v * kLanes; }
   // h of row b before a step, where `h` has its factors.
-  FUSED_RNN_INLINE V h_before(F* h, int64_t b, int64_t v) const {
+  FUSED_RNN_INLINE V h_before(Kept* h, int64_t b, int64_t v) const {
     return kRoundsH ? load<A>(exact_h_at(b, v)) : load<A>(h_at(h, b, v));
   }
   A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
@@ -130,17 +146,17 @@ class Forward {
   // All steps of some rows.
   void run_slice(const Worker& worker, const Part& part) const {
     const auto& a = args_;
-    F *h = h_, *h_next = h + a.B * h_row();
+    Kept *h = h_, *h_next = h + a.B * h_row();
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) {
         const int64_t at = b * a.H + v * kLanes;
         const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(v)) : V(A(0)); };
-        for (F* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
+        for (Kept* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
         if (kRoundsH) store(exact_h_at(b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
-    if constexpr (kWhole > kLanes)
+    if constexpr (kWhole > kLanes && !kQuantized<F>)
       for (int64_t b = part.b0; b < part.b1; ++b)
         for (int64_t j = units_.padded(); v1 == units_.vectors() && j < words<F>(a.H) * kDepth; ++j) {
           h[b * h_row() + j] = h_next[b * h_row() + j] = F(A(0));
@@ -160,7 +176,7 @@ class Forward {
         else
           step(worker, part, chunk, t, h, h_next);
         end_step(worker, part, t, h, h_next);
-        F* const swapped = h;
+        Kept* const swapped = h;
         h = h_next;
         h_next = swapped;
       }
@@ -176,28 +192,52 @@ class Forward {
 
   F* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
 
-  // Rows of x, or of h or r * h, as the products take them.
+  // Rows of x as the products take them.
   Left<F> operand_x(const Worker& worker, const Left<F>& rows, int64_t M) const {
     return input_.operand(rows, M, operand_x_ + worker.begin * input_.operand_elements(rows_));
   }
-  Left<F> operand_h(const Worker& worker, const Left<F>& rows, int64_t M) const {
-    return hidden_.operand(rows, M, operand_h_ + worker.begin * hidden_.operand_elements(division_.most_rows()));
+  // M rows of h or r * h from row b on, at step t. Few rows, of the whole batch, are added up in chains.
+  Left<F> operand_h(const Worker& worker, const Kept* h, int64_t t, int64_t b, int64_t M) const {
+    F* const to = operand_h_ + worker.begin * operand_h_elements();
+    const int chains = chains_for(active(t));
+    if constexpr (kQuantized<F>) {
+      RowScale* const scales = scales_h_ + worker.begin * division_.most_rows();
+      const int64_t row = factors(args_.H);
+      for (int64_t m = 0; m < M; ++m) scales[m] = quantize(h + (b + m) * h_row(), multiplied_h(), to + m * row);
+      return {to, row, kDepth, 256, chains, false, false, scales};
+    } else {
+      return hidden_.operand({h + b * h_row(), h_row(), kDepth, 256, chains}, M, to);
+    }
   }
+  int64_t operand_h_elements() const {
+    const int64_t rows = division_.most_rows();
+    return kQuantized<F> ? rows * factors(args_.H) : hidden_.operand_elements(rows);
+  }
+  // Of a row of k numbers.
+  static int64_t factors(int64_t k) { return kQuantized<F> ? ceil_div(k, kLanes) * kLanes : words<F>(k) * kDepth; }
 
   // x of a chunk as factors, where it is not yet.
   void take_x(const Worker& worker, const Part& part, const Chunk& chunk) const {
     if (x_in_place_) return;
     F* to = own_x_of(worker);
+    RowScale* scale = own_scales_of(worker);
     for (int64_t t = chunk.t0; t < chunk.t0 + chunk.n; ++t)
-      for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_)
-        copy_padded(args_.x + args_.row(t, b) * args_.I, args_.I, to, x_row_);
+      for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_) {
+        const S* const row = args_.x + args_.row(t, b) * args_.I;
+        if constexpr (kQuantized<F>)
+          *scale++ = quantize(row, args_.I, to);
+        else
+          copy_padded(row, args_.I, to, x_row_);
+      }
   }
+  RowScale* own_scales_of(const Worker& worker) const { return scales_x_ + worker.begin * rows_; }
 
   // Rows of x as factors, from row b of step t on.
   Left<F> x_rows(const Worker& worker, const Chunk& chunk, int64_t t, int64_t b) const {
     if constexpr (std::is_same<S, F>::value)
       if (x_in_place_) return {args_.x + args_.row(t, b) * args_.I, x_row_};
-    return {own_x_of(worker) + (chunk.begin(t) + b - chunk.b0) * x_row_, x_row_};
+    const int64_t k = chunk.begin(t) + b - chunk.b0;
+    return {own_x_of(worker) + k * x_row_, x_row_, kDepth, 256, 1, false, false, own_scales_of(worker) + k};
   }
 
   // gates_x of a chunk: a panel of weight_ih meets all rows while it is in cache.
@@ -227,13 +267,13 @@ class Forward {
   }
 
   // One step of a part: reads h, updates c, writes h_next. x and h are multiplied in one tile.
-  void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+  void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, Kept* h, Kept* h_next) const {
     const int64_t row0 = args_.row(t, 0);
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
                 [&](int64_t b0, int64_t b1) {
                   const Left<F> x = operand_x(worker, x_rows(worker, chunk, t, b0), b1 - b0);
-                  const Left<F> left_h = operand_h(worker, left(h, t, b0), b1 - b0);
+                  const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
                   each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
                     input_.multiply_both(
                         turn(worker, p, next, input_, hidden_), b1 - b0, x, hidden_, left_h,
@@ -248,13 +288,13 @@ class Forward {
   }
 
   // The same where x is projected.
-  void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, F* h, F* h_next) const {
+  void step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, Kept* h, Kept* h_next) const {
     const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
     const int64_t row_bytes = h_row() * int64_t(sizeof(F));
     in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-      const Left<F> left_h = operand_h(worker, left(h, t, b0), b1 - b0);
+      const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
       each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
         hidden_.multiply(
             turn(worker, p, next, hidden_), b1 - b0, left_h,
@@ -281,7 +321,7 @@ class Forward {
     if constexpr (Cell::kResetBefore) {
       meet(worker);
       in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-        const Left<F> left_reset = operand_h(worker, left(reset_, t, b0), b1 - b0);
+        const Left<F> left_reset = operand_h(worker, reset_, t, b0, b1 - b0);
         each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
           candidate_.multiply(
               turn(worker, p, next, candidate_), b1 - b0, left_reset,
@@ -300,7 +340,7 @@ class Forward {
 
   // For the rows that are not active at step t. Forward in time, the state of a row that has just ended is copied to
   // the other buffer; in reverse, both hold hx until a row starts. In padded arrays, `output` and `saved` become zero.
-  void end_step(const Worker& worker, const Part& part, int64_t t, F* h, F* h_next) const {
+  void end_step(const Worker& worker, const Part& part, int64_t t, Kept* h, Kept* h_next) const {
     const auto& a = args_;
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     const int64_t end = a.active_rows(t, part.b0, part.b1);
@@ -312,10 +352,6 @@ class Forward {
     meet(worker);
   }
 
-  // Rows of h or r * h from row b on, at step t. Few rows, of the whole batch, are added up in chains.
-  Left<F> left(const F* rows, int64_t t, int64_t b) const {
-    return {rows + b * h_row(), h_row(), kDepth, 256, chains_for(active(t))};
-  }
   // All of h must be there before the next product.
   void meet(const Worker& worker) const {
     if (!division_.by_rows) worker.wait();
@@ -330,7 +366,7 @@ class Forward {
 
   // The cell for row b and the units of vector v, its results to memory. `row0`: the row of b = 0 at step t.
   FUSED_RNN_INLINE void finish(int64_t t, int64_t row0, int64_t b, int64_t v, const A* gates_x,
-                               const V (&gates_h)[kGates], F* h, F* h_next) const {
+                               const V (&gates_h)[kGates], Kept* h, Kept* h_next) const {
     const auto& a = args_;
     if (t >= a.length(b)) return skip(row0, b, v, h, h_next);
     V x[kGates];
@@ -348,7 +384,7 @@ class Forward {
   }
 
   // Row b is past its end, and others after it are not: its state stays.
-  void skip(int64_t row0, int64_t b, int64_t v, F* h, F* h_next) const {
+  void skip(int64_t row0, int64_t b, int64_t v, Kept* h, Kept* h_next) const {
     store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
     store_nothing(row0 + b, v);
   }
@@ -375,18 +411,19 @@ class Forward {
   const bool packs_late_;  // each panel just before its only use: it stays in the second-level cache
   const GatePanels<kGates, kWide, S, F> input_;
   const GatePanels<kFirst, kWide, S, F> hidden_;
-  const GatePanels<1, kWide, S, F> candidate_;  // reset before: weight_hn, which multiplies r * h
-  const int64_t joined_rows_;                   // kJoinedNear or kJoinedFar
-  const Scratch<A> bias_x_, bias_h_;            // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
-  const int64_t rows_;                          // of a chunk, at most
-  const Scratch<A> gates_x_;                    // [regions, vectors, rows, kGates, kLanes]
-  const Scratch<F> x_;                          // [workers, rows, x_row]
-  const Scratch<F> operand_x_, operand_h_;      // of each worker
-  const Scratch<F> h_;                          // before and after a step: [2, B, h_row]
-  const Scratch<A> exact_h_;                    // the same as a state, [B, padded], where factors are less exact
-  const Scratch<F> reset_;                      // reset before: r * h, [B, h_row]
-  const Scratch<A> first_;                      // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
-  const Scratch<A> c_;                          // [B, padded]
+  const GatePanels<1, kWide, S, F> candidate_;   // reset before: weight_hn, which multiplies r * h
+  const int64_t joined_rows_;                    // kJoinedNear or kJoinedFar
+  const Scratch<A> bias_x_, bias_h_;             // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
+  const int64_t rows_;                           // of a chunk, at most
+  const Scratch<A> gates_x_;                     // [regions, vectors, rows, kGates, kLanes]
+  const Scratch<F> x_;                           // [workers, rows, x_row]
+  const Scratch<F> operand_x_, operand_h_;       // of each worker
+  const Scratch<RowScale> scales_x_, scales_h_;  // of each worker: of rows of int8
+  const Scratch<Kept> h_;                        // before and after a step: [2, B, h_row]
+  const Scratch<A> exact_h_;                     // the same as a state, [B, padded], where factors are less exact
+  const Scratch<Kept> reset_;                    // reset before: r * h, [B, h_row]
+  const Scratch<A> first_;  // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
+  const Scratch<A> c_;      // [B, padded]
 };
 
 }  // namespace

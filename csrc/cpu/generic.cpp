@@ -5,7 +5,8 @@
 namespace fused_rnn {
 
 const AllLoops& generic_loops() {
-  static const AllLoops all{loops<float>(), loops<double>(), loops<BFloat16>(), loops<Float16>(), {}};
+  static const AllLoops all{loops<float>(),        loops<double>(), loops<BFloat16>(), loops<Float16>(), {},
+                            int8_loops(AllCells{})};
   return all;
 }
 

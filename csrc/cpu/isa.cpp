@@ -4,6 +4,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include <cstdlib>
@@ -19,7 +21,8 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 
 // Tiles need more than the processor: a system that saves them, and its permission for this process, which threads and
 // forked children inherit. It is refused, for instance, where a thread's signal stack is too small for the tiles. GCC's
@@ -44,9 +47,11 @@ const InstructionSet kInstructionSets[] = {
 #ifdef __x86_64__
     {"amx", has_amx, amx_loops},
     {"avx512_bf16", has_avx512_bf16, avx512_bf16_loops},
+    {"avx512_vnni", has_avx512_vnni, avx512_vnni_loops},
     {"avx512", has_avx512, avx512_loops},
     {"avx2", has_avx2, avx2_loops},
 #elif defined(__aarch64__)
+    {"neon_dot", [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }, neon_dot_loops},
     {"neon", [] { return true; }, neon_loops},
 #endif
     {"generic", [] { return true; }, generic_loops},

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../recurrence.h"
+#include "int8.inl.h"
 #include "panels.inl.h"
 #include "parallel.h"
 
@@ -43,10 +44,12 @@ struct Turn {
 };
 
 // Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels of NU vectors of units. Where few rows are to be
-// multiplied, packing would cost more than it saves: then the weight is used where it is.
+// multiplied, packing would cost more than it saves: then the weight is used where it is. One of int8 is packed
+// already.
 template <int NG, int NU, class S, class F>
 class GatePanels {
   using A = accumulate_t<S>;
+  using Sum = typename Factor<F>::A;
   static constexpr int64_t kLanes = Vec<A>::kLanes, kDepth = Factor<F>::kDepth;
 
  public:
@@ -57,26 +60,22 @@ class GatePanels {
         K_(K),
         units_{H},
         places_(places),
-        weight_(places * panel_size()) {}
+        packed_(places * panel_size()),
+        panels_(packed_) {}
+
+  // The weight's panels begin with those of the gates before gate0.
+  GatePanels(const Int8Weight& weight, int gate0, int64_t K, int64_t H)
+      : vectors_(kTileVectors<NU * NG>),
+        scales_(weight.scales + gate0 * H),
+        K_(K),
+        units_{H},
+        places_(units_.panels()),
+        packed_(0),
+        panels_(weight.panels + gate0 * Units<A>{H}.vectors() * kLanes * words<F>(K) * kDepth) {}
 
   // Pack panel p into a place.
   void pack(int64_t p, int64_t place) const {
-    if (places_ == 0) return;
-    for (int i = 0; i < NU * NG; ++i) {
-      const int64_t v = p * NU + i / NG;
-      const int n = units_.count(v);
-      F* to =
-          weight_ + place * panel_size() + (i / vectors_ * words<F>(K_) * vectors_ + i % vectors_) * kLanes * kDepth;
-      for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
-        Vec<A> rows[kLanes];
-        for (int r = 0; r < kLanes; ++r)
-          rows[r] = r < n ? load_words<F>(row(i % NG, v) + r * K_ + k, K_ - k) : Vec<A>(A(0));
-        transpose(rows);
-        const int64_t left = least(kLanes, words<F>(K_ - k));
-        for (int64_t word = 0; word < left; ++word, to += vectors_ * kLanes * kDepth)
-          std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
-      }
-    }
+    if constexpr (!kQuantized<F>) pack_rows(p, place);
   }
 
   // M rows as the left-hand matrix of the products below; `scratch` has operand_elements(M).
@@ -116,8 +115,8 @@ class GatePanels {
   int64_t panel_size() const { return words<F>(K_) * NU * NG * kLanes * kDepth; }
   // `bytes`: of all matrices that are multiplied in turn with this one
   Product<F> product(const Turn& turn, const Left<F>& left, int64_t bytes) const {
-    const F* const next = turn.next >= 0 && bytes > near_bytes() ? weight_ + turn.next * panel_size() : nullptr;
-    return {words<F>(K_), left, {weight_ + turn.place * panel_size(), vectors_ * kLanes * kDepth}, next};
+    const F* const next = turn.next >= 0 && bytes > near_bytes() ? panels_ + turn.next * panel_size() : nullptr;
+    return {words<F>(K_), left, {panels_ + turn.place * panel_size(), vectors_ * kLanes * kDepth}, next};
   }
   const S* row(int g, int64_t v) const { return source_ + (g * units_.H + v * kLanes) * K_; }
 
@@ -131,9 +130,44 @@ class GatePanels {
         [&](int64_t m) __attribute__((always_inline)) {
           for (int64_t u = 0; u < n; ++u) fetch(m, v0 + u);
         },
-        [&](int64_t m, const A* sums) __attribute__((always_inline)) {
-          for (int64_t u = 0; u < n; ++u) emit(m, v0 + u, sums + u * NG * kLanes);
+        [&](int64_t m, const Sum* sums) __attribute__((always_inline)) {
+          for (int64_t u = 0; u < n; ++u, sums += NG * kLanes)
+            if constexpr (kQuantized<F>) {
+              alignas(64) A numbers[NG * kLanes];
+              scale(products[0].left.scales[m], v0 + u, sums, numbers);
+              emit(m, v0 + u, static_cast<const A*>(numbers));
+            } else {
+              emit(m, v0 + u, sums);
+            }
         });
+  }
+
+  void pack_rows(int64_t p, int64_t place) const {
+    if (places_ == 0) return;
+    for (int i = 0; i < NU * NG; ++i) {
+      const int64_t v = p * NU + i / NG;
+      const int n = units_.count(v);
+      F* to =
+          packed_ + place * panel_size() + (i / vectors_ * words<F>(K_) * vectors_ + i % vectors_) * kLanes * kDepth;
+      for (int64_t k = 0; k < K_; k += kLanes * kDepth) {
+        Vec<A> rows[kLanes];
+        for (int r = 0; r < kLanes; ++r)
+          rows[r] = r < n ? load_words<F>(row(i % NG, v) + r * K_ + k, K_ - k) : Vec<A>(A(0));
+        transpose(rows);
+        const int64_t left = least(kLanes, words<F>(K_ - k));
+        for (int64_t word = 0; word < left; ++word, to += vectors_ * kLanes * kDepth)
+          std::memcpy(to, &rows[word].v, sizeof(rows[word].v));
+      }
+    }
+  }
+
+  // From sums of products of int8 to the numbers that they stand for: of one row, and the columns of vector v.
+  FUSED_RNN_INLINE void scale(const RowScale& row, int64_t v, const Sum* sums, A* numbers) const {
+    for (int g = 0; g < NG; ++g) {
+      const Vec<Sum> sum = load<Sum>(sums + g * kLanes) - Vec<Sum>(row.shift);
+      const Vec<A> scales = load<A>(scales_ + g * units_.H + v * kLanes, units_.count(v)) * Vec<A>(row.scale);
+      store(numbers + g * kLanes, Vec<A>(__builtin_convertvector(sum.v, typename Vec<A>::Lanes)) * scales);
+    }
   }
 
   // The sum of kProducts products with the rows of the weights where they are.
@@ -149,12 +183,14 @@ class GatePanels {
     }
   }
 
-  int vectors_;      // of a tile
-  const S* source_;  // row gate0*H of the weight
+  int vectors_;                    // of a tile
+  const S* source_ = nullptr;      // row gate0*H of the weight
+  const float* scales_ = nullptr;  // of these rows, if they are int8
   int64_t K_;
   Units<A, NU> units_;
   int64_t places_;
-  Scratch<F> weight_;
+  Scratch<F> packed_;
+  const F* panels_;
 };
 
 // Copies n numbers, or zeros where there is no source, into [padded] numbers of which the rest becomes zero.

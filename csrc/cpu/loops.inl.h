@@ -34,5 +34,17 @@ Loops<S> loops() {
   return loops_of_each<S, F>(AllCells{});
 }
 
+template <class Forward>
+int64_t int8_workers(const LayerSizes& sizes, bool) {
+  return Forward::division(sizes).workers;
+}
+
+template <template <class> class... Cells>
+Int8Loops int8_loops(CellList<Cells...>) {
+  return {{CellLoops<float>{forward<Cells, float, int8_t>, nullptr,
+                            int8_workers<Forward<Cells<Vec<float>>, float, int8_t>>}...},
+          {Forward<Cells<Vec<float>>, float, int8_t>::int8_layout()...}};
+}
+
 }  // namespace
 }  // namespace fused_rnn

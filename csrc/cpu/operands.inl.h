@@ -17,6 +17,12 @@ constexpr int rows_in_registers(int NV) {
   return rows;
 }
 
+// The number that an int8 of a row stands for is the int8 times `scale`. A sum of its products is `shift` too large.
+struct RowScale {
+  float scale;
+  int32_t shift;
+};
+
 // The left-hand matrix: word k of row m begins at data[m * row + k * col]. Or it is in tiles of about equal numbers of
 // rows, at most kLeftRows; a tile holds word 0 of all its rows, then word 1 of all its rows, and so on.
 //
@@ -31,6 +37,7 @@ struct Left {
   int chains = 1;
   bool onto = false;  // add to the sums that are already there
   bool tiled = false;
+  const RowScale* scales = nullptr;  // of rows of int8
 
   // Rows [m, m + rows), which must be one tile of K words if the matrix is tiled.
   FUSED_RNN_INLINE Left tile(int64_t m, int64_t rows, int64_t K) const {

@@ -25,17 +25,19 @@ constexpr int64_t kReducedRows = 65;
 
 int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
 
-// Whether float32 products of so many rows have factors of bfloat16, where that is allowed.
-bool reduces(int64_t rows, bool allowed) {
+// What float32 products of so many rows are made of.
+Float32Factors factors_of(int64_t rows, bool reduced_precision, bool int8_weights = false) {
+  if (int8_weights) return Float32Factors::kInt8;
   const int64_t least = cpu_reduced_rows();
-  return allowed && least > 0 && rows >= least;
+  return reduced_precision && least > 0 && rows >= least ? Float32Factors::kBFloat16 : Float32Factors::kFloat32;
 }
 
 template <class S>
 class CpuPass {
  public:
   CpuPass(const Context& context, const LayerSizes& sizes, bool)
-      : context_(context), loops_(loops_of<S>(context.cell, reduces(sizes.rows, context.reduced_precision))) {}
+      : context_(context),
+        loops_(loops_of<S>(context.cell, factors_of(sizes.rows, context.reduced_precision, context.int8_weights))) {}
 
   int64_t together() const { return 1; }
 
@@ -77,20 +79,26 @@ struct Cpu {
 std::string cpu_instruction_set() { return instruction_set().name; }
 
 std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training,
-                     bool reduced_precision) {
+                     bool reduced_precision, bool int8_weights) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
   LayerSizes sizes{T, B, I, H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
-  const bool reduced = reduces(sizes.rows, reduced_precision);
+  const Float32Factors factors = factors_of(sizes.rows, reduced_precision, int8_weights);
   const auto workers = with_storage_type(
-      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), reduced).workers; });
-  const int64_t forward = workers(sizes, false), backward = workers(sizes, true);
+      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), factors).workers; });
+  const int64_t forward = workers(sizes, false), backward = int8_weights ? forward : workers(sizes, true);
   std::string plan = cpu_instruction_set();
-  if (reduced) plan += ", factors of bfloat16";
+  if (factors == Float32Factors::kBFloat16) plan += ", factors of bfloat16";
+  if (factors == Float32Factors::kInt8) plan += ", int8 weights";
   plan += ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
   if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
   return plan;
+}
+
+std::vector<int64_t> cpu_int8_layout(std::string cell) {
+  const Int8Layout& layout = int8_layout(cell_named(cell));
+  return {layout.lanes, layout.units, layout.tile, layout.offset};
 }
 
 bool poisoned() {
@@ -102,6 +110,7 @@ bool poisoned() {
 }
 
 }  // namespace
+
 }  // namespace fused_rnn
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
@@ -113,5 +122,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
   m.impl("cpu_plan", TORCH_BOX(&fused_rnn::cpu_plan));
   m.impl("cpu_reduced_rows", TORCH_BOX(&fused_rnn::cpu_reduced_rows));
+  m.impl("cpu_int8_layout", TORCH_BOX(&fused_rnn::cpu_int8_layout));
   m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -58,6 +58,11 @@ struct Real<double> {
   static constexpr double kExpm1[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
                                       1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
                                       1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+};
+
+template <>
+struct Real<int32_t> {  // sums of products of int8
+  typedef int32_t Lanes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
 };
 
 template <class A>

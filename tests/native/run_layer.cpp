@@ -1,5 +1,6 @@
 // Runs layers with the CPU loops of this processor, without torch: reads problems from stdin and writes all results to
-// stdout, as the numbers lie in memory. With the argument "isa" it only says which instruction set that is.
+// stdout, as the numbers lie in memory. With the argument "isa" it only says which instruction set that is, and how it
+// lays out the int8 weights of each cell.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -22,7 +23,7 @@ void run_team(int64_t count, void (*body)(const Worker&, void* context), void* c
 namespace {
 
 struct Header {
-  int64_t cell, scalar_bytes, is_bfloat16, is_reduced, T, B, I, H, reverse, ragged, bias;
+  int64_t cell, scalar_bytes, is_bfloat16, factors, T, B, I, H, reverse, ragged, bias;
 };
 
 template <class T>
@@ -50,7 +51,14 @@ void run(const Header& d) {
   std::vector<int64_t> active(size_t(d.ragged ? d.T : 0));  // one past the last active row of each step
   for (size_t b = 0; b < lengths.size(); ++b)
     for (int64_t t = 0; t < lengths[b]; ++t) active[size_t(t)] = int64_t(b + 1);
-  const auto x = read<S>(steps * d.I), weight_ih = read<S>(rows * d.I), weight_hh = read<S>(rows * d.H);
+  const auto factors = Float32Factors(d.factors);
+  const bool is_int8 = factors == Float32Factors::kInt8;
+  const auto x = read<S>(steps * d.I), weight_ih = read<S>(is_int8 ? 0 : rows * d.I);
+  const auto weight_hh = read<S>(is_int8 ? 0 : rows * d.H);
+  // After the weights' scales, panels as the layout of these loops has them.
+  const auto scale_ih = read<float>(is_int8 ? rows : 0), scale_hh = read<float>(is_int8 ? rows : 0);
+  const auto panels_ih = read<int8_t>(is_int8 ? int8_panels(cell, d.I, d.H) : 0);
+  const auto panels_hh = read<int8_t>(is_int8 ? int8_panels(cell, d.H, d.H) : 0);
   const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias), hx = read<S>(state), cx = read<S>(c);
   const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
 
@@ -63,6 +71,7 @@ void run(const Header& d) {
     args.active = d.ragged ? active.data() : nullptr;
     args.rows = d.ragged ? std::accumulate(active.begin(), active.end(), int64_t(0)) : steps;
     args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
+    args.int8_ih = {panels_ih.data(), scale_ih.data()}, args.int8_hh = {panels_hh.data(), scale_hh.data()};
     args.hx = hx.data(), args.cx = cx.data();
   };
   ForwardArgs<S> forward{};
@@ -70,7 +79,11 @@ void run(const Header& d) {
   if (bias) forward.bias_ih = bias_ih.data(), forward.bias_hh = bias_hh.data();
   forward.output = output.get();
   forward.hy = hy.get(), forward.cy = cy.get(), forward.saved = saved.get();
-  loops_of<S>(cell, d.is_reduced).forward(forward);
+  loops_of<S>(cell, factors).forward(forward);
+  if (is_int8) {
+    for (const Result<S>* result : {&output, &hy, &cy}) result->write();
+    return;
+  }
 
   Result<S> grad_x(steps * d.I), grad_weight_ih(rows * d.I), grad_weight_hh(rows * d.H);
   Result<S> grad_bias_ih(bias), grad_bias_hh(bias), grad_hx(state), grad_cx(c);
@@ -81,7 +94,7 @@ void run(const Header& d) {
   backward.grad_weight_ih = grad_weight_ih.get(), backward.grad_weight_hh = grad_weight_hh.get();
   backward.grad_bias_ih = grad_bias_ih.get(), backward.grad_bias_hh = grad_bias_hh.get();
   backward.grad_hx = grad_hx.get(), backward.grad_cx = grad_cx.get();
-  loops_of<S>(cell, d.is_reduced).backward(backward);
+  loops_of<S>(cell, factors).backward(backward);
 
   for (const Result<S>* result :
        {&output, &hy, &cy, &grad_x, &grad_weight_ih, &grad_weight_hh, &grad_bias_ih, &grad_bias_hh, &grad_hx, &grad_cx})
@@ -93,7 +106,12 @@ void run(const Header& d) {
 
 int main(int count, char**) {
   using namespace fused_rnn;
-  if (count > 1) return std::puts(instruction_set().name) < 0;
+  if (count > 1) {
+    std::puts(instruction_set().name);
+    for (const Int8Layout& layout : instruction_set().loops().int8.layouts)
+      std::printf("%d %d %d %d\n", int(layout.lanes), int(layout.units), int(layout.tile), int(layout.offset));
+    return 0;
+  }
   Header header;
   while (std::fread(&header, sizeof(header), 1, stdin) == 1) {
     switch (header.scalar_bytes) {

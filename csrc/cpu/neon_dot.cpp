@@ -1,0 +1,16 @@
+#define FUSED_RNN_VECTOR_BYTES 16
+#define FUSED_RNN_REGISTERS 32
+#include "loops.inl.h"
+
+namespace fused_rnn {
+
+const AllLoops& neon_dot_loops() {
+  static const AllLoops all = [] {
+    AllLoops all = neon_loops();
+    all.int8 = int8_loops(AllCells{});
+    return all;
+  }();
+  return all;
+}
+
+}  // namespace fused_rnn
