@@ -68,6 +68,8 @@ def _native_why_not(problem: Asked, dtypes: tuple[torch.dtype, ...]) -> str | No
         return f"the extension could not be loaded: {native.load_error}"
     if problem.dtype not in dtypes:
         return f"it has no kernel for {problem.dtype}"
+    if problem.int8 and problem.dtype != torch.float32:
+        return f"its kernels for int8 weights take float32, and the input is {problem.dtype}"
     return _kernels_why_not(problem)
 
 
@@ -106,10 +108,7 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     return f"{forward}; backward: {backward}", None
 
 
-def _cpu_why_not(problem: Asked) -> str | None:
-    if problem.int8 and problem.dtype != torch.float32:
-        return f"its kernels for int8 weights take float32, and the input is {problem.dtype}"
-    return _native_why_not(problem, native.DTYPES)
+_cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
 
 
 def _cpu_plan(problem: Asked) -> str:

@@ -106,6 +106,7 @@ class Call:
         "dropout",
         "form",
         "input",
+        "int8",
         "lengths",
         "masks",
         "states",
@@ -131,6 +132,7 @@ class Call:
         self.states = states
         self.weights = weights
         self.form = form
+        self.int8 = form.int8
         self.check = check
         self.lengths = lengths
         self.batch_sizes = batch_sizes
@@ -143,7 +145,7 @@ class Call:
 
     def changed(self, **changes: Any) -> Call:
         """A copy with other values for some fields."""
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "subclass"}
+        fields = {name: getattr(self, name) for name in self.__slots__ if name not in ("int8", "subclass")}
         return Call(**(fields | changes))
 
     # ---- The properties that choose a backend: the fields of a Problem ----
@@ -184,10 +186,6 @@ class Call:
     @property
     def I(self) -> int:  # noqa: E743  the field's name
         return self.input.size(-1)
-
-    @property
-    def int8(self) -> bool:
-        return self.form.int8
 
     @property
     def H(self) -> int:
@@ -233,7 +231,7 @@ class Call:
     def _weight_names(self) -> list[str]:
         """Of one layer in one direction."""
         weights, biases = ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"] * self.form.bias
-        if self.form.int8:
+        if self.int8:
             return ["scale_ih", "scale_hh", *biases, *weights]
         return [*weights, *biases] + ["weight_hr"] * self.projection
 
@@ -241,7 +239,7 @@ class Call:
         """The weights of each layer and direction; those of int8 as :class:`int8.Rows`."""
         names, flat = self._weight_names, iter(self.weights)
         layers = [{name: next(flat) for name in names} for _ in range(self.layers * self.directions)]
-        if not self.form.int8:
+        if not self.int8:
             return [Weights(**layer) for layer in layers]
         sizes = [self.I if k < self.directions else self.directions * self.H for k in range(len(layers))]
         return [int8.unpacked_layer(self.cell, layer, I, self.H) for layer, I in zip(layers, sizes, strict=True)]
@@ -264,7 +262,7 @@ class Call:
         self.check(self)
         device, dtype = self.device, self.dtype
         for k, tensor in enumerate((*self.states, *self.weights)):
-            wanted = tensor.dtype if tensor.dtype == torch.int8 and self.form.int8 else dtype
+            wanted = tensor.dtype if tensor.dtype == torch.int8 and self.int8 else dtype
             if tensor.device != device or tensor.dtype != wanted:
                 name, got = self.names()[k], f"{tensor.dtype} on {tensor.device}"
                 raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
