@@ -46,7 +46,10 @@ def page(machine: Recorded) -> str:
             title = f"torch.nn's time by ours, {machine.called(dtype, tf32)}{where}"
             section(title, tables.ratios_table(machine, known, dtype, tf32, threads))
         section(f"Every system's time by ours{where}", tables.peers_table(machine, threads))
-        section(f"Inference with int8 weights{where}", tables.int8_table(machine, threads))
+        section(
+            f"int8 weights and Stream: a system's time by that of a form of ours{where}",
+            tables.forms_table(machine, threads),
+        )
         if not machine.on_gpu:
             section(f"Part of the peak{where}", tables.share_table(machine, threads))
         section(f"Peak memory{where}", tables.memory_table(machine, threads))
@@ -71,7 +74,7 @@ def console(machine: Recorded, what: str | None) -> str:
     for threads in machine.threads():
         where = f"threads: {threads}\n" if threads else ""
         parts += [where, tables.targets_table(machine, threads), tables.peers_table(machine, threads)]
-        parts += [tables.int8_table(machine, threads)]
+        parts += [tables.forms_table(machine, threads)]
     return "\n".join(part for part in parts if part)
 
 
@@ -88,8 +91,10 @@ def readme_section(found: Sequence[Recorded], root: str) -> str:
                 if body := tables.means_table(machine, threads):
                     parts.append(f"Threads: {threads}. {MEANS}\n")
                     parts.append(body)
-                if body := tables.int8_means_table(machine, threads):
-                    parts.append(f"Threads: {threads}. Another system's time by that of fused_rnn with int8 weights.\n")
+                if body := tables.forms_means_table(machine, threads):
+                    parts.append(
+                        f"Threads: {threads}. int8 weights and `Stream`: a system's time by that of a form of ours.\n"
+                    )
                     parts.append(body)
         drawn = [name for name in pictures.pictures(machine) if name.startswith("speedup")]
         if drawn:

@@ -49,6 +49,10 @@ def _inference_why_not(task: Task) -> str | None:
     return None if task.dtype == "float32" and not task.tf32 else "it is measured in float32"
 
 
+def _stream_why_not(task: Task) -> str | None:
+    return _inference_why_not(task) if task.work == "streaming" else "it takes single steps of a layer"
+
+
 def _onnx_why_not(task: Task) -> str | None:
     if task.is_cell:
         return "it has no cells"
@@ -99,6 +103,8 @@ PEERS = (
     System("tract", "tract", _onnx_why_not, exported.tract),
     System("ncnn", "ncnn", _ncnn_why_not, ncnn_layers.ncnn),
     System("fused_rnn int8", "", _inference_why_not, torch_systems.our_int8, rounding=INT8_ROUNDING),
+    System("fused_rnn Stream", "", _stream_why_not, torch_systems.our_stream),
+    System("fused_rnn Stream int8", "", _stream_why_not, torch_systems.our_int8_stream, rounding=INT8_ROUNDING),
     System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8_ROUNDING),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
     System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),

@@ -12,8 +12,12 @@ from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, ONE_STEP, SINGLE, Case, Ta
 from .recorded import Recorded
 from .rows import Row, precision
 
-INT8 = "fused_rnn int8"
-AGAINST_INT8 = {"fused_rnn, float32": "fused_rnn", "torch.nn, float32": "torch.nn", "torch.ao, int8": "torch.ao int8"}
+# Other forms of our layers, and what each is compared with.
+FORMS = {
+    "fused_rnn int8": ("fused_rnn", "torch.nn", "torch.ao int8"),
+    "fused_rnn Stream": ("fused_rnn", "torch.nn"),
+    "fused_rnn Stream int8": ("fused_rnn Stream", "torch.nn", "torch.ao int8"),
+}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,7 +95,7 @@ def ratios_table(machine: Recorded, cases: Sequence[Case], dtype: str, tf32: str
 
 def peers_table(machine: Recorded, threads: str) -> str:
     """Every other system's time by ours, float32."""
-    systems = [s for s in dict.fromkeys(row["system"] for row in machine.layers) if s not in ("fused_rnn", INT8)]
+    systems = [s for s in dict.fromkeys(row["system"] for row in machine.layers) if s not in ("fused_rnn", *FORMS)]
     by_system = {system: machine.of(system, dtype="float32", tf32="0", threads=threads) for system in systems}
     keys = dict.fromkeys(key for rows in by_system.values() for key in rows)
     versions = {row["system"]: row["version"] for row in machine.layers}
@@ -102,42 +106,43 @@ def peers_table(machine: Recorded, threads: str) -> str:
     return table(["float32", *(f"{system} {versions[system]}" for system in systems)], rows) if rows else ""
 
 
-def _against_int8(machine: Recorded, threads: str) -> dict[str, dict[tuple[str, ...], float]]:
-    """How many times as long systems take as our int8 weights: by system, and by case, cell and work."""
+def _forms(machine: Recorded, threads: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """How many times as long one system takes as another form of ours: by both names, and by case, cell and work."""
 
     def ratios(system: str) -> dict[tuple[str, ...], float]:
         rows = machine.of(system, dtype="float32", tf32="0", threads=threads)
         return {key: float(row["ratio"]) for key, row in rows.items() if row["ratio"]}
 
-    ours = ratios(INT8)
-    return {
-        name: {key: value / ours[key] for key, value in ratios(system).items() if key in ours}
-        for name, system in AGAINST_INT8.items()
-    }
+    def by(other: str, form: str) -> dict[tuple[str, ...], float]:
+        theirs = ratios(other)
+        return {key: theirs[key] / value for key, value in ratios(form).items() if key in theirs}
+
+    return {f"{other} / {form}": by(other, form) for form, others in FORMS.items() for other in others}
 
 
-def int8_means_table(machine: Recorded, threads: str) -> str:
-    """Means and least of what other systems take in the time of our int8 weights."""
+def forms_means_table(machine: Recorded, threads: str) -> str:
+    """Means and least of :func:`_forms`."""
     rows = []
-    for name, ratios in _against_int8(machine, threads).items():
-        for cell, works in product(CELLS, (SINGLE, BATCHED)):
-            of_work = {key[0]: value for key, value in ratios.items() if key[1] == cell and key[2] in works}
-            if of_work:
-                worst = min(of_work, key=lambda case: of_work[case])
-                mean, least = statistics.geometric_mean(of_work.values()), f"{of_work[worst]:.2f} ({worst})"
-                rows.append([f"{name}, {works[0]}", cell, f"{mean:.2f}", least, str(len(of_work))])
-    return table(["against", "cell", "geometric mean", "least", "sizes"], rows) if rows else ""
+    for (name, ratios), cell, works in product(_forms(machine, threads).items(), CELLS, (SINGLE, BATCHED)):
+        found = {key[0]: value for key, value in ratios.items() if key[1] == cell and key[2] in works}
+        if found:
+            worst = min(found, key=lambda case: found[case])
+            mean, least = statistics.geometric_mean(found.values()), f"{found[worst]:.2f} ({worst})"
+            rows.append([f"{name}, {works[0]}", cell, f"{mean:.2f}", least, str(len(found))])
+    return table(["float32 / a form of ours", "cell", "geometric mean", "least", "sizes"], rows) if rows else ""
 
 
-def int8_table(machine: Recorded, threads: str) -> str:
-    """The same for each case."""
-    by_system = _against_int8(machine, threads)
-    keys = dict.fromkeys(key for ratios in by_system.values() for key in ratios)
+def forms_table(machine: Recorded, threads: str) -> str:
+    """:func:`_forms` of each case."""
+    forms = {name: ratios for name, ratios in _forms(machine, threads).items() if ratios}
     rows = [
-        [" ".join(key[:2]) + f", {key[2]}", *(f"{r[key]:.2f}" if key in r else "" for r in by_system.values())]
-        for key in keys
+        [
+            f"{case} {cell}, {work}",
+            *(f"{r[key]:.2f}" if (key := (case, cell, work)) in r else "" for r in forms.values()),
+        ]
+        for case, cell, work in dict.fromkeys(key for ratios in forms.values() for key in ratios)
     ]
-    return table(["time by that of int8 weights", *by_system], rows) if rows else ""
+    return table(["float32", *forms], rows) if rows else ""
 
 
 def share_table(machine: Recorded, threads: str) -> str:

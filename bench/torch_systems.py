@@ -114,6 +114,32 @@ def our_int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> 
     return our_layer(task, rnn, x, lengths, fused_rnn.quantize_)
 
 
+def our_stream(
+    task: Task,
+    rnn: nn.RNNBase,
+    x: Tensor,
+    lengths: Tensor | None,
+    changed: Callable[[Any], Any] = lambda module: fused_rnn.convert(module),
+) -> Layer:
+    """A Stream, which keeps the states itself."""
+    ours = changed(copy.deepcopy(rnn))
+    stream = fused_rnn.Stream(ours, x.size(1))
+
+    def run(x: Tensor, states: Any) -> tuple[Tensor, Any]:
+        if states is None:
+            stream.reset()
+        return stream(x), stream.state
+
+    def path(x: Tensor) -> str:
+        return f"Stream, {fused_rnn.explain(ours, x[None]).plan}"
+
+    return Layer(run, give=lambda x: x[0], take=lambda y: y if y.dim() == 3 else y[None], path=path)
+
+
+def our_int8_stream(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    return our_stream(task, rnn, x, lengths, fused_rnn.quantize_)
+
+
 def on_backend(name: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
     """Our layer on a backend that is not the best one here."""
     layer = our_layer(task, rnn, x, lengths)

@@ -10,6 +10,10 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def(
       "layer_inference(str cell, Tensor input, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
       "Tensor? hx, Tensor? cx, int flags) -> Tensor[] results");
+  // A stack of layers for single steps on the CPU: a pointer for fused_rnn_step and fused_rnn_free_stream of
+  // cpu/stream.cpp.
+  m.def(
+      "make_stream(str cell, Tensor input, Tensor outputs, Tensor[] weights, Tensor hx, Tensor? cx, int flags) -> int");
   m.def("cpu_instruction_set() -> str");
   // How a layer runs on the CPU in one direction, in words: instruction set and threads.
   m.def(

@@ -7,7 +7,8 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, restore
 from .explain import Explanation, explain
 from .modules import GRU, LSTM, RNN
-from .quantize import quantize_
+from .quantize import compare, quantize_
+from .stream import Stream
 
 try:
     __version__ = metadata.version("fused-rnn")
@@ -22,6 +23,8 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stream",
+    "compare",
     "convert",
     "explain",
     "quantize_",

@@ -88,6 +88,16 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
     return kind if kind in _STOCK else None
 
 
+def alias_of_ours(module: nn.Module) -> nn.Module:
+    """A module of torch.nn as one of ours that shares everything with it; any other object itself."""
+    kind = _OURS.get(type(module))
+    if kind is None:
+        return module
+    alias = kind.__new__(kind)
+    alias.__dict__ = module.__dict__
+    return alias
+
+
 def _names(modules: dict[str, nn.Module], are_meant: Callable[[nn.Module], bool]) -> str:
     """The names of some modules in a sentence, or "" if there are none."""
     return ", ".join(name or "the module itself" for name, module in modules.items() if are_meant(module))

@@ -1,17 +1,18 @@
-"""From layers of floats to layers of int8."""
+"""From layers of floats to layers of int8, and what that costs in accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import int8
 from .convert import checked, convert, kind_of
-from .quantized import QUANTIZED
+from .quantized import QUANTIZED, Quantized
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,3 +76,73 @@ def _why_not(module: nn.Module) -> str | None:
         if not weight.isfinite().all():
             return f"{name} has NaN or infinities"
     return None
+
+
+def compare(module: nn.Module, quantized: nn.Module, *inputs: Any) -> dict[str, float]:
+    """Run a model and its quantised copy on the same inputs, and print how far each quantised layer's output is off.
+
+    The error of a layer is the norm of the difference of both outputs over that of the first, and includes what the
+    layers before it add: run both in eval mode. The last line is the model's own output, if that is a tensor or begins
+    with one.
+
+    Args:
+        module: the model as it was, for example ``copy.deepcopy(model)`` before :func:`quantize_`.
+        quantized: the model after it.
+        inputs: what each is called with.
+
+    Returns:
+        The errors by the names of the layers in ``quantized``, and that of the model's output as "output".
+
+    Raises:
+        TypeError: one is not an nn.Module.
+        ValueError: nothing in ``quantized`` is quantised, or ``module`` has no layer of such a name.
+
+    Example:
+        >>> before = copy.deepcopy(model.eval())
+        >>> fused_rnn.compare(before, fused_rnn.quantize_(model), x)
+    """
+    names = [name for name, child in checked(quantized).named_modules() if isinstance(child, Quantized)]
+    if not names:
+        raise ValueError("quantized has no layer that quantize_ has changed")
+    had = dict(checked(module).named_modules())
+    if missing := [name for name in names if name not in had]:
+        raise ValueError(f"module has no {', '.join(missing)}, which are quantised in the other")
+    results = []
+    for model in (module, quantized):
+        with _recorded(model, names) as outputs, torch.no_grad():
+            results.append(outputs | {"output": [_first(model(*inputs))]})
+    plain, small = results
+    errors = {name: _distance(plain[name], small[name]) for name in small if small[name] and small[name][0] is not None}
+    width = max(len(name or "the module itself") for name in errors)
+    for name, error in errors.items():
+        print(f"{name or 'the module itself':<{width}}  {error:.2e}")
+    return errors
+
+
+@contextlib.contextmanager
+def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """The outputs of layers, of each of their calls, by name."""
+    outputs: dict[str, list[Any]] = {name: [] for name in names}
+    children = dict(model.named_modules())
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda child, args, output: outputs[name].append(_first(output))
+
+    handles = [children[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(output: Any) -> Tensor | None:
+    """The first tensor of an output, or None; of a packed sequence its data."""
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output.detach().clone() if isinstance(output, Tensor) else None
+
+
+def _distance(plain: list[Tensor], small: list[Tensor]) -> float:
+    wanted, got = (torch.cat([tensor.double().flatten() for tensor in tensors]) for tensors in (plain, small))
+    return ((got - wanted).norm() / wanted.norm().clamp(min=1e-300)).item()

@@ -436,7 +436,7 @@ def test_other_graphs(model):
     q = quantized(model)
     with pytest.raises(RuntimeError, match="QuantizedLSTM cannot be scripted, traced or exported"):
         torch.jit.script(q)
-    sentence = "int8 weights cannot be traced or exported|cannot be scripted, traced or exported"
+    sentence = "int8 weights, lengths .* cannot be traced or exported|cannot be scripted, traced or exported"
     with pytest.raises(RuntimeError, match=sentence):
         torch.jit.trace(q, torch.randn(2, 5, 6), check_trace=False)
     with pytest.raises(RuntimeError, match=sentence):
@@ -465,3 +465,34 @@ def test_raw_op_refuses():
         torch.ops.fused_rnn.forward("gru", x, weights, None, None, None, [], flags | 64)
     with pytest.raises(RuntimeError, match=r"int8 weights have at most 131072 columns, got 131073"):
         op("gru", torch.zeros(1, 1, 131073), weights, None, None, flags)
+
+
+# ---- compare ----
+
+
+def test_compare(capsys):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.cell, self.last = nn.LSTM(6, 9, num_layers=2), nn.GRUCell(9, 5), nn.Linear(5, 2)
+
+        def forward(self, x, scale):
+            h = None
+            for step in self.encoder(x)[0]:
+                h = self.cell(step * scale, h)
+            return {"logits": self.last(h)} if scale > 1 else (self.last(h), h)
+
+    net = Net().eval()
+    errors = fused_rnn.compare(net, quantized(net), torch.randn(4, 2, 6), 1.0)
+    assert list(errors) == ["encoder", "cell", "output"] and all(0 < error < 0.05 for error in errors.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(errors) and float(lines[0].split()[1]) > 0
+    assert list(fused_rnn.compare(net, quantized(net), torch.randn(4, 2, 6), 2.0)) == ["encoder", "cell"]
+    assert fused_rnn.compare(net.encoder, quantized(net.encoder), torch.randn(3, 6))["output"] < 0.05
+    assert not net.encoder._forward_hooks
+    with pytest.raises(ValueError, match="quantized has no layer that quantize_ has changed"):
+        fused_rnn.compare(net, net, torch.randn(4, 2, 6), 1.0)
+    with pytest.raises(ValueError, match="module has no encoder, cell"):
+        fused_rnn.compare(nn.Linear(1, 1), quantized(net), torch.randn(4, 2, 6), 1.0)
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got NoneType"):
+        fused_rnn.compare(net, None)
