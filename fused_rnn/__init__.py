@@ -1,6 +1,7 @@
 """Drop-in LSTM, GRU and RNN for PyTorch on fused kernels: same constructor, ``state_dict`` and results, faster."""
 
 from importlib import metadata
+from typing import Any
 
 from .backends import use_backend
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -31,3 +32,11 @@ __all__ = [
     "restore",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Int8RNNConfig":  # torchao is not needed otherwise, and takes seconds to import
+        from .torchao import Int8RNNConfig
+
+        return Int8RNNConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -496,3 +496,21 @@ def test_compare(capsys):
         fused_rnn.compare(nn.Linear(1, 1), quantized(net), torch.randn(4, 2, 6), 1.0)
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got NoneType"):
         fused_rnn.compare(net, None)
+
+
+# ---- torchao ----
+
+
+@pytest.mark.slow
+def test_torchao():
+    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, which calls quantize_ by its own")
+    net = nn.Sequential(nn.LSTM(6, 9), nn.ModuleList([nn.GRUCell(9, 5), nn.Linear(5, 2)]))
+    x = torch.randn(4, 2, 6)
+    want = quantized(net[0])
+    assert torchao.quantize_(net, fused_rnn.Int8RNNConfig()) is None and type(net[0]) is nn.LSTM
+    torchao.quantize_(net, fused_rnn.Int8RNNConfig(), lambda m, name: isinstance(m, (nn.RNNBase, nn.RNNCellBase)))
+    assert type(net[0]) is QuantizedLSTM and type(net[1][1]) is nn.Linear and "weights=int8" in repr(net[1][0])
+    with torch.no_grad():
+        assert torch.equal(net[0](x)[0], want(x)[0])
+    with pytest.raises(AttributeError, match="module 'fused_rnn' has no attribute 'Int4RNNConfig'"):
+        _ = fused_rnn.Int4RNNConfig

@@ -110,7 +110,6 @@ bool poisoned() {
 }
 
 }  // namespace
-
 }  // namespace fused_rnn
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
