@@ -67,6 +67,11 @@ class _Panels(NamedTuple):
     tile: int  # vectors that lie side by side
     offset: int  # added to each number
 
+    @property
+    def tiles(self) -> int:
+        """Of a panel."""
+        return self.units * self.gates // self.tile
+
     def sizes(self, K: int, H: int) -> tuple[int, int, int]:
         """Panels, numbers of a row in fours, and all numbers."""
         panels, words = -(-H // (self.lanes * self.units)), -(-K // _DEPTH)
@@ -78,15 +83,15 @@ class _Panels(NamedTuple):
         panels, words, _ = self.sizes(K, H)
         padded = pad(numbers, (0, words * _DEPTH - K, 0, panels * self.units * self.lanes - H))
         split = padded.view(self.gates, panels, self.units, self.lanes, words, _DEPTH).permute(1, 2, 0, 4, 3, 5)
-        tiled = split.reshape(panels, -1, self.tile, words, self.lanes, _DEPTH).transpose(2, 3)
+        tiled = split.reshape(panels, self.tiles, self.tile, words, self.lanes, _DEPTH).transpose(2, 3)
         return self._shifted(tiled.flatten())
 
     def unpack(self, packed: Tensor, K: int, H: int) -> Tensor:
         """The way back."""
         panels, words, _ = self.sizes(K, H)
-        tiled = self._shifted(packed).view(panels, -1, words, self.tile, self.lanes, _DEPTH).transpose(2, 3)
+        tiled = self._shifted(packed).view(panels, self.tiles, words, self.tile, self.lanes, _DEPTH).transpose(2, 3)
         split = tiled.reshape(panels, self.units, self.gates, words, self.lanes, _DEPTH).permute(2, 0, 1, 4, 3, 5)
-        return split.reshape(self.gates, -1, words * _DEPTH)[:, :H, :K]
+        return split.reshape(self.gates, panels * self.units * self.lanes, words * _DEPTH)[:, :H, :K]
 
     def _shifted(self, numbers: Tensor) -> Tensor:
         return numbers ^ -128 if self.offset else numbers  # by 128, modulo 256

@@ -68,6 +68,8 @@ def _why_not(module: nn.Module) -> str | None:
         return "it is parametrised; torch.nn.utils.parametrize.remove_parametrizations comes first"
     if getattr(module, "proj_size", 0):
         return "it has proj_size, for which there is no kernel; filter_fn can leave it out"
+    if module.hidden_size == 0:
+        return "it has no units"
     for name, weight in module.named_parameters():
         if weight.dtype != torch.float32:
             return f"it must be float32, and {name} is {weight.dtype}"

@@ -11,6 +11,7 @@ and UBSan.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import re
 import resource
@@ -32,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
 from fused_rnn import autograd, layered, reference
-from fused_rnn.call import NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, PACKED, SAVE, STEP
+from fused_rnn.call import INT8, NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, PACKED, SAVE, STEP
 
 # ---- Checks ----
 
@@ -88,8 +89,8 @@ def keep_nan(tensors: list[Tensor]) -> bool:
 
 
 def check_unchanged(tensors: list[Tensor], before: list[Tensor]) -> None:
-    for tensor, copy in zip(tensors, before):
-        torch.testing.assert_close(tensor, copy, rtol=0, atol=0, equal_nan=True, msg="an argument was written to")
+    for tensor, old in zip(tensors, before):
+        torch.testing.assert_close(tensor, old, rtol=0, atol=0, equal_nan=True, msg="an argument was written to")
 
 
 def check_meta(tensors: list[Tensor], results: list[Tensor]) -> None:
@@ -109,8 +110,11 @@ def have_truth(tensors: list[Tensor]) -> bool:
 
 
 def grows_errors(a: dict[str, Any]) -> bool:
-    """Whether rounding may become any difference: ReLU has states without a bound and gradients that jump, and an RNN
-    with the weights of the op calls, larger than torch.nn's initial ones, multiplies an error at every step."""
+    """Whether rounding may become any difference: ReLU has states without a bound and gradients that jump, an RNN
+    with the weights of the op calls, larger than torch.nn's initial ones, multiplies an error at every step, and int8
+    makes a step of a last bit."""
+    if a.get("flags", 0) & INT8:
+        return True
     return a.get("cell") in ("rnn_tanh", "rnn_relu") or a.get("init", {}).get("nonlinearity") == "relu"
 
 
@@ -207,6 +211,7 @@ def check_op(call: Call) -> None:
 def check_shapes(got: list[Tensor], name: str, a: dict[str, Any]) -> None:
     """The results are what the fake kernel says."""
     on_meta = {name: changed(value, lambda t: t.to("meta")) for name, value in a.items()}
+    on_meta["weights"] = [weight.to("meta") for weight in a["weights"]]  # those of int8, too
     on_meta["lengths"] = a["lengths"] if a["flags"] & PACKED else None
     want = getattr(torch.ops.fused_rnn, name)(**on_meta)
     forms = [[(t.shape, t.stride(), t.dtype) for t in results] for results in (got, want)]
@@ -291,9 +296,59 @@ def check_module(call: Call) -> None:
         return check_close(got, module_results(module.double(), a), nan)
 
 
+def check_quantized(call: Call) -> None:
+    """The errors of the layer of floats, and results near its own."""
+    a = built(call)
+    torch.manual_seed(0)
+    module = getattr(fused_rnn, call.name)(**a["init"] | {"dtype": torch.float32})
+    quantized = fused_rnn.quantize_(copy.deepcopy(module))
+    want, refusal = None, None
+    try:
+        want = module_results(module, a)
+    except ERRORS as error:
+        refusal = error
+    try:
+        got = module_results(quantized, a)
+    except ERRORS as error:
+        return check_error(error, call.valid or refusal is None)
+    assert want is not None, f"the layer of floats refuses this call: {refusal}"
+    assert [t.shape for t in got] == [t.shape for t in want]
+    if a["init"].get("nonlinearity") == "relu" or not have_truth(tensors_in([a["input"], a["hx"]])):
+        return None
+    for g, w in zip(got, want):
+        assert ((g - w).abs() < 0.3).logical_or(~g.isfinite() | ~w.isfinite() | (w.abs() > 1)).all()
+    return None
+
+
+def check_stream(call: Call) -> None:
+    """Two steps: an error that changes nothing, or what the module gives."""
+    a = built(call)
+    torch.manual_seed(0)
+    init, x = a["init"] | {"dtype": getattr(torch, a["init"]["dtype"])}, a["x"]
+    module = getattr(fused_rnn, call.name)(**init)
+    if a["int8"]:
+        fused_rnn.quantize_(module)
+    stream = fused_rnn.Stream(module, a["batch"])
+    for _ in range(2):
+        before = changed(stream.state, torch.clone)
+        try:
+            got = stream(x)
+        except ERRORS as error:
+            check_unchanged(tensors_in(stream.state), tensors_in(before))
+            return check_error(error, call.valid)
+        with torch.no_grad():
+            plain = x.detach().resolve_neg().clone()
+            is_cell = call.name.endswith("Cell")
+            results = module(plain if is_cell else plain.unsqueeze(int(module.batch_first)), before)
+        check_close([got], [tensors_in(results)[0].reshape(got.shape).double()])
+    return None
+
+
 TARGETS = {
     "modules": (hostile_calls.module_calls, check_module),
     "ops": (hostile_calls.op_calls, check_op),
+    "quantized": (hostile_calls.quantized_calls, check_quantized),
+    "streams": (hostile_calls.stream_calls, check_stream),
     "plans": (hostile_calls.plan_calls, check_plan),
 }
 
@@ -364,6 +419,12 @@ def run(targets: list[str], seconds: float, seed: int) -> int:
     return 0
 
 
+def target_of(call: Call) -> str:
+    if call.name in dir(nn):
+        return "streams" if "batch" in call.arguments else "quantized" if "int8" in call.arguments else "modules"
+    return "ops" if call.name in ("forward", "backward") else "plans"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
@@ -376,8 +437,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if options.replay:
         call = eval(options.replay, vars(hostile_calls))
-        target = "modules" if call.name in dir(nn) else "ops" if call.name in ("forward", "backward") else "plans"
-        TARGETS[target][1](call)
+        TARGETS[target_of(call)][1](call)
     elif options.child:
         fuzz(options.target, options.seconds, options.seed, options.child)
     else:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn import autograd
+from fused_rnn import autograd, int8
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -201,6 +201,11 @@ FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, in
 FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
 
 
+def panels_of(cell: Any, rows: int, columns: int, is_hidden: bool) -> Spec:
+    """int8 weights as the ops take them."""
+    return Spec(tuple(int8.packed(cell, torch.zeros(rows, columns, dtype=torch.int8), is_hidden).shape), "int8")
+
+
 @st.composite
 def op_calls(draw: Any) -> Call:
     """The ops forward and backward."""
@@ -210,6 +215,8 @@ def op_calls(draw: Any) -> Call:
     on["BIDIRECTIONAL"] &= not step
     on["SAVE"] |= backward
     on["PACKED"] &= batched and not step
+    on["INT8"] &= dtype == "float32" and not backward
+    on["SAVE"] &= not on["INT8"]
     layers, directions = 1 if step else draw(st.integers(1, 3)), 1 + on["BIDIRECTIONAL"]
     I, H = draw(sizes), draw(sizes)
     T, B = 1 if step else draw(sizes), draw(sizes) if batched else 1
@@ -226,9 +233,14 @@ def op_calls(draw: Any) -> Call:
 
     weights = []
     for k in range(count):
-        inputs = I if k < directions else directions * H
-        weights += [tensor(cell.gates * H, inputs), tensor(cell.gates * H, H)]
-        weights += [tensor(cell.gates * H)] * 2 * on["BIAS"]
+        inputs, rows_of_weights = I if k < directions else directions * H, cell.gates * H
+        biases = [tensor(rows_of_weights)] * 2 * on["BIAS"]
+        matrices = [tensor(rows_of_weights, inputs), tensor(rows_of_weights, H)]
+        if on["INT8"]:
+            panels = [panels_of(cell, *matrix.shape, is_hidden=k == 1) for k, matrix in enumerate(matrices)]
+            weights += [tensor(rows_of_weights)] * 2 + biases + panels
+        else:
+            weights += matrices + biases
     state = tensor(*(() if step else (count,)), *rows, H)
     states = dict(zip(("hx", "cx"), [state] * len(cell.states) * draw(flags)))
     between = [tensor(*inner, directions * H)] * (layers - 1)
@@ -305,6 +317,29 @@ def packed_inputs(draw: Any, T: int, B: int, I: int, dtype: str) -> Packed:
     if draw(flags):
         parts, _ = draw(mutated_arguments(parts, list(parts)))
     return Packed(**parts)
+
+
+@st.composite
+def quantized_calls(draw: Any) -> Call:
+    """Calls of modules with int8 weights."""
+
+    def can_be(call: Call) -> bool:
+        init = call.arguments["init"]
+        return init["dtype"] == "float32" and init["hidden_size"] > 0 and "proj_size" not in init
+
+    call = draw(module_calls().filter(can_be))
+    return replace(call, arguments=call.arguments | {"grad": False, "int8": True})
+
+
+@st.composite
+def stream_calls(draw: Any) -> Call:
+    """Steps of a Stream: `valid` says that each x fits."""
+    call = draw(module_calls().filter(lambda call: not call.arguments["init"].get("bidirectional")))
+    init, batch = call.arguments["init"], draw(sizes.filter(bool))
+    x = Spec((batch, init["input_size"]), init["dtype"])
+    arguments, valid = draw(mutated_arguments({"x": x}, ["x"]))
+    is_int8 = init["dtype"] == "float32" and "proj_size" not in init and init["hidden_size"] > 0 and draw(flags)
+    return Call(call.name, {"init": init, "batch": batch, "int8": is_int8, **arguments}, valid)
 
 
 @st.composite

@@ -5,7 +5,7 @@ import pytest
 
 pytestmark = pytest.mark.slow(seconds=20)
 
-SECONDS = {"modules": 20, "ops": 35, "plans": 3}
+SECONDS = {"modules": 20, "ops": 35, "quantized": 15, "streams": 10, "plans": 3}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

@@ -391,6 +391,7 @@ def test_refusals(model):
     for module, reason in (
         (nn.LSTM(3, 4, dtype=torch.bfloat16), "it must be float32, and weight_ih_l0 is torch.bfloat16"),
         (nn.LSTM(3, 4, proj_size=2), "it has proj_size"),
+        (nn.GRUCell(3, 0), "it has no units"),
         (parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"), "it is parametrised"),
     ):
         with pytest.raises(ValueError, match=f"cannot quantize the module itself, a .*: {reason}"):
