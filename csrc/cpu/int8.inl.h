@@ -55,6 +55,25 @@ struct Factor<int8_t> {
 template <class F>
 constexpr bool kQuantized = std::is_same<F, int8_t>::value;
 
+// The largest lane, or with kAdds the sum of all.
+template <bool kAdds, class Lanes>
+FUSED_RNN_INLINE int32_t reduced(Lanes lanes) {
+  constexpr size_t kBytes = sizeof(Lanes) / 2;
+  if constexpr (kBytes >= 8) {
+    typedef int32_t Half __attribute__((vector_size(kBytes)));
+    struct {
+      Half low, high;
+    } halves;
+    std::memcpy(&halves, &lanes, sizeof(lanes));
+    if constexpr (kAdds)
+      return reduced<kAdds>(halves.low + halves.high);
+    else
+      return reduced<kAdds>(halves.low > halves.high ? halves.low : halves.high);
+  } else {
+    return kAdds ? lanes[0] + lanes[1] : lanes[0] > lanes[1] ? lanes[0] : lanes[1];
+  }
+}
+
 // Rows become their numbers divided by a scale, the row's largest divided by 127, rounded to the nearest. A row with
 // NaN or an infinity gets the scale NaN, and so do its products. `to` has a multiple of kLanes numbers.
 FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
@@ -62,21 +81,15 @@ FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
   using Bits = Real<float>::Bits;
   constexpr int64_t kLanes = V::kLanes;
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  V largest(0.0f), nothing(0.0f);
+  Bits size{};  // as bits, numbers without a sign are in order, and NaN comes last
   for (int64_t i = 0; i < n; i += kLanes) {
-    const V x = load<float>(row + i, int(least(kLanes, n - i)));
-    largest = at_least(V(bit_cast<FloatLanes>(bit_cast<Bits>(x.v) & 0x7fffffff)), largest);
-    nothing += x * V(0.0f);
+    const Bits x = bit_cast<Bits>(load<float>(row + i, int(least(kLanes, n - i))).v) & 0x7fffffff;
+    size = x > size ? x : size;
   }
-  float sizes[kLanes], zeros[kLanes];
-  store(sizes, largest), store(zeros, nothing);
-  for (int64_t k = kLanes / 2; k > 0; k /= 2)
-    for (int64_t i = 0; i < k; ++i) {
-      sizes[i] = sizes[i] > sizes[i + k] ? sizes[i] : sizes[i + k];
-      zeros[i] += zeros[i + k];
-    }
+  const int32_t bits = reduced<false>(size);
+  const float largest = bit_cast<float>(bits);
   constexpr float kLeast = 0x1p-100f;  // smaller numbers are zeros: their inverse would not be finite
-  const V inverse(sizes[0] > kLeast ? 127.0f / sizes[0] : 0.0f), shifter(Real<float>::kShifter);
+  const V inverse(largest > kLeast ? 127.0f / largest : 0.0f), shifter(Real<float>::kShifter);
   Bits sum{};
   for (int64_t i = 0; i < n; i += kLanes) {
     const V x = load<float>(row + i, int(least(kLanes, n - i)));
@@ -85,9 +98,8 @@ FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
     const Bytes bytes = __builtin_convertvector(numbers, Bytes);
     std::memcpy(to + i, &bytes, sizeof(bytes));
   }
-  int32_t total = 0;
-  for (int64_t i = 0; i < kLanes && Factor<int8_t>::kOffset; ++i) total += sum[i];
-  return {sizes[0] / 127.0f + zeros[0], Factor<int8_t>::kOffset * total};
+  constexpr int32_t kOffset = Factor<int8_t>::kOffset, kInfinity = 0x7f800000;
+  return {bits >= kInfinity ? NAN : largest / 127.0f, kOffset ? kOffset * reduced<true>(sum) : 0};
 }
 
 }  // namespace
