@@ -1,5 +1,5 @@
-// A stack of layers that takes a step at a time (fused_rnn/stream.py). Tensors are checked once and their pointers kept, so
-// that a step is a plain call of C: to pass PyTorch's dispatcher would take longer than a small step.
+// A stack of layers that takes a step at a time (fused_rnn/stream.py). Tensors are checked once and their pointers
+// kept, so that a step is a plain call of C: to pass PyTorch's dispatcher would take longer than a small step.
 #include <torch/csrc/stable/library.h>
 
 #include <exception>
@@ -53,8 +53,8 @@ class StreamOf final : public Stream {
   std::vector<ForwardArgs<S>> layers_;
 };
 
-// A pointer to a stream for input like `input`, [1, B, I]. The states are changed in place, and `outputs`, [L, B, H], are
-// those of each layer.
+// A pointer to a stream for input like `input`, [1, B, I]. The states are changed in place, and `outputs`, [L, B, H],
+// are those of each layer.
 int64_t make_stream(std::string cell, Tensor input, Tensor outputs, Tensors weights, Tensor hx, MaybeTensor cx,
                     int64_t flags) {
   Call call(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags);
