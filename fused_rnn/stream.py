@@ -60,8 +60,9 @@ class Stream:
         cell, H = module._cell, module.hidden_size
         sizes = (getattr(module, "proj_size", 0) or H, H)[: len(cell.states)]
         made = functools.partial(torch.zeros, dtype=self._dtype, device=self._device)
-        self._states = tuple(made(form.layers, batch, size) for size in sizes)
-        outputs = made(form.layers, batch, sizes[0])
+        with torch.inference_mode(False):  # whose tensors nobody else may change
+            self._states = tuple(made(form.layers, batch, size) for size in sizes)
+            outputs = made(form.layers, batch, sizes[0])
         self._output = outputs[-1]
         self._step = self._native_step(weights, outputs) if self._is_native(weights) else None
 

@@ -128,6 +128,15 @@ def test_state():
     assert fused_rnn.Stream(nn.GRUCell(3, 4), 5).state.shape == (5, 4)
 
 
+def test_made_in_inference_mode():
+    with torch.inference_mode():
+        stream = fused_rnn.Stream(fused_rnn.GRU(3, 4))
+        first_output = stream(torch.ones(1, 3)).clone()
+    stream.reset()
+    stream.state = stream.state.clone()
+    assert torch.equal(stream(torch.ones(1, 3)), first_output)
+
+
 def test_weights_that_change():
     """In place they count; the module may go, and its weights be replaced."""
     module = fused_rnn.GRU(3, 4)
