@@ -42,7 +42,7 @@ def rows_of(x: Tensor) -> Rows:
         return Rows(x.to(torch.int8), x.new_zeros(x.shape[:-1]))
     largest = x.abs().amax(-1)
     inverse = torch.where(largest > _SMALLEST, LARGEST / largest, 0)
-    numbers = (x.double() * inverse.double().unsqueeze(-1)).round()
+    numbers = (x * inverse.unsqueeze(-1)).round()
     scale = torch.where(largest.isfinite(), largest / LARGEST, torch.nan)
     return Rows(numbers.nan_to_num(0).to(torch.int8), scale)
 

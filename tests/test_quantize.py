@@ -42,9 +42,7 @@ def first(states):
 def integers(x):
     """Rows as whole numbers in float64, and what each is multiplied by to give x back."""
     largest = x.abs().amax(-1, keepdim=True)
-    # The product is exact in float64, as in an instruction that rounds once.
-    whole = (x.double() * (127 / largest).double()).round().nan_to_num(0)
-    return whole, largest / 127
+    return (x * (127 / largest)).round().nan_to_num(0).double(), largest / 127
 
 
 def exact_linear(x, weight, bias=None):

@@ -2,8 +2,10 @@
 // the rows that are multiplied by them, found when they become int8. Included by each instruction set's source file.
 #pragma once
 
-#ifdef __ARM_FEATURE_DOTPROD
+#if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <immintrin.h>
 #endif
 
 #include "operands.inl.h"
@@ -55,6 +57,33 @@ struct Factor<int8_t> {
 template <class F>
 constexpr bool kQuantized = std::is_same<F, int8_t>::value;
 
+// Each number as the nearest integer, of two the even one. The conversions of instruction sets see products that are
+// rounded already: to add a large number to them, as exp does, may be one instruction with the multiplication.
+FUSED_RNN_INLINE Real<float>::Bits nearest(FloatLanes x) {
+  Real<float>::Bits numbers;
+  const auto in_pieces = [&](auto piece, const auto& convert) __attribute__((always_inline)) {
+    FUSED_RNN_UNROLL
+    for (size_t i = 0; i < sizeof(x) / sizeof(piece); ++i) {
+      std::memcpy(&piece, reinterpret_cast<const char*>(&x) + i * sizeof(piece), sizeof(piece));
+      const auto converted = convert(piece);
+      std::memcpy(reinterpret_cast<char*>(&numbers) + i * sizeof(piece), &converted, sizeof(piece));
+    }
+  };
+#if defined(__AVX512F__)
+  in_pieces(__m512(), [](__m512 piece) __attribute__((always_inline)) { return _mm512_cvtps_epi32(piece); });
+#elif defined(__AVX2__)
+  in_pieces(__m256(), [](__m256 piece) __attribute__((always_inline)) { return _mm256_cvtps_epi32(piece); });
+#elif defined(__SSE2__)
+  in_pieces(__m128(), [](__m128 piece) __attribute__((always_inline)) { return _mm_cvtps_epi32(piece); });
+#elif defined(__aarch64__)
+  in_pieces(float32x4_t(), [](float32x4_t piece) __attribute__((always_inline)) { return vcvtnq_s32_f32(piece); });
+#else
+  const FloatLanes shifter = FloatLanes{} + Real<float>::kShifter;
+  numbers = bit_cast<Real<float>::Bits>(x + shifter) - bit_cast<Real<float>::Bits>(shifter);
+#endif
+  return numbers;
+}
+
 // The largest lane, or with kAdds the sum of all.
 template <bool kAdds, class Lanes>
 FUSED_RNN_INLINE int32_t reduced(Lanes lanes) {
@@ -89,11 +118,11 @@ FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
   const int32_t bits = reduced<false>(size);
   const float largest = bit_cast<float>(bits);
   constexpr float kLeast = 0x1p-100f;  // smaller numbers are zeros: their inverse would not be finite
-  const V inverse(largest > kLeast ? 127.0f / largest : 0.0f), shifter(Real<float>::kShifter);
+  const V inverse(largest > kLeast ? 127.0f / largest : 0.0f);
   Bits sum{};
   for (int64_t i = 0; i < n; i += kLanes) {
     const V x = load<float>(row + i, int(least(kLanes, n - i)));
-    const Bits numbers = bit_cast<Bits>((x * inverse + shifter).v) - bit_cast<Bits>(shifter.v);
+    const Bits numbers = nearest((x * inverse).v);
     sum += numbers;
     const Bytes bytes = __builtin_convertvector(numbers, Bytes);
     std::memcpy(to + i, &bytes, sizeof(bytes));
