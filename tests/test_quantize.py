@@ -187,8 +187,11 @@ def test_bits_do_not_depend_on_threads():
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+OWN = {"avx512_vnni", "avx2", "neon_dot", "neon", "generic"}  # whose products of int8 are not those of another set
+
+
 @pytest.mark.slow(seconds=60)
-@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("name", [name for name in instruction_sets() if name in OWN])
 def test_instruction_sets(name):
     if name == native.cpu_instruction_set():
         pytest.skip("it is what all other tests of this file run on")
