@@ -14,9 +14,9 @@ from .rows import Row, precision
 
 # Other forms of our layers, and what each is compared with.
 FORMS = {
-    "fused_rnn int8": ("fused_rnn", "torch.nn", "torch.ao int8"),
-    "fused_rnn Stream": ("fused_rnn", "torch.nn"),
-    "fused_rnn Stream int8": ("fused_rnn Stream", "torch.nn", "torch.ao int8"),
+    "fused_rnn int8": ("fused_rnn", "torch.ao int8"),
+    "fused_rnn Stream": ("fused_rnn",),
+    "fused_rnn Stream int8": ("fused_rnn Stream", "torch.ao int8"),
 }
 
 
@@ -123,12 +123,12 @@ def _forms(machine: Recorded, threads: str) -> dict[str, dict[tuple[str, ...], f
 def forms_means_table(machine: Recorded, threads: str) -> str:
     """Means and least of :func:`_forms`."""
     rows = []
-    for (name, ratios), cell, works in product(_forms(machine, threads).items(), CELLS, (SINGLE, BATCHED)):
-        found = {key[0]: value for key, value in ratios.items() if key[1] == cell and key[2] in works}
+    for (name, ratios), cell, work in product(_forms(machine, threads).items(), CELLS, ("streaming", "inference")):
+        found = {key[0]: value for key, value in ratios.items() if key[1:] == (cell, work)}
         if found:
             worst = min(found, key=lambda case: found[case])
             mean, least = statistics.geometric_mean(found.values()), f"{found[worst]:.2f} ({worst})"
-            rows.append([f"{name}, {works[0]}", cell, f"{mean:.2f}", least, str(len(found))])
+            rows.append([f"{name}, {work}", cell, f"{mean:.2f}", least, str(len(found))])
     return table(["float32 / a form of ours", "cell", "geometric mean", "least", "sizes"], rows) if rows else ""
 
 
