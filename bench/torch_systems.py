@@ -16,19 +16,21 @@ import fused_rnn
 from .cases import Task
 from .system import Layer
 
+Change = Callable[[Any], Any]  # from a module to the one that runs, such as a quantised one
+
+
+def converted(module: Any) -> Any:
+    return fused_rnn.convert(module)
+
 
 def torch_layer(
     task: Task,
     rnn: nn.RNNBase,
     x: Tensor,
     lengths: Tensor | None,
-    changed: Callable[[Any], Any] = lambda module: module,
+    changed: Change = lambda module: module,
 ) -> Layer:
-    """torch.nn's layer. A ragged batch is packed and padded again, as its users do.
-
-    Args:
-        changed: from the module to the one that runs, such as a quantised one.
-    """
+    """torch.nn's layer. A ragged batch is packed and padded again, as its users do."""
     if task.is_cell:
         cell = changed(_cell_of(rnn))
         return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
@@ -90,13 +92,7 @@ def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> 
     return " | ".join(f"{event.key[:70]} x{event.count}" for event in events[:count])
 
 
-def our_layer(
-    task: Task,
-    rnn: nn.RNNBase,
-    x: Tensor,
-    lengths: Tensor | None,
-    changed: Callable[[Any], Any] = lambda module: fused_rnn.convert(module),
-) -> Layer:
+def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, changed: Change = converted) -> Layer:
     ours = changed(copy.deepcopy(_cell_of(rnn) if task.is_cell else rnn))
     lengths = None if lengths is None else lengths.to(x.device)
 
@@ -114,13 +110,7 @@ def our_int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> 
     return our_layer(task, rnn, x, lengths, fused_rnn.quantize_)
 
 
-def our_stream(
-    task: Task,
-    rnn: nn.RNNBase,
-    x: Tensor,
-    lengths: Tensor | None,
-    changed: Callable[[Any], Any] = lambda module: fused_rnn.convert(module),
-) -> Layer:
+def our_stream(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, changed: Change = converted) -> Layer:
     """A Stream, which keeps the states itself."""
     ours = changed(copy.deepcopy(rnn))
     stream = fused_rnn.Stream(ours, x.size(1))
