@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "cell_traits.h"
-#include "cpu/isa.h"
 #include "ragged.h"
 #include "recurrence.h"
 #include "tensors.h"
@@ -34,6 +33,9 @@ enum Flag : int64_t {
   kInt8 = 2048             // weights are int8 panels, which follow the biases; in their place stand their rows' scales
 };
 
+// The size of the panels of an int8 weight [G*H, K] on a device.
+using Int8Panels = int64_t (*)(const CellTraits& cell, int64_t K, int64_t H);
+
 // Up to four sizes.
 struct TensorShape {
   std::array<int64_t, 4> sizes{};
@@ -46,8 +48,12 @@ struct TensorShape {
 class Call {
  public:
   Call(const std::string& cell_name, const Tensor& input, Tensors weights, const MaybeTensor& hx, const MaybeTensor& cx,
-       const MaybeTensor& lengths, Tensors masks, int64_t flags)
-      : cell(cell_named(cell_name)), flags(flags), input(defined(input)), weights(std::move(weights)) {
+       const MaybeTensor& lengths, Tensors masks, int64_t flags, Int8Panels int8_panels)
+      : cell(cell_named(cell_name)),
+        flags(flags),
+        input(defined(input)),
+        weights(std::move(weights)),
+        int8_panels_(int8_panels) {
     read_steps(lengths);
     read_sizes();
     if (!has(kStep)) state_shape_.append(count());
@@ -177,8 +183,8 @@ class Call {
   }
 
   void read_int8_sizes() {
-    require(input.is_cpu() && dtype == ScalarType::Float, "int8 weights need an input of float32 on cpu, got ",
-            dtype_text(dtype), " on ", device_text(input));
+    require(int8_panels_ && input.is_cpu() && dtype == ScalarType::Float,
+            "int8 weights need an input of float32 on cpu, got ", dtype_text(dtype), " on ", device_text(input));
     require(!has(kSave), "int8 weights have no gradient");
     const Tensor& scale = weights[1];
     const auto got = scale.defined() ? scale.sizes() : Sizes();
@@ -202,7 +208,7 @@ class Call {
       const char* const text = !has(kInt8) ? kNames[kind] : kInt8Names[is_panels ? kind - weights_each() + 6 : kind];
       const Name name{text, has(kStep) ? -1 : layer, k % D};
       if (is_panels) {
-        prepare(weights[i], name, {int8_panels(cell, columns, H)}, ScalarType::Char, input);
+        prepare(weights[i], name, {int8_panels_(cell, columns, H)}, ScalarType::Char, input);
       } else {
         const std::array<int64_t, 2> shape = {rows, columns};
         prepare(weights[i], name, {shape.data(), kind < 2 && !has(kInt8) ? size_t(2) : size_t(1)}, dtype, input);
@@ -240,6 +246,7 @@ class Call {
     return as_contiguous(batch_leads_ && T > 1 && B > 1 ? torch::stable::transpose(tensor, 0, 1) : tensor);
   }
 
+  Int8Panels int8_panels_;  // null: the device takes no int8 weights
   bool is_batched_;
   bool batch_leads_ = false;  // input and output are [B, T, ...]
   TensorShape state_shape_;

@@ -11,7 +11,9 @@ template <class Device>
 struct Ops {
   static Tensors forward(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                          MaybeTensor lengths, Tensors masks, int64_t flags) {
-    return Stack<Device>({cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags}).forward();
+    return Stack<Device>(
+               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kInt8Panels})
+        .forward();
   }
 
   static Tensors inference(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
@@ -32,7 +34,8 @@ struct Ops {
   static Tensors backward(MaybeTensor grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept,
                           std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                           MaybeTensor lengths, Tensors masks, int64_t flags) {
-    return Stack<Device>({cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags})
+    return Stack<Device>(
+               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kInt8Panels})
         .backward(grad_output, grad_hy, grad_cy, std::move(kept));
   }
 

@@ -1,7 +1,8 @@
 // Both passes of a call, in one direction or both: layer by layer, or as many at once as the device runs side by side.
 // Device::Pass<S>(context, sizes, backward) is a pass of a call on a device: run(layers) runs the loops of some layers,
 // and together() is the number of stacked layers that it takes at once. Device::kSavesAccumulated: the forward saves
-// values for the backward in the type that it computes in, otherwise in the storage type.
+// values for the backward in the type that it computes in, otherwise in the storage type. Device::kInt8Panels: the size
+// of the panels of int8 weights, or null if it takes none.
 #pragma once
 
 #include <algorithm>

@@ -74,6 +74,7 @@ struct Cpu {
   template <class S>
   using Pass = CpuPass<S>;
   static constexpr bool kSavesAccumulated = true;
+  static constexpr Int8Panels kInt8Panels = int8_panels;
 };
 
 std::string cpu_instruction_set() { return instruction_set().name; }
