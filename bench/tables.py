@@ -12,7 +12,7 @@ from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, ONE_STEP, SINGLE, Case, Ta
 from .recorded import Recorded
 from .rows import Row, precision
 
-# Other forms of our layers, and what each is compared with.
+# Our layers with int8 weights or as a Stream, and the systems that each is compared with.
 FORMS = {
     "fused_rnn int8": ("fused_rnn", "torch.ao int8"),
     "fused_rnn Stream": ("fused_rnn",),

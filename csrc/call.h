@@ -124,6 +124,18 @@ class Call {
     args.cx = states.size() < 2 ? nullptr : const_data<S>(states[1]) + k * B * H;
   }
 
+  // The same and the rest of a forward, which writes its output from `output` on and its final states into `finals`,
+  // which have the shape of `states`.
+  template <class S, class Saved>
+  void fill(ForwardArgs<S, Saved>& args, int64_t k, const Tensor& layer_input, S* output, const Tensors& finals) const {
+    fill(args, k, layer_input);
+    args.bias_ih = has(kBias) ? const_data<S>(weight(k, 2)) : nullptr;
+    args.bias_hh = has(kBias) ? const_data<S>(weight(k, 3)) : nullptr;
+    args.output = output;
+    args.hy = data<S>(finals[0]) + k * B * H;
+    args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * B * H : nullptr;
+  }
+
   // weight_ih, weight_hh, bias_ih, bias_hh; or scale_ih, scale_hh, bias_ih, bias_hh, weight_ih, weight_hh
   int64_t weights_each() const { return 2 + (has(kBias) ? 2 : 0) + (has(kInt8) ? 2 : 0); }
   const Tensor& weight(int64_t k, int64_t i) const { return weights[size_t(k * weights_each() + i)]; }

@@ -216,12 +216,7 @@ class Stack {
     for (int64_t direction = 0; direction < D; ++direction) {
       const int64_t k = layer * D + direction;
       LayerForward<S>& args = layers.add();
-      call_.fill(args, k, x);
-      args.bias_ih = call_.has(kBias) ? const_data<S>(call_.weight(k, 2)) : nullptr;
-      args.bias_hh = call_.has(kBias) ? const_data<S>(call_.weight(k, 3)) : nullptr;
-      args.output = data<S>(y) + direction * H;
-      args.hy = data<S>(finals[0]) + k * call_.B * H;
-      args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * call_.B * H : nullptr;
+      call_.fill(args, k, x, data<S>(y) + direction * H, finals);
       args.saved = saved.empty() ? nullptr : data<Saved<S>>(saved[size_t(k)]);
     }
   }

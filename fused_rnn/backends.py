@@ -302,7 +302,7 @@ def run_again(
 def autocast(call: Call) -> Call:
     """The call in the autocast dtype of its device, if autocast is on."""
     device_type = call.input.device.type
-    if device_type == "meta" or call.form.int8 or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or call.int8 or not torch.is_autocast_enabled(device_type):
         return call
     dtype = torch.get_autocast_dtype(device_type)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from .cell import Cell, Weights
 
 LARGEST = 127
-MOST_COLUMNS = 2**17  # of a weight: a sum of so many products is sure to fit into int32
+MOST_COLUMNS = 2**17  # of a weight; the sum of so many products of two int8 always fits into int32
 _DEPTH = 4  # consecutive numbers of a row that lie together
 _SMALLEST = 2.0**-100  # a row without larger numbers is zeros: their inverse would not be finite
 
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
         return [Rows(*some) for some in zip(self.numbers.split(sizes), self.scale.split(sizes), strict=True)]
 
     def floats(self) -> Tensor:
-        """What the numbers stand for."""
+        """The float32 numbers: each int8 times the scale of its row."""
         return self.numbers * self.scale.unsqueeze(-1)
 
 

@@ -15,7 +15,7 @@ from .modules import GRU, LSTM, RNN
 
 
 class Quantized(nn.Module):
-    """What a layer or cell with int8 weights does otherwise than one of floats.
+    """The differences between a layer or cell with int8 weights and one with float32 weights.
 
     Its weights are buffers, ``weight_ih_l0`` and so on, which hold the panels that the CPU kernels take.
     ``state_dict`` and pickled modules have plain rows instead, int8 [G*H, K], the same on every machine. The scales of
@@ -52,7 +52,7 @@ class Quantized(nn.Module):
         return int8.unpacked(self._cell, self._buffers[name], self._columns[name], H, _is_hidden(name))
 
     def dequantize(self) -> None:
-        """Become a layer of floats again, with parameters that are what the buffers stand for."""
+        """Become a layer of float32 weights again: its parameters are the int8 numbers times their scales."""
         buffers = dict(self._buffers)
         for name in self._columns:
             buffers[name] = int8.Rows(self._rows(name), buffers.pop(_scale(name))).floats()
@@ -130,6 +130,13 @@ def _in_order(names: Sequence[str]) -> list[str]:
     return [*map(_scale, weights), *biases, *weights]
 
 
+def _set_names(layer: Any, names: list[list[str]]) -> None:
+    """Tell nn.RNNBase the names of the weights for each layer and direction."""
+    layer._all_weights = names
+    layer._flat_weights_names = [name for of_one in names for name in of_one]
+    layer._init_flat_weights()
+
+
 class QuantizedLayers(Quantized):
     """The base of layers with int8 weights."""
 
@@ -139,15 +146,11 @@ class QuantizedLayers(Quantized):
 
     def quantize(self, weights: dict[str, Tensor]) -> None:
         super().quantize(weights)
-        self._all_weights = [_in_order(layer) for layer in self._all_weights]
-        self._flat_weights_names = [name for layer in self._all_weights for name in layer]
-        self._init_flat_weights()
+        _set_names(self, [_in_order(layer) for layer in self._all_weights])
 
     def dequantize(self) -> None:
         super().dequantize()
-        self._all_weights = [[*layer[-2:], *layer[2:-2]] for layer in self._all_weights]
-        self._flat_weights_names = [name for layer in self._all_weights for name in layer]
-        self._init_flat_weights()
+        _set_names(self, [[*layer[-2:], *layer[2:-2]] for layer in self._all_weights])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

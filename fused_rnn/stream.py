@@ -60,7 +60,7 @@ class Stream:
         cell, H = module._cell, module.hidden_size
         sizes = (getattr(module, "proj_size", 0) or H, H)[: len(cell.states)]
         made = functools.partial(torch.zeros, dtype=self._dtype, device=self._device)
-        with torch.inference_mode(False):  # whose tensors nobody else may change
+        with torch.inference_mode(False):  # its tensors could not be changed outside of it
             self._states = tuple(made(form.layers, batch, size) for size in sizes)
             outputs = made(form.layers, batch, sizes[0])
         self._output = outputs[-1]

@@ -1,4 +1,4 @@
-"""quantize_ as a configuration of torchao, imported only where somebody asks for it."""
+"""A configuration of torchao that calls quantize_. Imported on first use, because torchao is optional."""
 
 from __future__ import annotations
 

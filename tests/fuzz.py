@@ -321,7 +321,7 @@ def check_quantized(call: Call) -> None:
 
 
 def check_stream(call: Call) -> None:
-    """Two steps: an error that changes nothing, or what the module gives."""
+    """Each of two steps raises a readable error and leaves the state as it was, or agrees with the module."""
     a = built(call)
     torch.manual_seed(0)
     init, x = a["init"] | {"dtype": getattr(torch, a["init"]["dtype"])}, a["x"]

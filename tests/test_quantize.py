@@ -194,14 +194,14 @@ OWN = {"avx512_vnni", "avx2", "neon_dot", "neon", "generic"}  # whose products o
 @pytest.mark.parametrize("name", [name for name in instruction_sets() if name in OWN])
 def test_instruction_sets(name):
     if name == native.cpu_instruction_set():
-        pytest.skip("it is what all other tests of this file run on")
+        pytest.skip("all other tests of this file run on this instruction set already")
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-m", "not slow", FUSED_RNN_ISA=name)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_caches(kind, exact, monkeypatch):
-    """Long sequences are projected in chunks, and wide layers in slices: the results are those of single steps."""
+def test_a_sequence_in_pieces(kind):
+    """A long sequence is projected in chunks; the bits are those of short calls that pass the states on."""
     q = quantized(made(kind, 31, 70))
     x = torch.randn(300, 5, 31)
     with torch.no_grad():
@@ -505,7 +505,7 @@ def test_compare(capsys):
 
 @pytest.mark.slow
 def test_torchao():
-    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, which calls quantize_ by its own")
+    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao: its quantize_ is what the test calls")
     net = nn.Sequential(nn.LSTM(6, 9), nn.ModuleList([nn.GRUCell(9, 5), nn.Linear(5, 2)]))
     x = torch.randn(4, 2, 6)
     want = quantized(net[0])

@@ -52,7 +52,7 @@ struct InstructionSet {
 // that one does not exist or is not here.
 const InstructionSet& instruction_set();
 
-// What the products of float32 layers are made of.
+// The factors of the products in float32 layers.
 enum class Float32Factors { kFloat32, kBFloat16, kInt8 };
 
 // The loops of a cell in the instruction set of this process.

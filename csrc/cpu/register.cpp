@@ -25,7 +25,7 @@ constexpr int64_t kReducedRows = 65;
 
 int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
 
-// What float32 products of so many rows are made of.
+// The factors of the products in a float32 call of so many rows.
 Float32Factors factors_of(int64_t rows, bool reduced_precision, bool int8_weights = false) {
   if (int8_weights) return Float32Factors::kInt8;
   const int64_t least = cpu_reduced_rows();

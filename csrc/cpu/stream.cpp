@@ -28,16 +28,9 @@ class StreamOf final : public Stream {
     const int64_t each = call_.B * call_.H;
     for (int64_t k = 0; k < call_.L; ++k) {
       ForwardArgs<S>& args = layers_[size_t(k)];
-      call_.fill(args, k, call_.x);
-      args.output = data<S>(outputs_) + k * each;
+      // New states take the place of the old ones, which the loops have read before they write.
+      call_.fill(args, k, call_.x, data<S>(outputs_) + k * each, call_.states);
       if (k > 0) args.x = args.output - each;
-      if (call_.has(kBias)) {
-        args.bias_ih = const_data<S>(call_.weight(k, 2));
-        args.bias_hh = const_data<S>(call_.weight(k, 3));
-      }
-      // The loops have read the states before they write them.
-      args.hy = data<S>(call_.states[0]) + k * each;
-      args.cy = call_.states.size() > 1 ? data<S>(call_.states[1]) + k * each : nullptr;
     }
   }
 
