@@ -45,6 +45,7 @@ ALIGNED = "-falign-loops=64"
 ISA_FLAGS = {
     "x86_64": {
         "avx2": f"-mavx2 -mfma {ALIGNED}",
+        "avx_vnni": f"-mavx2 -mfma {ALIGNED}",
         "amx_emulated": "-mavx2 -mfma -Wno-psabi",
         "avx512": f"{AVX512_FLAGS} {ALIGNED}",
         "avx512_vnni": f"{AVX512_FLAGS} -mavx512vnni {ALIGNED}",
@@ -55,7 +56,10 @@ ISA_FLAGS = {
 }
 
 # Clang's assembler knows the instructions of a file's flags only. GCC's knows AMX without a flag, which GCC 10 lacks.
-CLANG_FLAGS = {"amx": "-mamx-tile -mamx-bf16"}
+CLANG_FLAGS = {"amx": "-mamx-tile -mamx-bf16 -mamx-int8"}
+
+# GCC 10 lacks these: there, such a file has the instructions of the set before it.
+LATE_FLAGS = {"avx_vnni": "-mavxvnni"}
 
 OLDEST_NVCC = (12, 8)  # the first one that knows the architectures 100 and 120
 CUDA_ARCHITECTURES = "75 80 86 89 90a 100 120"
@@ -102,6 +106,11 @@ class Cuda(NamedTuple):
 
 def what_it_says(command: list[str]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+
+def knows(compiler: list[str], flag: str) -> bool:
+    command = [*compiler, flag, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def find_nvcc() -> list[str] | None:
@@ -215,11 +224,12 @@ def ninja_file(library: Path) -> str:
         lines += [f"nvcc = {shlex.join(cuda.nvcc)}", f"nvccflags = {' '.join(flags)}"]
     objects = []
     clang = CLANG_FLAGS if "clang" in what_it_says([*cxx, "--version"]) else {}
+    late = {stem: flag for stem, flag in LATE_FLAGS.items() if knows(cxx, flag)}
     for source, own in sources(cuda):
         name = source.relative_to(ROOT / "csrc")
         objects.append(str(name.with_suffix(".o")))
         rule = "compile_cuda" if source.suffix == ".cu" else "compile"
-        own = f"{own} {clang.get(source.stem, '')}".rstrip()
+        own = " ".join([own, *(flags[source.stem] for flags in (clang, late) if source.stem in flags)])
         lines += [f"build {objects[-1]}: {rule} {source}", f"  own = {own}", f"  name = {name}"]
     lines.append(f"build {library.resolve()}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"

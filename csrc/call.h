@@ -30,11 +30,16 @@ enum Flag : int64_t {
   kNeedsWeights = 256,     // and those of the weights
   kPacked = 512,           // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
   kNeedsStates = 1024,     // the backward gives the gradients of the initial states
-  kInt8 = 2048             // weights are int8 panels, which follow the biases; in their place stand their rows' scales
+  kInt8 = 2048,            // weights are panels of int8, with scales
+  kBFloat16Weights = 4096  // weights are panels of bfloat16, as int16, and there are biases
 };
 
-// The size of the panels of an int8 weight [G*H, K] on a device.
-using Int8Panels = int64_t (*)(const CellTraits& cell, int64_t K, int64_t H);
+inline Quantized quantized_of(int64_t flags) {
+  return flags & kInt8 ? Quantized::kInt8 : flags & kBFloat16Weights ? Quantized::kBFloat16 : Quantized::kNone;
+}
+
+// The numbers in the panels of a weight [G*H, K] on a device.
+using QuantizedElements = int64_t (*)(const CellTraits& cell, Quantized type, int64_t K, int64_t H);
 
 // Up to four sizes.
 struct TensorShape {
@@ -48,12 +53,12 @@ struct TensorShape {
 class Call {
  public:
   Call(const std::string& cell_name, const Tensor& input, Tensors weights, const MaybeTensor& hx, const MaybeTensor& cx,
-       const MaybeTensor& lengths, Tensors masks, int64_t flags, Int8Panels int8_panels)
+       const MaybeTensor& lengths, Tensors masks, int64_t flags, QuantizedElements quantized_elements)
       : cell(cell_named(cell_name)),
         flags(flags),
         input(defined(input)),
         weights(std::move(weights)),
-        int8_panels_(int8_panels) {
+        quantized_elements_(quantized_elements) {
     read_steps(lengths);
     read_sizes();
     if (!has(kStep)) state_shape_.append(count());
@@ -68,6 +73,7 @@ class Call {
   }
 
   bool has(Flag flag) const { return flags & flag; }
+  Quantized quantized() const { return quantized_of(flags); }
   int64_t count() const { return L * D; }  // of layers and directions
   int64_t width() const { return D * H; }  // of a layer's output
   int64_t input_size(int64_t layer) const { return layer ? width() : I; }
@@ -112,13 +118,12 @@ class Call {
     args.reverse = has(kReverse) != (k % D == 1);
     ragged_.fill(args);
     args.x = const_data<S>(layer_input);
-    if (has(kInt8)) {
-      const int64_t panels = weights_each() - 2;
-      args.int8_ih = {const_data<int8_t>(weight(k, panels)), const_data<float>(weight(k, 0))};
-      args.int8_hh = {const_data<int8_t>(weight(k, panels + 1)), const_data<float>(weight(k, 1))};
-    } else {
+    if (quantized() == Quantized::kNone) {
       args.weight_ih = const_data<S>(weight(k, 0));
       args.weight_hh = const_data<S>(weight(k, 1));
+    } else {
+      args.quantized_ih = quantized_weight(k, 0);
+      args.quantized_hh = quantized_weight(k, 1);
     }
     args.hx = states.empty() ? nullptr : const_data<S>(states[0]) + k * B * H;
     args.cx = states.size() < 2 ? nullptr : const_data<S>(states[1]) + k * B * H;
@@ -129,15 +134,17 @@ class Call {
   template <class S, class Saved>
   void fill(ForwardArgs<S, Saved>& args, int64_t k, const Tensor& layer_input, S* output, const Tensors& finals) const {
     fill(args, k, layer_input);
-    args.bias_ih = has(kBias) ? const_data<S>(weight(k, 2)) : nullptr;
-    args.bias_hh = has(kBias) ? const_data<S>(weight(k, 3)) : nullptr;
+    const int64_t biases = quantized() == Quantized::kBFloat16 ? 0 : 2;
+    args.bias_ih = has(kBias) ? const_data<S>(weight(k, biases)) : nullptr;
+    args.bias_hh = has(kBias) ? const_data<S>(weight(k, biases + 1)) : nullptr;
     args.output = output;
     args.hy = data<S>(finals[0]) + k * B * H;
     args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * B * H : nullptr;
   }
 
-  // weight_ih, weight_hh, bias_ih, bias_hh; or scale_ih, scale_hh, bias_ih, bias_hh, weight_ih, weight_hh
-  int64_t weights_each() const { return 2 + (has(kBias) ? 2 : 0) + (has(kInt8) ? 2 : 0); }
+  // weight_ih, weight_hh and, if there are, bias_ih, bias_hh; where weights are panels, they come last, and before all
+  // else the scales of int8, scale_ih and scale_hh
+  int64_t weights_each() const { return 2 + (has(kBias) ? 2 : 0) + (quantized() == Quantized::kInt8 ? 2 : 0); }
   const Tensor& weight(int64_t k, int64_t i) const { return weights[size_t(k * weights_each() + i)]; }
 
   const CellTraits& cell;
@@ -184,48 +191,63 @@ class Call {
     L = given / each;
     require(!has(kStep) || count() == 1, "a single step has one layer and one direction, got ", count());
 
-    if (has(kInt8)) return read_int8_sizes();
+    if (quantized() != Quantized::kNone) return read_quantized_sizes();
     const Tensor& weight_hh = weights[1];
     const auto got = weight_hh.defined() ? weight_hh.sizes() : Sizes();
     const bool fits = got.size() == 2 && got[0] % cell.gates == 0 && got[0] / cell.gates == got[1];
-    if (!fits)
-      fail(Name{"weight_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H, H] with G = ", cell.gates, ", got ",
-           shape_text(got));
+    if (!fits) fail(name(1).text(), " must be [G*H, H] with G = ", cell.gates, ", got ", shape_text(got));
     H = got[1];
   }
 
-  void read_int8_sizes() {
-    require(int8_panels_ && input.is_cpu() && dtype == ScalarType::Float,
-            "int8 weights need an input of float32 on cpu, got ", dtype_text(dtype), " on ", device_text(input));
-    require(!has(kSave), "int8 weights have no gradient");
-    const Tensor& scale = weights[1];
-    const auto got = scale.defined() ? scale.sizes() : Sizes();
+  // From the first vector with a number for each row.
+  void read_quantized_sizes() {
+    const bool is_int8 = quantized() == Quantized::kInt8;
+    const char* const kind = is_int8 ? "int8" : "bfloat16";
+    require(quantized_elements_ && input.is_cpu() && dtype == ScalarType::Float, kind,
+            " weights need an input of float32 on cpu, got ", dtype_text(dtype), " on ", device_text(input));
+    require(!has(kSave), kind, " weights have no gradient");
+    require(is_int8 || has(kBias), "bfloat16 weights come with biases");
+    const Tensor& vector = weights[1];
+    const auto got = vector.defined() ? vector.sizes() : Sizes();
     if (got.size() != 1 || got[0] % cell.gates)
-      fail(Name{"scale_hh", has(kStep) ? -1 : 0}.text(), " must be [G*H] with G = ", cell.gates, ", got ",
-           shape_text(got));
+      fail(name(1).text(), " must be [G*H] with G = ", cell.gates, ", got ", shape_text(got));
     H = got[0] / cell.gates;
     constexpr int64_t kMost = int64_t(1) << 17;  // products of two int8 whose sum is sure to fit into int32
     for (const int64_t size : {I, D * H})
-      require(size <= kMost, "int8 weights have at most ", kMost, " columns, got ", size);
+      require(!is_int8 || size <= kMost, "int8 weights have at most ", kMost, " columns, got ", size);
+  }
+
+  int64_t first_matrix() const { return quantized() == Quantized::kNone ? 0 : weights_each() - 2; }
+
+  // weight_ih or weight_hh of layer and direction k, in panels.
+  QuantizedWeight quantized_weight(int64_t k, int64_t i) const {
+    const Tensor& panels = weight(k, first_matrix() + i);
+    if (quantized() == Quantized::kBFloat16) return {const_data<int16_t>(panels), nullptr};
+    return {const_data<int8_t>(panels), const_data<float>(weight(k, i))};
   }
 
   void prepare_weights() {
-    constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
-    constexpr const char* kInt8Names[] = {"scale_ih", "scale_hh", "bias_ih", "bias_hh", "weight_ih", "weight_hh"};
     const int64_t rows = cell.gates * H;
     for (size_t i = 0; i < weights.size(); ++i) {
-      const int64_t k = int64_t(i) / weights_each(), layer = k / D, kind = int64_t(i) % weights_each();
-      const int64_t columns = kind % 2 == 0 ? input_size(layer) : H;
-      const bool is_panels = has(kInt8) && kind >= weights_each() - 2;
-      const char* const text = !has(kInt8) ? kNames[kind] : kInt8Names[is_panels ? kind - weights_each() + 6 : kind];
-      const Name name{text, has(kStep) ? -1 : layer, k % D};
-      if (is_panels) {
-        prepare(weights[i], name, {int8_panels_(cell, columns, H)}, ScalarType::Char, input);
-      } else {
-        const std::array<int64_t, 2> shape = {rows, columns};
-        prepare(weights[i], name, {shape.data(), kind < 2 && !has(kInt8) ? size_t(2) : size_t(1)}, dtype, input);
-      }
+      const int64_t kind = int64_t(i) % weights_each(), layer = int64_t(i) / weights_each() / D;
+      const int64_t matrix = kind - first_matrix(), columns = matrix == 0 ? input_size(layer) : H;
+      if (matrix != 0 && matrix != 1)
+        prepare(weights[i], name(i), {rows}, dtype, input);
+      else if (quantized() == Quantized::kNone)
+        prepare(weights[i], name(i), {rows, columns}, dtype, input);
+      else
+        prepare(weights[i], name(i), {quantized_elements_(cell, quantized(), columns, H)},
+                quantized() == Quantized::kInt8 ? ScalarType::Char : ScalarType::Short, input);
     }
+  }
+
+  // Of weight i.
+  Name name(size_t i) const {
+    constexpr const char* kNames[] = {"scale_ih", "scale_hh", "bias_ih", "bias_hh", "weight_ih", "weight_hh"};
+    const int64_t kind = int64_t(i) % weights_each(), k = int64_t(i) / weights_each(), matrix = kind - first_matrix();
+    const bool is_matrix = matrix == 0 || matrix == 1;
+    const int64_t vector = quantized() == Quantized::kBFloat16 ? kind + 2 : kind;
+    return {kNames[is_matrix ? 4 + matrix : vector], has(kStep) ? -1 : k / D, k % D};
   }
 
   void prepare_states(const MaybeTensor& hx, const MaybeTensor& cx) {
@@ -258,7 +280,7 @@ class Call {
     return as_contiguous(batch_leads_ && T > 1 && B > 1 ? torch::stable::transpose(tensor, 0, 1) : tensor);
   }
 
-  Int8Panels int8_panels_;  // null: the device takes no int8 weights
+  QuantizedElements quantized_elements_;  // null: the device takes no quantised weights
   bool is_batched_;
   bool batch_leads_ = false;  // input and output are [B, T, ...]
   TensorShape state_shape_;

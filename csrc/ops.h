@@ -12,7 +12,7 @@ struct Ops {
   static Tensors forward(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                          MaybeTensor lengths, Tensors masks, int64_t flags) {
     return Stack<Device>(
-               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kInt8Panels})
+               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kQuantizedElements})
         .forward();
   }
 
@@ -35,7 +35,7 @@ struct Ops {
                           std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                           MaybeTensor lengths, Tensors masks, int64_t flags) {
     return Stack<Device>(
-               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kInt8Panels})
+               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kQuantizedElements})
         .backward(grad_output, grad_hy, grad_cy, std::move(kept));
   }
 

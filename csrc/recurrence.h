@@ -17,26 +17,30 @@ struct LayerSizes {
   int64_t rows;  // of all steps, each up to its last active row; T * B without lengths
 };
 
-// A weight [G*H, K] of int8, in the gate panels of the instruction set (cpu/layout.inl.h), and the scale of each row.
-struct Int8Weight {
-  const int8_t* panels;
-  const float* scales;  // [G*H]
+// What weights in panels are made of.
+enum class Quantized { kNone, kBFloat16, kInt8 };
+
+// A weight [G*H, K] in the gate panels of the instruction set (cpu/layout.inl.h).
+struct QuantizedWeight {
+  const void* panels;
+  const float* scales;  // of int8: of each row, [G*H]
 };
 
 // Arguments of a loop, for one layer in one direction; T, B and H are at least 1. G: gates of the cell.
 template <class S>
 struct LayerArgs : LayerSizes {
-  int64_t output_row;           // from a row of output and grad_output to the next: H, or with two directions 2 H
-  bool reverse;                 // time runs from T-1 down to 0
-  const int64_t* lengths;       // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
-  const int64_t* active;        // [T] or null: one past the last row that is active at step t; on the CPU with lengths
-  const int64_t* offsets;       // [T] of a packed sequence, or null: its first row of each step
-  const S* x;                   // [T, B, I]
-  const S* weight_ih;           // [G*H, I]
-  const S* weight_hh;           // [G*H, H]
-  Int8Weight int8_ih, int8_hh;  // in place of these two in loops of int8 weights, which are on the CPU
-  const S* hx;                  // [B, H] or null for zeros
-  const S* cx;                  // [B, H] or null for zeros, LSTM only
+  int64_t output_row;      // from a row of output and grad_output to the next: H, or with two directions 2 H
+  bool reverse;            // time runs from T-1 down to 0
+  const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
+  const int64_t* active;   // [T] or null: one past the last row that is active at step t; on the CPU with lengths
+  const int64_t* offsets;  // [T] of a packed sequence, or null: its first row of each step
+  const S* x;              // [T, B, I]
+  const S* weight_ih;      // [G*H, I]
+  const S* weight_hh;      // [G*H, H]
+  QuantizedWeight quantized_ih,
+      quantized_hh;  // in place of these two in loops of quantised weights, which are on the CPU
+  const S* hx;       // [B, H] or null for zeros
+  const S* cx;       // [B, H] or null for zeros, LSTM only
 
   FUSED_RNN_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
   // The first active step of row b in the order of processing, and the step before step t in that order.

@@ -15,15 +15,14 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def(
       "make_stream(str cell, Tensor input, Tensor outputs, Tensor[] weights, Tensor hx, Tensor? cx, int flags) -> int");
   m.def("cpu_instruction_set() -> str");
-  // How a layer runs on the CPU in one direction, in words: instruction set and threads.
-  m.def(
-      "cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training, bool reduced_precision, "
-      "bool int8_weights) -> str");
+  // How a layer runs on the CPU in one direction, in words: instruction set and threads. Of the flags, those of
+  // precision count.
+  m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training, int flags) -> str");
   // The least rows (step, batch) of a float32 call whose products may have factors of bfloat16; 0: none has.
   m.def("cpu_reduced_rows() -> int");
-  // How int8 weights of a cell are packed: lanes of a vector, vectors of units in a panel, vectors of a tile, and what
-  // is added to each number (fused_rnn/int8.py).
-  m.def("cpu_int8_layout(str cell) -> int[]");
+  // How quantised weights of a cell are packed, which the flags name: lanes of a vector, vectors of units in a panel,
+  // vectors of a tile, and what is added to each number (fused_rnn/panels.py).
+  m.def("cpu_panel_layout(str cell, int flags) -> int[]");
   m.def("poisoned() -> bool");  // built with FUSED_RNN_POISON: for tests, and slow
   // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.
   m.def("cuda_architectures() -> str");

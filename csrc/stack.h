@@ -1,8 +1,8 @@
 // Both passes of a call, in one direction or both: layer by layer, or as many at once as the device runs side by side.
 // Device::Pass<S>(context, sizes, backward) is a pass of a call on a device: run(layers) runs the loops of some layers,
 // and together() is the number of stacked layers that it takes at once. Device::kSavesAccumulated: the forward saves
-// values for the backward in the type that it computes in, otherwise in the storage type. Device::kInt8Panels: the size
-// of the panels of int8 weights, or null if it takes none.
+// values for the backward in the type that it computes in, otherwise in the storage type. Device::kQuantizedElements:
+// the size of quantised weights, or null if it takes none.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,8 @@ struct Context {
   const CellTraits& cell;
   const Tensor& input;  // on the device
   int64_t L, D;
-  bool reduced_precision, int8_weights;
+  bool reduced_precision;
+  Quantized quantized;
 };
 
 // Dropout between stacked layers that run side by side: to = from * mask, [T, B, H] each.
@@ -75,7 +76,7 @@ class Stack {
  public:
   explicit Stack(Call call)
       : call_(std::move(call)),
-        context_{call_.cell, call_.input, call_.L, call_.D, call_.has(kReducedPrecision), call_.has(kInt8)} {}
+        context_{call_.cell, call_.input, call_.L, call_.D, call_.has(kReducedPrecision), call_.quantized()} {}
 
   // The output and the final states, of a step the states alone. With kSave the tensors for the backward follow: one
   // [T, B, kSaved, H] for each layer and direction, then the output of every layer but the last.

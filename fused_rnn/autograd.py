@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layered, private, reference
+from . import layered, panels, private, reference
 from .call import (
     BATCH_FIRST,
     BIAS,
     BIDIRECTIONAL,
-    INT8,
     NEEDS_INPUT,
     NEEDS_STATES,
     NEEDS_WEIGHTS,
@@ -230,10 +229,11 @@ def asked(
     name: str, x: Tensor, weights: Any, hx: MaybeTensor, cx: MaybeTensor, lengths: MaybeTensor, masks: Any, flags: int
 ) -> Call:
     """The call that the arguments of the forward op ask for."""
-    has_bias, directions, is_int8 = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1, bool(flags & INT8)
-    layers = len(weights) // (directions * (2 + 2 * has_bias + 2 * is_int8))
+    has_bias, directions = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1
+    quantized = next((dtype for dtype, flag in panels.FLAGS.items() if flags & flag), None)
+    layers = len(weights) // (directions * (2 + 2 * has_bias + 2 * (quantized is torch.int8)))
     batch_first, step, reverse = bool(flags & BATCH_FIRST), bool(flags & STEP), bool(flags & REVERSE)
-    made = Form(layers, directions, has_bias, False, batch_first, step, reverse, is_int8)
+    made = Form(layers, directions, has_bias, False, batch_first, step, reverse, quantized)
     rows: dict[str, Any] = {"batch_sizes" if flags & PACKED else "lengths": lengths}
     return Call(named(name), x, _there(hx, cx), weights, made, masks=masks, **rows)
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import evidence, layered, native, reference, stock
-from .call import REDUCED_PRECISION, Call, Form, Problem
+from . import evidence, layered, native, onnx, reference, stock
+from .call import REDUCED_PRECISION, Call, Form, Problem, short
 from .cell import Cell
 from .triton import plan as triton_plan
 
@@ -49,7 +49,7 @@ class Backend:
         return self.later(problem) if self.later else None
 
 
-_NO_INT8 = "it has no kernel for int8 weights"
+_NO_INT8 = "it has no kernel for int8 weights"  # weights of bfloat16 become float32
 
 
 def _kernels_why_not(problem: Asked) -> str | None:
@@ -68,17 +68,18 @@ def _native_why_not(problem: Asked, dtypes: tuple[torch.dtype, ...]) -> str | No
         return f"the extension could not be loaded: {native.load_error}"
     if problem.dtype not in dtypes:
         return f"it has no kernel for {problem.dtype}"
-    if problem.int8 and problem.dtype != torch.float32:
-        return f"its kernels for int8 weights take float32, and the input is {problem.dtype}"
+    if problem.quantized and problem.dtype != torch.float32:
+        return f"its kernels for {short(problem.quantized)} weights take float32, and the input is {problem.dtype}"
     return _kernels_why_not(problem)
 
 
+def _no_cuda_kernel(problem: Asked) -> str | None:
+    """Why the CUDA kernels cannot run a problem, whatever the GPU."""
+    return _NO_INT8 if problem.quantized is torch.int8 else _native_why_not(problem, native.CUDA_DTYPES)
+
+
 def _cuda_why_not(problem: Asked) -> str | None:
-    if problem.int8:
-        return _NO_INT8
-    if reason := _native_why_not(problem, native.CUDA_DTYPES):
-        return reason
-    return native.cuda_why_not(_cuda_index(problem.device), problem.dtype)
+    return _no_cuda_kernel(problem) or native.cuda_why_not(_cuda_index(problem.device), problem.dtype)
 
 
 def _cuda_index(device: torch.device) -> int:
@@ -98,7 +99,7 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
         gpu: as in :func:`native.cuda_plan`.
     """
     p = problem
-    if reason := _native_why_not(p, native.CUDA_DTYPES):
+    if reason := _no_cuda_kernel(p):
         return "", reason
     shape = p.cell, p.dtype, p.T, p.B, p.H, p.layers, p.directions
     forward, reason = native.cuda_plan(*shape, False, gpu)
@@ -113,7 +114,7 @@ _cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
 
 def _cpu_plan(problem: Asked) -> str:
     p = problem
-    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.int8)
+    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.quantized)
 
 
 def _why_later(name: str, problem: Asked) -> str | None:
@@ -129,7 +130,7 @@ def _why_later(name: str, problem: Asked) -> str | None:
 def _torch_why_not(problem: Asked) -> str | None:
     if not problem.cell.stock:
         return f"torch.nn has no {problem.cell}"
-    if problem.int8:
+    if problem.quantized is torch.int8:
         return "torch.nn has no int8 weights"
     if problem.ragged:
         return "torch.nn packs ragged batches on the host"
@@ -143,7 +144,7 @@ def _torch_why_not(problem: Asked) -> str | None:
 
 
 def _triton_why_not(problem: Asked) -> str | None:
-    if problem.int8:
+    if problem.quantized is torch.int8:
         return _NO_INT8
     if problem.dtype not in triton_plan.DTYPES:
         return f"it has no kernel for {problem.dtype}"
@@ -153,7 +154,7 @@ def _triton_why_not(problem: Asked) -> str | None:
 def _triton_run(call: Call) -> Sequence[Tensor]:
     from .triton import ops  # imports Triton
 
-    return layered.run(call, ops.run_layer)
+    return layered.run(call.widened(), ops.run_layer)
 
 
 def _triton_plan(problem: Asked) -> str:
@@ -163,16 +164,24 @@ def _triton_plan(problem: Asked) -> str:
     return "; backward: ".join(map(str, plans))
 
 
+def _cuda_run(call: Call) -> Sequence[Tensor]:
+    return native.run(call.widened())
+
+
+def _torch_run(call: Call) -> Sequence[Tensor]:
+    return stock.run(call.widened())
+
+
 def _reference_run(call: Call) -> Sequence[Tensor]:
     return layered.run(call, reference.run)
 
 
 # Best first; the last one runs everything.
 BACKENDS = (
-    Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
+    Backend("cuda", _cuda_why_not, _cuda_run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan, device_type="cpu", inference_op=native.inference_op),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
-    Backend("torch", _torch_why_not, stock.run),
+    Backend("torch", _torch_why_not, _torch_run),
     Backend("reference", lambda problem: None, _reference_run),
 )
 
@@ -230,6 +239,8 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
         RuntimeError: a state or weight has another dtype or device than the input.
         ValueError: the forced backend cannot run this.
     """
+    if call.quantized and onnx.is_exporting():
+        return onnx.run(call)
     cast = autocast(call)
     backend = choose(cast)
     if backend.name == "torch" and cast.input.is_cuda:
@@ -302,7 +313,7 @@ def run_again(
 def autocast(call: Call) -> Call:
     """The call in the autocast dtype of its device, if autocast is on."""
     device_type = call.input.device.type
-    if device_type == "meta" or call.int8 or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or call.quantized or not torch.is_autocast_enabled(device_type):
         return call
     dtype = torch.get_autocast_dtype(device_type)
 

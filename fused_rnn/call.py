@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import int8, private
+from . import int8, panels, private
 from .cell import Cell, States, Weights
 
 RunLayer = Callable[..., tuple[Tensor, States]]  # with the signature of reference.run
@@ -35,23 +35,29 @@ class Problem(NamedTuple):
     subclass: str = ""  # the class of a tensor that is a subclass of Tensor with rules of its own
     layers: int = 1
     directions: int = 1
-    int8: bool = False  # weights are int8
+    quantized: torch.dtype | None = None  # int8 or bfloat16, in which the weights are kept
 
     def __str__(self) -> str:
-        named = ("int8", "projection", "ragged", "packed", "training", "transformed")
-        flags = [name for name in named if getattr(self, name)]
+        named = ("projection", "ragged", "packed", "training", "transformed")
+        flags = [f"weights={short(self.quantized)}"] if self.quantized else []
+        flags += [name for name in named if getattr(self, name)]
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
         flags += [self.subclass] if self.subclass else []
         flags += [f"layers={self.layers}"] if self.layers > 1 else []
         flags += ["bidirectional"] if self.directions > 1 else []
-        return " ".join([str(self.cell), str(self.dtype).removeprefix("torch."), str(self.device), sizes, *flags])
+        return " ".join([str(self.cell), short(self.dtype), str(self.device), sizes, *flags])
+
+
+def short(dtype: torch.dtype) -> str:
+    """The name of a dtype, without its module."""
+    return str(dtype).removeprefix("torch.")
 
 
 # The bits of the ops' argument ``flags``, as in csrc/call.h, where their meaning is.
 BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, REDUCED_PRECISION, SAVE = (1 << k for k in range(7))
 NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
 NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
-PACKED, INT8 = 512, 2048
+PACKED = 512
 
 
 class Form(NamedTuple):
@@ -64,14 +70,14 @@ class Form(NamedTuple):
     batch_first: bool = False
     step: bool = False  # of a cell
     reverse: bool = False  # the first direction runs from the last step to the first; no module has that
-    int8: bool = False  # weights are int8 panels, which follow the biases; in their place stand their rows' scales
+    quantized: torch.dtype | None = None  # of weights in panels
 
 
 def flags_of(form: Form) -> int:
     """The flags that say what the form does."""
     flags = (BIAS if form.bias else 0) | (BIDIRECTIONAL if form.directions > 1 else 0)
     flags |= (BATCH_FIRST if form.batch_first else 0) | (STEP if form.step else 0)
-    return flags | (REVERSE if form.reverse else 0) | (INT8 if form.int8 else 0)
+    return flags | (REVERSE if form.reverse else 0) | (panels.FLAGS[form.quantized] if form.quantized else 0)
 
 
 class Call:
@@ -106,9 +112,9 @@ class Call:
         "dropout",
         "form",
         "input",
-        "int8",
         "lengths",
         "masks",
+        "quantized",
         "states",
         "subclass",
         "weights",
@@ -132,7 +138,7 @@ class Call:
         self.states = states
         self.weights = weights
         self.form = form
-        self.int8 = form.int8
+        self.quantized = form.quantized
         self.check = check
         self.lengths = lengths
         self.batch_sizes = batch_sizes
@@ -145,7 +151,7 @@ class Call:
 
     def changed(self, **changes: Any) -> Call:
         """A copy with other values for some fields."""
-        fields = {name: getattr(self, name) for name in self.__slots__ if name not in ("int8", "subclass")}
+        fields = {name: getattr(self, name) for name in self.__slots__ if name not in ("quantized", "subclass")}
         return Call(**(fields | changes))
 
     # ---- The properties that choose a backend: the fields of a Problem ----
@@ -231,18 +237,30 @@ class Call:
     def _weight_names(self) -> list[str]:
         """Of one layer in one direction."""
         weights, biases = ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"] * self.form.bias
-        if self.int8:
-            return ["scale_ih", "scale_hh", *biases, *weights]
+        if self.quantized:
+            return [*["scale_ih", "scale_hh"] * (self.quantized is torch.int8), *biases, *weights]
         return [*weights, *biases] + ["weight_hr"] * self.projection
 
     def layer_weights(self) -> list[Weights]:
         """The weights of each layer and direction; those of int8 as :class:`int8.Rows`."""
         names, flat = self._weight_names, iter(self.weights)
-        layers = [{name: next(flat) for name in names} for _ in range(self.layers * self.directions)]
-        if not self.int8:
-            return [Weights(**layer) for layer in layers]
-        sizes = [self.I if k < self.directions else self.directions * self.H for k in range(len(layers))]
-        return [int8.unpacked_layer(self.cell, layer, I, self.H) for layer, I in zip(layers, sizes, strict=True)]
+        layers: list[dict[str, Any]] = [
+            {name: next(flat) for name in names} for _ in range(self.layers * self.directions)
+        ]
+        for k, layer in enumerate(layers) if self.quantized else ():
+            width = self.I if k < self.directions else self.directions * self.H
+            for name, K in (("ih", width), ("hh", self.H)):
+                rows = panels.unpacked(self.cell, layer[f"weight_{name}"], K, self.H, name == "hh")
+                is_int8 = self.quantized is torch.int8
+                layer[f"weight_{name}"] = int8.Rows(rows, layer.pop(f"scale_{name}")) if is_int8 else rows.float()
+        return [Weights(**layer) for layer in layers]
+
+    def widened(self) -> Call:
+        """The same call where weights of bfloat16 are float32, in rows: for kernels that take no panels."""
+        if self.quantized is not torch.bfloat16:
+            return self
+        rows = [weight for layer in self.layer_weights() for weight in layer if weight is not None]
+        return self.changed(weights=rows, form=self.form._replace(quantized=None))
 
     def names(self) -> list[str]:
         """The names of the states and the weights in torch.nn."""
@@ -262,8 +280,8 @@ class Call:
         self.check(self)
         device, dtype = self.device, self.dtype
         for k, tensor in enumerate((*self.states, *self.weights)):
-            wanted = tensor.dtype if tensor.dtype == torch.int8 and self.int8 else dtype
-            if tensor.device != device or tensor.dtype != wanted:
+            is_panels = self.quantized and tensor.dtype == panels.STORED[self.quantized]
+            if tensor.device != device or not (tensor.dtype == dtype or is_panels):
                 name, got = self.names()[k], f"{tensor.dtype} on {tensor.device}"
                 raise RuntimeError(f"{name} must be {dtype} on {device} like input, got {got}")
         x, states = self.input, tuple(self.states)

@@ -61,7 +61,7 @@ def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
     has_equivalent = lengths is None and module._has_stock
     if is_tracing and not has_equivalent:
         raise RuntimeError(
-            "int8 weights, lengths and reset_after=False cannot be traced or exported: torch.nn has none of them"
+            "quantised weights, lengths and reset_after=False cannot be traced or exported: torch.nn has none of them"
         )
     if has_equivalent and (is_tracing or backends.forced() is None):
         return module._stock.forward(module, input, hx)

@@ -44,16 +44,16 @@ def restore(module: M, dequantize: bool = False) -> M:
     For what knows torch.nn's classes only, or to uninstall this package from a saved model.
 
     Args:
-        dequantize: give layers of :func:`quantize_` parameters that are what their int8 weights stand for. Those that
-            they had are gone.
+        dequantize: give layers of :func:`quantize_` parameters that are what their weights stand for. Those that they
+            had are gone.
 
     Returns:
         ``module``.
 
     Raises:
         TypeError: ``module`` is not an nn.Module.
-        ValueError: a layer has ``reset_after=False``, which torch.nn cannot hold, or int8 weights; nothing is changed
-            then.
+        ValueError: a layer has ``reset_after=False``, which torch.nn cannot hold, or quantised weights; nothing is
+            changed then.
     """
     children = dict(checked(module).named_modules())
     if refused := _names(children, _resets_before):
@@ -61,7 +61,7 @@ def restore(module: M, dequantize: bool = False) -> M:
     if not dequantize and (refused := _names(children, _is_quantized)):
         raise ValueError(
             f"the weights that {refused} had before quantize_ are gone; restore(module, dequantize=True) gives those "
-            "that the int8 weights stand for"
+            "that the quantised weights stand for"
         )
     for child in children.values():
         if isinstance(child, Quantized):

@@ -77,7 +77,7 @@ class Layers(StockClass, nn.RNNBase):
     def _form(self) -> tuple[Any, ...]:
         """The fields of this module's Form, without one: a streaming step has no time for it."""
         directions = 2 if self.bidirectional else 1
-        return self.num_layers, directions, self.bias, self.proj_size > 0, self.batch_first, False, False, False
+        return self.num_layers, directions, self.bias, self.proj_size > 0, self.batch_first, False, False, None
 
     @property
     def _has_stock(self) -> bool:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import autograd, layered
-from .call import Call, Form, flags_of
+from . import autograd, layered, panels
+from .call import REDUCED_PRECISION, Call, Form, flags_of
 from .cell import Cell
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
@@ -57,10 +57,13 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
-def cpu_plan(cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool, int8: bool) -> str:
+def cpu_plan(
+    cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool, quantized: torch.dtype | None
+) -> str:
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
-    reduced = dtype == torch.float32 and allow_bfloat16()
-    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, reduced, int8)
+    flags = REDUCED_PRECISION if dtype == torch.float32 and allow_bfloat16() else 0
+    flags |= panels.FLAGS[quantized] if quantized else 0
+    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, flags)
 
 
 @functools.cache
@@ -153,7 +156,7 @@ def run(call: Call) -> Sequence[Tensor]:
 def inference_op(form: Form) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
     flags = flags_of(form)
-    if not form.int8 and (form.step or (form.bias and form.layers * form.directions == 1)):
+    if not form.quantized and (form.step or (form.bias and form.layers * form.directions == 1)):
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags
 

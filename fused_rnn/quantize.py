@@ -1,4 +1,4 @@
-"""From layers of floats to layers of int8, and what that costs in accuracy."""
+"""From layers of float32 to layers with int8 or bfloat16 weights, and what that costs in accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import int8
+from . import int8, panels
+from .call import short
 from .convert import checked, convert, kind_of
 from .quantized import QUANTIZED, Quantized
 
@@ -22,14 +23,14 @@ def quantize_(
 ) -> M:
     """Make recurrent layers and cells in ``module`` layers for inference with small weights, in place.
 
-    Weights become int8, with a float32 scale for each row; biases, gates and states stay float32. In each call the rows
-    of the input and of h become int8 too, each by its own largest value, and products are exact sums of integers. A
-    step then reads a quarter of the memory. Layers of torch.nn become ours on the way; subclasses of them are left
-    alone. The module objects stay and change their class; their parameters are gone, and buffers are in their place.
+    Biases, gates and states stay float32. Layers of torch.nn become ours on the way; subclasses of them are left alone.
+    The module objects stay and change their class; their parameters are gone, and buffers are in their place.
 
     Args:
         module: a model, or a layer itself. Its recurrent layers must be float32.
-        weights: "int8".
+        weights: what weights become. "int8", with a float32 scale for each row: in each call the rows of the input and
+            of h become int8 too, each by its own largest value, and products are exact sums of integers. A step then
+            reads a quarter of the memory. "bfloat16": all else stays float32, products too; a step reads half.
         filter_fn: which layers; called with each recurrent layer or cell and its name in ``module``.
 
     Returns:
@@ -43,26 +44,27 @@ def quantize_(
     Example:
         >>> model = fused_rnn.quantize_(nn.Sequential(nn.LSTM(80, 512)).eval())
     """
-    if weights != "int8":
-        raise ValueError(f'weights must be "int8", got {weights!r}')
+    dtype = next((dtype for dtype in panels.FLAGS if short(dtype) == weights), None)
+    if dtype is None:
+        raise ValueError(f'weights must be "int8" or "bfloat16", got {weights!r}')
     children = {
         name: child
         for name, child in checked(module).named_modules()
         if kind_of(child) is not None and filter_fn(child, name)
     }
     for name, child in children.items():
-        if reason := _why_not(child):
+        if reason := _why_not(child, dtype):
             raise ValueError(f"cannot quantize {name or 'the module itself'}, a {type(child).__name__}: {reason}")
     for child in children.values():
         convert(child)
         names = getattr(child, "_flat_weights_names", ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         given = dict(zip(names, child._weights()))
         child.__class__ = QUANTIZED[type(child)]
-        child.quantize(given)
+        child.quantize(given, dtype)
     return module
 
 
-def _why_not(module: nn.Module) -> str | None:
+def _why_not(module: nn.Module, dtype: torch.dtype) -> str | None:
     """Why a recurrent layer or cell cannot be quantised: a phrase, or None."""
     if parametrize.is_parametrized(module):
         return "it is parametrised; torch.nn.utils.parametrize.remove_parametrizations comes first"
@@ -73,10 +75,12 @@ def _why_not(module: nn.Module) -> str | None:
     for name, weight in module.named_parameters():
         if weight.dtype != torch.float32:
             return f"it must be float32, and {name} is {weight.dtype}"
-        if weight.size(-1) > int8.MOST_COLUMNS:
+        if dtype is torch.int8 and weight.size(-1) > int8.MOST_COLUMNS:
             return f"rows may have {int8.MOST_COLUMNS} numbers, and those of {name} have {weight.size(-1)}"
         if not weight.isfinite().all():
             return f"{name} has NaN or infinities"
+        if not weight.to(torch.bfloat16).isfinite().all() and dtype is torch.bfloat16:
+            return f"{name} has NaN or infinities in bfloat16"
     return None
 
 

@@ -1,64 +1,76 @@
-"""Layers and cells for inference with weights of int8, which :func:`fused_rnn.quantize_` makes."""
+"""Layers and cells for inference with weights of int8 or bfloat16, which :func:`fused_rnn.quantize_` makes."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import int8
-from .call import Call, Form
+from . import int8, panels
+from .call import Call, Form, short
 from .cells import GRUCell, LSTMCell, RNNCell
 from .modules import GRU, LSTM, RNN
 
 
 class Quantized(nn.Module):
-    """The differences between a layer or cell with int8 weights and one with float32 weights.
+    """The differences between a layer or cell with quantised weights and one with float32 weights.
 
     Its weights are buffers, ``weight_ih_l0`` and so on, which hold the panels that the CPU kernels take.
-    ``state_dict`` and pickled modules have plain rows instead, int8 [G*H, K], the same on every machine. The scales of
-    these rows are ``scale_ih_l0`` and so on, float32 [G*H].
+    ``state_dict`` and pickled modules have plain rows instead, int8 or bfloat16 [G*H, K], the same on every machine.
+    The scales of rows of int8 are ``scale_ih_l0`` and so on, float32 [G*H].
     """
 
     _has_stock = False
     _cell: Any
+    bias: bool
+    hidden_size: int
     _buffers: dict[str, Any]
+    _quantized: torch.dtype  # of the weights
     _columns: dict[str, int]  # of each weight
 
-    def quantize(self, weights: dict[str, Tensor]) -> None:
+    def quantize(self, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
         """Take these in place of the parameters that the layer had before it became one of this class.
 
         Args:
             weights: of all layers and directions by their names, in the order of torch.nn.
+            dtype: torch.int8 or torch.bfloat16.
         """
         self._parameters.clear()
+        self._quantized = dtype
         self._columns = {name: weight.size(1) for name, weight in weights.items() if weight.dim() == 2}
         for name, weight in weights.items():
             if name not in self._columns:
                 self.register_buffer(name, weight.detach().clone())
                 continue
-            rows = int8.rows_of(weight.detach())
-            self.register_buffer(_scale(name), rows.scale)
-            self.register_buffer(name, self._packed(name, rows.numbers), persistent=False)
+            if dtype is torch.int8:
+                numbers, scale = int8.rows_of(weight.detach())
+                self.register_buffer(_scale(name), scale)
+            else:
+                numbers = weight.detach().to(dtype)
+                if not self.bias:  # the kernels see the number of units by the biases
+                    self.register_buffer(_bias(name), weight.new_zeros(weight.size(0)), persistent=False)
+            self.register_buffer(name, self._packed(name, numbers), persistent=False)
 
     def _packed(self, name: str, numbers: Tensor) -> Tensor:
-        return int8.packed(self._cell, numbers, _is_hidden(name))
+        return panels.packed(self._cell, numbers, _is_hidden(name))
 
     def _rows(self, name: str) -> Tensor:
         """The rows of a weight, [G*H, K]."""
-        H = self._buffers[_scale(name)].size(0) // self._cell.gates
-        return int8.unpacked(self._cell, self._buffers[name], self._columns[name], H, _is_hidden(name))
+        return panels.unpacked(self._cell, self._buffers[name], self._columns[name], self.hidden_size, _is_hidden(name))
 
     def dequantize(self) -> None:
-        """Become a layer of float32 weights again: its parameters are the int8 numbers times their scales."""
-        buffers = dict(self._buffers)
+        """Become a layer of float32 weights again: its parameters are what the quantised weights stand for."""
+        buffers = {name: buffer for name, buffer in self._buffers.items() if self.bias or not name.startswith("bias")}
         for name in self._columns:
-            buffers[name] = int8.Rows(self._rows(name), buffers.pop(_scale(name))).floats()
+            rows = self._rows(name)
+            is_int8 = self._quantized is torch.int8
+            buffers[name] = int8.Rows(rows, buffers.pop(_scale(name))).floats() if is_int8 else rows.float()
         self._buffers.clear()
         self._non_persistent_buffers_set.clear()
-        del self._columns
+        del self._columns, self._quantized
         self.__class__ = type(self).__bases__[1]
         for name in buffers:
             self.register_parameter(name, nn.Parameter(buffers[name]))
@@ -67,8 +79,8 @@ class Quantized(nn.Module):
         call: Call = super()._call(*args)  # type: ignore[misc]
         if call.training:
             raise RuntimeError(
-                f"{type(self).__name__} has int8 weights and no gradient, but its input or state requires one: run it "
-                "under torch.no_grad(), or train before quantize_"
+                f"{type(self).__name__} has {short(self._quantized)} weights and no gradient, but its input or state "
+                "requires one: run it under torch.no_grad(), or train before quantize_"
             )
         return call
 
@@ -83,12 +95,12 @@ class Quantized(nn.Module):
         others = dict(state_dict)
         for name, columns in self._columns.items():
             rows = others.pop(prefix + name, None)
-            wanted = [self._buffers[_scale(name)].size(0), columns]
+            wanted = [self._cell.gates * self.hidden_size, columns]
             if rows is None:
                 missing.append(prefix + name)
-            elif rows.dtype != torch.int8 or list(rows.shape) != wanted:
-                got = f"{list(rows.shape)} of {rows.dtype}"
-                errors.append(f"{prefix}{name} must be {wanted} of torch.int8, got {got}: load floats before quantize_")
+            elif rows.dtype != self._quantized or list(rows.shape) != wanted:
+                needs, got = f"{wanted} of {self._quantized}", f"{list(rows.shape)} of {rows.dtype}"
+                errors.append(f"{prefix}{name} must be {needs}, got {got}: load floats before quantize_")
             else:
                 self._buffers[name].copy_(self._packed(name, rows))
         super()._load_from_state_dict(others, prefix, metadata, strict, missing, unexpected, errors)
@@ -106,13 +118,13 @@ class Quantized(nn.Module):
             buffers[name] = self._packed(name, buffers[name])
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ", weights=int8"
+        return super().extra_repr() + f", weights={short(self._quantized)}"
 
     @property
     def __jit_ignored_attributes__(self) -> list[str]:
         """What TorchScript asks for before it compiles torch.nn's forward (:func:`capture.scripted_as`)."""
         raise RuntimeError(
-            f"{type(self).__name__} cannot be scripted, traced or exported: torch.nn has no int8 weights"
+            f"{type(self).__name__} cannot be scripted, traced or exported: torch.nn has no quantised weights"
         )
 
 
@@ -120,14 +132,20 @@ def _scale(name: str) -> str:
     return name.replace("weight", "scale")
 
 
+def _bias(name: str) -> str:
+    return name.replace("weight", "bias")
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith("weight_hh")
 
 
-def _in_order(names: Sequence[str]) -> list[str]:
-    """The buffers of one layer in one direction in the order of Call.weights, from the weights in that of torch.nn."""
+def _in_order(names: Sequence[str], dtype: torch.dtype) -> list[str]:
+    """The buffers of one layer in one direction in the order of Call.weights, from torch.nn's names."""
     weights, biases = names[:2], names[2:]
-    return [*map(_scale, weights), *biases, *weights]
+    if dtype is torch.int8:
+        return [*map(_scale, weights), *biases, *weights]
+    return [*map(_bias, weights), *weights]
 
 
 def _set_names(layer: Any, names: list[list[str]]) -> None:
@@ -138,26 +156,27 @@ def _set_names(layer: Any, names: list[list[str]]) -> None:
 
 
 class QuantizedLayers(Quantized):
-    """The base of layers with int8 weights."""
+    """The base of layers with quantised weights."""
 
     _all_weights: Any
     _flat_weights_names: Any
     _init_flat_weights: Any
 
-    def quantize(self, weights: dict[str, Tensor]) -> None:
-        super().quantize(weights)
-        _set_names(self, [_in_order(layer) for layer in self._all_weights])
+    def quantize(self, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+        super().quantize(weights, dtype)
+        _set_names(self, [_in_order(layer, dtype) for layer in self._all_weights])
 
     def dequantize(self) -> None:
         super().dequantize()
-        _set_names(self, [[*layer[-2:], *layer[2:-2]] for layer in self._all_weights])
+        _set_names(self, [[*layer[-2:], *layer[-4:-2] * self.bias] for layer in self._all_weights])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._init_flat_weights()
 
     def _form(self) -> tuple[Any, ...]:
-        return *super()._form()[:-1], True  # type: ignore[misc]
+        layers, directions, bias, *others, _ = super()._form()  # type: ignore[misc]
+        return layers, directions, bias or self._quantized is torch.bfloat16, *others, self._quantized
 
     def _weights(self) -> list[Any]:
         buffers = self._buffers
@@ -165,13 +184,11 @@ class QuantizedLayers(Quantized):
 
 
 class QuantizedCell(Quantized):
-    """The base of cells with int8 weights."""
-
-    bias: bool
+    """The base of cells with quantised weights."""
 
     def _own_weights(self) -> Any:
         buffers = self._buffers
-        return [buffers[name] for name in (_NAMES if self.bias else _UNBIASED_NAMES)]
+        return [buffers[name] for name in _CELL_NAMES[self._quantized, self.bias]]
 
     _weights = _own_weights
 
@@ -182,36 +199,41 @@ class QuantizedCell(Quantized):
                 self.register_parameter(name, None)
 
     def _form(self, weights: Sequence[Any]) -> Form:
-        return _FORM if self.bias else _UNBIASED_FORM
+        return _CELL_FORMS[self._quantized, self.bias]
 
 
-_NAMES = _in_order(["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-_UNBIASED_NAMES = _in_order(["weight_ih", "weight_hh"])
-_FORM, _UNBIASED_FORM = Form(step=True, int8=True), Form(bias=False, step=True, int8=True)
+_CELL_KINDS = list(itertools.product(panels.FLAGS, (True, False)))  # each dtype, with biases and without
+_CELL_NAMES = {
+    (dtype, bias): _in_order(["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if bias else 2], dtype)
+    for dtype, bias in _CELL_KINDS
+}
+_CELL_FORMS = {
+    (dtype, bias): Form(bias=bias or dtype is torch.bfloat16, step=True, quantized=dtype) for dtype, bias in _CELL_KINDS
+}
 
 
 class QuantizedLSTM(QuantizedLayers, LSTM):
-    """An :class:`LSTM` with int8 weights, which :func:`quantize_` makes."""
+    """An :class:`LSTM` with quantised weights, which :func:`quantize_` makes."""
 
 
 class QuantizedGRU(QuantizedLayers, GRU):
-    """A :class:`GRU` with int8 weights, which :func:`quantize_` makes."""
+    """A :class:`GRU` with quantised weights, which :func:`quantize_` makes."""
 
 
 class QuantizedRNN(QuantizedLayers, RNN):
-    """An :class:`RNN` with int8 weights, which :func:`quantize_` makes."""
+    """An :class:`RNN` with quantised weights, which :func:`quantize_` makes."""
 
 
 class QuantizedLSTMCell(QuantizedCell, LSTMCell):
-    """An :class:`LSTMCell` with int8 weights, which :func:`quantize_` makes."""
+    """An :class:`LSTMCell` with quantised weights, which :func:`quantize_` makes."""
 
 
 class QuantizedGRUCell(QuantizedCell, GRUCell):
-    """A :class:`GRUCell` with int8 weights, which :func:`quantize_` makes."""
+    """A :class:`GRUCell` with quantised weights, which :func:`quantize_` makes."""
 
 
 class QuantizedRNNCell(QuantizedCell, RNNCell):
-    """An :class:`RNNCell` with int8 weights, which :func:`quantize_` makes."""
+    """An :class:`RNNCell` with quantised weights, which :func:`quantize_` makes."""
 
 
 QUANTIZED: dict[type[nn.Module], type[Quantized]] = {

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn
-from fused_rnn import autograd, layered, reference
-from fused_rnn.call import INT8, NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, PACKED, SAVE, STEP
+from fused_rnn import autograd, layered, panels, reference
+from fused_rnn.call import NEEDS_INPUT, NEEDS_STATES, NEEDS_WEIGHTS, PACKED, SAVE, STEP
 
 # ---- Checks ----
 
@@ -113,7 +113,7 @@ def grows_errors(a: dict[str, Any]) -> bool:
     """Whether rounding may become any difference: ReLU has states without a bound and gradients that jump, an RNN
     with the weights of the op calls, larger than torch.nn's initial ones, multiplies an error at every step, and int8
     makes a step of a last bit."""
-    if a.get("flags", 0) & INT8:
+    if a.get("flags", 0) & panels.FLAGS[torch.int8]:
         return True
     return a.get("cell") in ("rnn_tanh", "rnn_relu") or a.get("init", {}).get("nonlinearity") == "relu"
 
@@ -301,7 +301,7 @@ def check_quantized(call: Call) -> None:
     a = built(call)
     torch.manual_seed(0)
     module = getattr(fused_rnn, call.name)(**a["init"] | {"dtype": torch.float32})
-    quantized = fused_rnn.quantize_(copy.deepcopy(module))
+    quantized = fused_rnn.quantize_(copy.deepcopy(module), a["quantized"])
     want, refusal = None, None
     try:
         want = module_results(module, a)
@@ -326,8 +326,8 @@ def check_stream(call: Call) -> None:
     torch.manual_seed(0)
     init, x = a["init"] | {"dtype": getattr(torch, a["init"]["dtype"])}, a["x"]
     module = getattr(fused_rnn, call.name)(**init)
-    if a["int8"]:
-        fused_rnn.quantize_(module)
+    if a["quantized"]:
+        fused_rnn.quantize_(module, a["quantized"])
     stream = fused_rnn.Stream(module, a["batch"])
     for _ in range(2):
         before = changed(stream.state, torch.clone)
@@ -421,7 +421,7 @@ def run(targets: list[str], seconds: float, seed: int) -> int:
 
 def target_of(call: Call) -> str:
     if call.name in dir(nn):
-        return "streams" if "batch" in call.arguments else "quantized" if "int8" in call.arguments else "modules"
+        return "streams" if "batch" in call.arguments else "quantized" if "quantized" in call.arguments else "modules"
     return "ops" if call.name in ("forward", "backward") else "plans"
 
 

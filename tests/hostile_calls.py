@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn import autograd, int8
+from fused_rnn import autograd, panels
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -197,13 +197,17 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
     return result, valid
 
 
-FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)}  # of the ops
+QUANTIZED = {str(dtype).removeprefix("torch."): flag for dtype, flag in panels.FLAGS.items()}
+FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)} | QUANTIZED  # of the ops
 FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
 
 
-def panels_of(cell: Any, rows: int, columns: int, is_hidden: bool) -> Spec:
-    """int8 weights as the ops take them."""
-    return Spec(tuple(int8.packed(cell, torch.zeros(rows, columns, dtype=torch.int8), is_hidden).shape), "int8")
+def panels_of(cell: Any, rows: int, columns: int, dtype: str, is_hidden: bool) -> Spec:
+    """Quantised weights as the ops take them."""
+    numbers = torch.zeros(rows, columns, dtype=getattr(torch, dtype))
+    return Spec(
+        tuple(panels.packed(cell, numbers, is_hidden).shape), str(panels.STORED[numbers.dtype])[len("torch.") :]
+    )
 
 
 @st.composite
@@ -215,8 +219,10 @@ def op_calls(draw: Any) -> Call:
     on["BIDIRECTIONAL"] &= not step
     on["SAVE"] |= backward
     on["PACKED"] &= batched and not step
-    on["INT8"] &= dtype == "float32" and not backward
-    on["SAVE"] &= not on["INT8"]
+    quantized = draw(st.sampled_from(["", *QUANTIZED])) if dtype == "float32" and not backward else ""
+    on |= {name: name == quantized for name in QUANTIZED}
+    on["SAVE"] &= not quantized
+    on["BIAS"] |= quantized == "bfloat16"
     layers, directions = 1 if step else draw(st.integers(1, 3)), 1 + on["BIDIRECTIONAL"]
     I, H = draw(sizes), draw(sizes)
     T, B = 1 if step else draw(sizes), draw(sizes) if batched else 1
@@ -236,9 +242,9 @@ def op_calls(draw: Any) -> Call:
         inputs, rows_of_weights = I if k < directions else directions * H, cell.gates * H
         biases = [tensor(rows_of_weights)] * 2 * on["BIAS"]
         matrices = [tensor(rows_of_weights, inputs), tensor(rows_of_weights, H)]
-        if on["INT8"]:
-            panels = [panels_of(cell, *matrix.shape, is_hidden=k == 1) for k, matrix in enumerate(matrices)]
-            weights += [tensor(rows_of_weights)] * 2 + biases + panels
+        if quantized:
+            weights += [tensor(rows_of_weights)] * 2 * on["int8"] + biases
+            weights += [panels_of(cell, *m.shape, quantized, is_hidden=k == 1) for k, m in enumerate(matrices)]
         else:
             weights += matrices + biases
     state = tensor(*(() if step else (count,)), *rows, H)
@@ -287,16 +293,16 @@ def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def plan_calls(draw: Any) -> Call:
-    """cuda_plan, cpu_plan, cpu_int8_layout, cpu_instruction_set and cpu_reduced_rows: texts and sizes only."""
+    """cuda_plan, cpu_plan, cpu_panel_layout, cpu_instruction_set and cpu_reduced_rows: texts and sizes only."""
     text = st.sampled_from(["lstm", "gru", "gru(reset_after=False)", *WRONG_DTYPES, "H100", "T4", "cuda:0", "cpu", ""])
     names = {"cell": text, "dtype": text, "device": text, "backward": flags, "allow_tf32": flags}
     size = st.sampled_from([1, 0, 64, 1024, -1, 2**31, 2**62, 2**63 - 1, -(2**63)])
     arguments = {name: draw(values) for name, values in (names | dict.fromkeys("TBHLD", size)).items()}
     layer = {name: arguments[name] for name in ("cell", "T", "B", "H")} | {"I": draw(size), "training": draw(flags)}
-    layer |= {"reduced_precision": draw(flags), "int8_weights": draw(flags)}
+    layer |= {"flags": draw(st.sampled_from([0, *FLAGS.values(), -1]))}
     layer["dtype"] = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
     calls = Call("cuda_plan", arguments, valid=False), Call("cpu_plan", layer, valid=False)
-    calls += (Call("cpu_int8_layout", {"cell": draw(text)}, valid=False),)
+    calls += (Call("cpu_panel_layout", {"cell": draw(text), "flags": layer["flags"]}, valid=False),)
     return draw(st.sampled_from([*calls, Call("cpu_instruction_set", {}), Call("cpu_reduced_rows", {})]))
 
 
@@ -321,14 +327,16 @@ def packed_inputs(draw: Any, T: int, B: int, I: int, dtype: str) -> Packed:
 
 @st.composite
 def quantized_calls(draw: Any) -> Call:
-    """Calls of modules with int8 weights."""
+    """Calls of modules with quantised weights."""
 
     def can_be(call: Call) -> bool:
         init = call.arguments["init"]
         return init["dtype"] == "float32" and init["hidden_size"] > 0 and "proj_size" not in init
 
     call = draw(module_calls().filter(can_be))
-    return replace(call, arguments=call.arguments | {"grad": False, "int8": True})
+    return replace(
+        call, arguments=call.arguments | {"grad": False, "quantized": draw(st.sampled_from(list(QUANTIZED)))}
+    )
 
 
 @st.composite
@@ -338,8 +346,9 @@ def stream_calls(draw: Any) -> Call:
     init, batch = call.arguments["init"], draw(sizes.filter(bool))
     x = Spec((batch, init["input_size"]), init["dtype"])
     arguments, valid = draw(mutated_arguments({"x": x}, ["x"]))
-    is_int8 = init["dtype"] == "float32" and "proj_size" not in init and init["hidden_size"] > 0 and draw(flags)
-    return Call(call.name, {"init": init, "batch": batch, "int8": is_int8, **arguments}, valid)
+    can_be = init["dtype"] == "float32" and "proj_size" not in init and init["hidden_size"] > 0
+    quantized = draw(st.sampled_from(["", *QUANTIZED])) if can_be else ""
+    return Call(call.name, {"init": init, "batch": batch, "quantized": quantized, **arguments}, valid)
 
 
 @st.composite

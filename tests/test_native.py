@@ -17,7 +17,7 @@ from problems import CELLS, DTYPES, Layer, Size, comparisons
 from test_backends import instruction_sets, isa_flags
 from test_recurrence import plain
 
-from fused_rnn import int8, reference
+from fused_rnn import int8, panels, reference
 
 NATIVE = Path(__file__).parent / "native"
 CPU = NATIVE.parent.parent / "csrc" / "cpu"
@@ -108,7 +108,8 @@ def numbers(tensor):
     return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # factors of float32 layers
+FLOAT32, BFLOAT16 = 0, 1  # factors of float32 layers
+QUANTIZED = {torch.bfloat16: 2, torch.int8: 3}  # or their weights
 
 
 def posed(layer, reverse, factors, weights=None):
@@ -184,24 +185,28 @@ def test_amx_loops(cell, amx):
 
 
 def products_of_tiles(folder, *flags):
-    """The output of native/tiles.cpp, or None if the system refuses AMX."""
+    """The output of native/tiles.cpp, products of bfloat16 and of int8, or None if the system refuses AMX."""
     program = folder / "tiles"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *flags]
     subprocess.run([CXX, *flags, NATIVE / "tiles.cpp", "-o", program], check=True)
     done = subprocess.run([program], stdout=subprocess.PIPE, check=False)
     assert done.returncode in (0, 2)
-    return None if done.returncode == 2 else numpy.frombuffer(done.stdout, numpy.float32)
+    if done.returncode == 2:
+        return None
+    products = numpy.frombuffer(done.stdout, numpy.float32).reshape(-1, 2, 16, 16)
+    return products[:, 0], products[:, 1].view(numpy.int32)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 processors have AMX")
 def test_emulated_tiles_are_the_instructions(tmp_path):
     emulated = products_of_tiles(tmp_path, "-DFUSED_RNN_AMX_EMULATED")
-    assert len(emulated) == 16 * 3 * 16 * 16 and numpy.isfinite(emulated).all()
+    assert all(len(products) == 16 * 3 for products in emulated) and numpy.isfinite(emulated[0]).all()
     if "amx" not in instruction_sets():
         pytest.skip("the emulated products ran; this processor has no AMX to compare them with")
     if (products := products_of_tiles(tmp_path)) is None:
         pytest.skip("the emulated products ran; the system refuses AMX to this process")
-    numpy.testing.assert_array_equal(products, emulated)  # but for the sign of zeros
+    for got, want in zip(products, emulated, strict=True):
+        numpy.testing.assert_array_equal(got, want)  # but for the sign of zeros
 
 
 @pytest.mark.slow(seconds=100)
@@ -226,7 +231,7 @@ def assert_float32_in_reduced_precision(run, cell):
     assert_right(run, cell, torch.float32, sizes[:2], reduces=True, FUSED_RNN_L2_KIB="1")
 
 
-# ---- int8 weights ----
+# ---- Quantised weights ----
 
 
 @pytest.fixture(scope="module")
@@ -235,42 +240,85 @@ def unsigned(tmp_path_factory):
     return wide_runner(tmp_path_factory, "-DFUSED_RNN_UNSIGNED")
 
 
-def assert_int8_is_right(run, cell, sizes=SIZES, **environment):
-    """Results of int8 weights are those of the package's product in PyTorch, which tests/test_quantize.py checks."""
+@pytest.fixture(scope="module")
+def avx_vnni(tmp_path_factory):
+    """The same in vectors of 32 bytes with the instruction of AVX-VNNI, which the test program defines."""
+    if "avx2" not in instruction_sets():
+        pytest.skip("needs a processor with AVX2: the rest of the set is that")
+    return wide_runner(tmp_path_factory, "-DFUSED_RNN_AVX_VNNI")
+
+
+def assert_quantized_is_right(run, cell, dtype, sizes=SIZES, doubtful=0.0, **environment):
+    """Results are those of the package in PyTorch, which tests/test_quantize.py checks.
+
+    Args:
+        doubtful: the share of results that may be off by 0.002, where an h between two int8 became the other.
+    """
     name, *layouts = run("isa", **environment).decode().splitlines()
-    layout = [int(n) for n in layouts[CELLS.index(cell)].split()]
+    layout = [int(n) for n in layouts[CELLS.index(cell) + (len(CELLS) if dtype == torch.int8 else 0)].split()]
     for size, (reverse, ragged, bias) in itertools.product(sizes, [(False, False, True), (True, True, False)]):
         layer = Layer.random(cell, torch.float32, size, ragged=ragged, bias=bias)
-        rows = {n: int8.rows_of(getattr(layer.weights, n)) for n in ("weight_ih", "weight_hh")}
-        panels = [int8.packed(cell, r.numbers, n == "weight_hh", layout) for n, r in rows.items()]
-        given = [*(r.scale for r in rows.values()), *panels, layer.weights.bias_ih, layer.weights.bias_hh]
-        written = run(given=posed(layer, reverse, INT8, given), **environment)
+        rows = {n: getattr(layer.weights, n) for n in ("weight_ih", "weight_hh")}
+        if dtype == torch.int8:
+            rows = {n: int8.rows_of(weight) for n, weight in rows.items()}
+            numbers, scales = zip(*rows.values())
+        else:
+            numbers, scales = [weight.to(dtype) for weight in rows.values()], ()
+            rows = dict(zip(rows, [n.float() for n in numbers]))
+        packed = [panels.packed(cell, n, is_hidden, layout) for n, is_hidden in zip(numbers, (False, True))]
+        given = [*scales, *packed, layer.weights.bias_ih, layer.weights.bias_hh]
+        written = run(given=posed(layer, reverse, QUANTIZED[dtype], given), **environment)
         got = torch.frombuffer(bytearray(written), dtype=torch.float32)
         output, final = reference.run(
             cell, layer.x, layer.states, layer.weights._replace(**rows), layer.lengths, reverse
         )
         want = torch.cat([t.flatten() for t in (output, *final)])
-        torch.testing.assert_close(got, want, rtol=0, atol=3e-6 * max(1, size.T // 8), msg=f"{name} {size}")
+        error = (got - want).abs()
+        is_off = ~(error < 3e-6 * max(1, size.T // 8))
+        assert is_off.float().mean() <= doubtful, f"{name} {size}: {error[is_off]}"
+        assert not is_off.any() or error.max() < 0.002, f"{name} {size}: {error.max()}"
+
+
+MORE_SIZES = (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40))
+by_dtype = pytest.mark.parametrize("dtype", QUANTIZED, ids=str)
 
 
 @pytest.mark.slow(seconds=100)
 @pytest.mark.xdist_group("wide")
+@by_dtype
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_int8_in_wide_vectors(cell, wide):
-    assert_int8_is_right(wide, cell, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)))
-    assert_int8_is_right(wide, cell, FUSED_RNN_L2_KIB="1")
+def test_quantized_in_wide_vectors(cell, dtype, wide):
+    assert_quantized_is_right(wide, cell, dtype, MORE_SIZES)
+    assert_quantized_is_right(wide, cell, dtype, FUSED_RNN_L2_KIB="1")
 
 
 @pytest.mark.slow(seconds=100)
 @pytest.mark.xdist_group("unsigned")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_int8_as_vnni_takes_it(cell, unsigned):
-    assert_int8_is_right(unsigned, cell, (*SIZES, Size(4, 13, 5, 40), Size(3, 26, 17, 40)))
+    assert_quantized_is_right(unsigned, cell, torch.int8, MORE_SIZES)
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("avx_vnni")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_int8_in_short_vectors_of_vnni(cell, avx_vnni):
+    assert_quantized_is_right(avx_vnni, cell, torch.int8, MORE_SIZES)
+
+
+@pytest.mark.slow(seconds=100)
+@pytest.mark.xdist_group("amx")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_int8_in_emulated_tiles(cell, amx):
+    """Up to 2 rows in vector registers, up to 16 in one row of tiles, 17 and more in two; K of whole tiles and not."""
+    sizes = [Size(2, B, I, H) for B, (I, H) in itertools.product((1, 2, 3, 16, 17, 33), ((64, 128), (63, 70), (5, 9)))]
+    assert_quantized_is_right(amx, cell, torch.int8, (*MORE_SIZES, *sizes), doubtful=0.05)
 
 
 @pytest.mark.slow(seconds=150)
 @pytest.mark.xdist_group("aarch64")
+@by_dtype
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("isa", ["neon_dot", "neon"])
-def test_int8_of_aarch64(isa, cell, aarch64):
-    assert_int8_is_right(aarch64, cell, FUSED_RNN_ISA=isa)
+def test_quantized_on_aarch64(isa, cell, dtype, aarch64):
+    assert_quantized_is_right(aarch64, cell, dtype, FUSED_RNN_ISA=isa)

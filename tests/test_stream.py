@@ -24,6 +24,8 @@ MODULES = {
     "RNNCell": lambda: fused_rnn.RNNCell(9, 20, nonlinearity="relu"),
     "int8": lambda: fused_rnn.quantize_(fused_rnn.LSTM(9, 20, num_layers=2)),
     "int8 cell": lambda: fused_rnn.quantize_(nn.GRUCell(9, 20, bias=False)),
+    "bfloat16 weights": lambda: fused_rnn.quantize_(fused_rnn.GRU(9, 20, num_layers=2), "bfloat16"),
+    "bfloat16 weights, cell": lambda: fused_rnn.quantize_(nn.LSTMCell(9, 20, bias=False), "bfloat16"),
     "projection": lambda: fused_rnn.LSTM(9, 20, proj_size=7, num_layers=2),
 }
 

@@ -6,8 +6,13 @@
 namespace fused_rnn {
 
 const AllLoops& amx_loops() {
-  static const AllLoops all{avx512_loops().float32, avx512_loops().float64,   loops<BFloat16>(),
-                            avx512_loops().float16, loops<float, BFloat16>(), avx512_vnni_loops().int8};
+  static const AllLoops all = [] {
+    AllLoops all = avx512_vnni_loops();
+    all.bfloat16 = loops<BFloat16>();
+    all.reduced = loops<float, BFloat16>();
+    all.quantized_int8 = quantized_loops<int8_t>();
+    return all;
+  }();
   return all;
 }
 

@@ -10,14 +10,14 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../inline.h"
+#include "../scalar.h"
 
 namespace fused_rnn {
 namespace {
 namespace amx {
 
 constexpr int kRows = 16;      // of a tile, at most
-constexpr int kRowBytes = 64;  // 16 numbers of float32, or 32 of bfloat16
+constexpr int kRowBytes = 64;  // 16 numbers of float32 or int32, 32 of bfloat16, or 64 of int8
 
 // What ldtilecfg reads: the shapes of the registers.
 struct alignas(64) Shapes {
@@ -25,7 +25,7 @@ struct alignas(64) Shapes {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  // Sums and left-hand factors have `count` rows; right-hand factors, which have a row for two numbers of k, have all.
+  // Sums and left-hand factors have `count` rows; right-hand factors, which have a row for a word of k, have all.
   explicit Shapes(int count) {
     for (int t = 0; t < 8; ++t) row_bytes[t] = kRowBytes, rows[t] = uint8_t(t == 5 || t == 7 ? kRows : count);
   }
@@ -73,9 +73,22 @@ inline void widen(const uint8_t* row, float (&numbers)[32]) {
     numbers[i] = flushed(numbers[i]);
   }
 }
-// sum += left right, of bfloat16 in float32: even and odd k are sums of their own until the end.
+// sum += left right, of int8 and unsigned int8.
 template <int kSum, int kLeft, int kRight>
-void add_product() {
+void add_product(int8_t) {
+  for (int m = 0; m < registers.rows[kSum]; ++m) {
+    int32_t total[16];
+    std::memcpy(total, registers.data[kSum][m], kRowBytes);
+    for (int k = 0; k < kRowBytes; ++k)
+      for (int n = 0; n < 16; ++n)
+        total[n] += int8_t(registers.data[kLeft][m][k]) * registers.data[kRight][k / 4][4 * n + k % 4];
+    std::memcpy(registers.data[kSum][m], total, kRowBytes);
+  }
+}
+
+// The same of bfloat16 in float32: even and odd k are sums of their own until the end.
+template <int kSum, int kLeft, int kRight>
+void add_product(BFloat16) {
   float right[kRows][32];
   for (int k = 0; k < kRows; ++k) widen(registers.data[kRight][k], right[k]);
   for (int m = 0; m < registers.rows[kSum]; ++m) {
@@ -112,7 +125,11 @@ FUSED_RNN_INLINE void store(void* to, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
 }
 template <int kSum, int kLeft, int kRight>
-FUSED_RNN_INLINE void add_product() {
+FUSED_RNN_INLINE void add_product(int8_t) {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft), "i"(kRight));
+}
+template <int kSum, int kLeft, int kRight>
+FUSED_RNN_INLINE void add_product(BFloat16) {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft), "i"(kRight));
 }
 

@@ -30,7 +30,7 @@ Left<F> dot_operand(const Left<F>& left, int64_t M, int64_t K, F* to) {
   static_assert(V::kLanes == kRowBlock && Factor<F>::kWords == kRowBlock, "a block is transposed in squares");
   const Left<F> operand{to, words<F>(K) * Factor<F>::kDepth};
   for (int64_t m0 = 0; m0 < M; m0 += kRowBlock)
-    for (int64_t k = 0; k < K; k += kTileElements, to += kRowBlock * kTileElements) {
+    for (int64_t k = 0; k < K; k += kTileElements<F>, to += kRowBlock * kTileElements<F>) {
       V square[kRowBlock];
       for (int64_t m = 0; m < kRowBlock; ++m)
         square[m] = m0 + m < M ? load_words<F>(left.data + (m0 + m) * left.row + k, K - k) : V(0);
@@ -53,18 +53,19 @@ void dot_block(int n, const Dots<F, F> (&dots)[kProducts], A* to) {
       amx::load<5>(left, amx::kRowBytes);
       each_gate([&](auto g) __attribute__((always_inline)) {
         constexpr int kRight = g % 2 ? 6 : 4;
-        amx::load<kRight>(right + g * gate, row * int64_t(sizeof(F))), amx::add_product<g, kRight, 5>();
+        amx::load<kRight>(right + g * gate, row * int64_t(sizeof(F))), amx::add_product<g, kRight, 5>(F());
       });
-      left += kRowBlock * kTileElements;
+      left += kRowBlock * kTileElements<F>;
     };
-    const int64_t whole = d.K / kTileElements * kTileElements;
-    for (int64_t k = 0; k < whole; k += kTileElements) multiply(d.right + k, d.gate, d.K);
+    const int64_t whole = d.K / kTileElements<F> * kTileElements<F>;
+    for (int64_t k = 0; k < whole; k += kTileElements<F>) multiply(d.right + k, d.gate, d.K);
     if (whole < d.K) {  // past a row's end there may be a NaN, or nothing
-      alignas(64) F ends[NG][kRowBlock * kTileElements] = {};
+      alignas(64) F ends[NG][kRowBlock * kTileElements<F>] = {};
       for (int g = 0; g < NG; ++g)
         for (int r = 0; r < n; ++r)
-          std::memcpy(ends[g] + r * kTileElements, d.right + g * d.gate + r * d.K + whole, (d.K - whole) * sizeof(F));
-      multiply(ends[0], kRowBlock * kTileElements, kTileElements);
+          std::memcpy(ends[g] + r * kTileElements<F>, d.right + g * d.gate + r * d.K + whole,
+                      (d.K - whole) * sizeof(F));
+      multiply(ends[0], kRowBlock * kTileElements<F>, kTileElements<F>);
     }
   }
   each_gate([&](auto g)

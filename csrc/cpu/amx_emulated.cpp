@@ -9,8 +9,13 @@
 namespace fused_rnn {
 
 const AllLoops& amx_emulated_loops() {
-  static const AllLoops all{generic_loops().float32, generic_loops().float64,  loops<BFloat16>(),
-                            generic_loops().float16, loops<float, BFloat16>(), generic_loops().int8};
+  static const AllLoops all = [] {
+    AllLoops all = generic_loops();
+    all.bfloat16 = loops<BFloat16>();
+    all.reduced = loops<float, BFloat16>();
+    all.quantized_int8 = quantized_loops<int8_t>();
+    return all;
+  }();
   return all;
 }
 

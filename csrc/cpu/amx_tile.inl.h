@@ -3,11 +3,11 @@
 //
 // Up to 16 rows are one row of tiles, which up to 4 tiles of the panel meet: 1 x 4. More are two rows of tiles of the
 // same height, 2 x 2 at once; of an odd number of rows they share one. Every sum is one chain over K in ascending
-// order, whatever the tile, so its bits do not depend on how rows were divided.
+// order, whatever the tile, so its bits do not depend on how rows were divided. Sums of int8 are exact in any order.
 #pragma once
 
 #include "amx.h"
-#include "operands.inl.h"
+#include "register_tile.inl.h"
 
 namespace fused_rnn {
 namespace {
@@ -25,7 +25,11 @@ constexpr int kTileRows = 2 * amx::kRows;
 using TileRegisters = amx::InUse;
 
 // Elements of a row of a left-hand tile, and of a vector of a word in a panel.
-constexpr int64_t kTileElements = 2 * amx::kRows;
+template <class F>
+constexpr int64_t kTileElements = amx::kRowBytes / sizeof(F);
+
+// Of int8, so few rows are multiplied in vector registers: they take 8 cycles for a row where a tile takes 16 in all.
+constexpr int kFewInt8Rows = 2;
 
 // Sums of two rows of tiles (from `low` and `high` on) with one or two vectors of a panel.
 template <bool kTwo, class F, class A>
@@ -42,10 +46,11 @@ FUSED_RNN_INLINE void tiles_of_two_rows(int64_t K, const F* low, const F* high, 
     if (kTwo) amx::zero<2>(), amx::zero<3>();
   }
   for (int64_t k = 0; k < K; k += amx::kRows) {
-    amx::load<4>(low, stride), amx::load<5>(panel, right), amx::add_product<0, 4, 5>();
-    amx::load<6>(high, stride), amx::add_product<1, 6, 5>();
-    if (kTwo) amx::load<7>(panel + kTileElements, right), amx::add_product<2, 4, 7>(), amx::add_product<3, 6, 7>();
-    low += kTileElements, high += kTileElements, panel += amx::kRows * panel_row;
+    amx::load<4>(low, stride), amx::load<5>(panel, right), amx::add_product<0, 4, 5>(F());
+    amx::load<6>(high, stride), amx::add_product<1, 6, 5>(F());
+    if (kTwo)
+      amx::load<7>(panel + kTileElements<F>, right), amx::add_product<2, 4, 7>(F()), amx::add_product<3, 6, 7>(F());
+    low += kTileElements<F>, high += kTileElements<F>, panel += amx::kRows * panel_row;
   }
   amx::store<0>(to_low, sums), amx::store<1>(to_high, sums);
   if (kTwo) amx::store<2>(to_low + kLanes, sums), amx::store<3>(to_high + kLanes, sums);
@@ -74,9 +79,9 @@ FUSED_RNN_INLINE void tiles_of_one_row(int64_t K, const F* left, int64_t row, co
     amx::load<4>(left, stride);
     each([&](auto v) __attribute__((always_inline)) {
       constexpr int kRight = v % 2 ? 7 : 5;
-      amx::load<kRight>(panel + v * kTileElements, right), amx::add_product<v, 4, kRight>();
+      amx::load<kRight>(panel + v * kTileElements<F>, right), amx::add_product<v, 4, kRight>(F());
     });
-    left += kTileElements, panel += amx::kRows * panel_row;
+    left += kTileElements<F>, panel += amx::kRows * panel_row;
   }
   each([&](auto v) __attribute__((always_inline)) { amx::store<v>(to + v * kLanes, sums); });
 }
@@ -90,9 +95,9 @@ FUSED_RNN_INLINE int64_t common_distance(A* const* rows, int count) {
   return distance;
 }
 
-// Sums of NV vectors of a panel, for 1 to kTileRows<NV> rows.
-template <class F, int NV, class A = typename Factor<F>::A>
-void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, const Prefetch& = {}) {
+// Sums of NV vectors of a panel, for 1 to kTileRows<NV> rows, in whole tiles of K.
+template <class F, int NV, class A>
+void whole_tiles(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums) {
   constexpr int64_t kLanes = Vec<A>::kLanes;
   A* to = sums.to;
   int64_t to_row = sums.row;
@@ -106,7 +111,7 @@ void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const S
     for (int v = 0; v < NV; v += 2) {
       A* const low = to + v * kLanes;
       const auto multiply = [&](auto two) {
-        tiles_of_two_rows<two>(K, left.data, left.data + second * left.row, left.row, panel.data + v * kTileElements,
+        tiles_of_two_rows<two>(K, left.data, left.data + second * left.row, left.row, panel.data + v * kTileElements<F>,
                                panel.row, low, low + second * to_row, to_row, onto);
       };
       if (v + 1 < NV)
@@ -119,6 +124,28 @@ void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const S
   }
   if (!sums.results || distance) return;
   for (int m = 0; m < rows; ++m) store_row<NV>(sums.results[m], to + m * to_row, NV * int(kLanes), sums.onto);
+}
+
+// The same for any K.
+template <class F, int NV, class A = typename Factor<F>::A>
+FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                [[maybe_unused]] const Prefetch& prefetch = {}) {
+  if constexpr (Factor<F>::kWords == amx::kRows) {
+    whole_tiles<F, NV>(rows, K, left, panel, sums);
+  } else {
+    static_assert(kTileVectors<NV> == in_registers::kTileVectors<NV>, "both take the same panels");
+    if (rows <= kFewInt8Rows) return in_registers::tile_rows<F, NV>(rows, K, left, panel, sums, prefetch);
+    const int64_t whole = K / amx::kRows * amx::kRows, word = NV * kTileElements<F>;
+    if (whole > 0) whole_tiles<F, NV>(rows, whole, left, panel, sums);
+    if (whole == K) return;
+    alignas(64) F ends[amx::kRows * NV * kTileElements<F>] = {};  // past K comes another panel
+    for (int64_t k = whole; k < K; ++k)
+      std::memcpy(ends + (k - whole) * word, panel.data + k * panel.row, size_t(word) * sizeof(F));
+    Left<F> rest = left;
+    rest.data += whole * Factor<F>::kDepth;
+    rest.onto |= whole > 0;
+    whole_tiles<F, NV>(rows, amx::kRows, rest, {ends, word}, sums);
+  }
 }
 
 }  // namespace

@@ -5,8 +5,13 @@
 namespace fused_rnn {
 
 const AllLoops& avx512_loops() {
-  static const AllLoops all{loops<float>(),   loops<double>(), loops<BFloat16>(), loops<Float16>(), {},
-                            avx2_loops().int8};
+  static const AllLoops all{loops<float>(),
+                            loops<double>(),
+                            loops<BFloat16>(),
+                            loops<Float16>(),
+                            {},
+                            quantized_loops<Widened>(),
+                            avx2_loops().quantized_int8};
   return all;
 }
 

@@ -5,8 +5,12 @@
 namespace fused_rnn {
 
 const AllLoops& avx512_bf16_loops() {
-  static const AllLoops all{avx512_loops().float32, avx512_loops().float64,   loops<BFloat16>(),
-                            avx512_loops().float16, loops<float, BFloat16>(), avx512_vnni_loops().int8};
+  static const AllLoops all = [] {
+    AllLoops all = avx512_vnni_loops();
+    all.bfloat16 = loops<BFloat16>();
+    all.reduced = loops<float, BFloat16>();
+    return all;
+  }();
   return all;
 }
 

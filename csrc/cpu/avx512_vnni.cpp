@@ -7,7 +7,7 @@ namespace fused_rnn {
 const AllLoops& avx512_vnni_loops() {
   static const AllLoops all = [] {
     AllLoops all = avx512_loops();
-    all.int8 = int8_loops(AllCells{});
+    all.quantized_int8 = quantized_loops<int8_t>();
     return all;
   }();
   return all;

@@ -28,7 +28,7 @@ int64_t dot_elements(int64_t, int64_t) {
   return 0;
 }
 template <class F>
-FUSED_RNN_INLINE Left<F> dot_operand(const Left<F>& left, int64_t, int64_t, F*) {
+FUSED_RNN_INLINE Left<F> dot_operand(const Left<F>& left, int64_t, int64_t, left_t<F>*) {
   return left;
 }
 

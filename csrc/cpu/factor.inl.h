@@ -22,12 +22,44 @@ using factor_t = typename FactorOf<S>::type;
 template <class F>
 struct Factor {
   using A = F;
+  using Left = F;  // an element of the rows that a matrix of F is multiplied by
   static constexpr int kDepth = 1;
   static constexpr int kWords = 1;  // that one instruction takes: a matrix has a multiple of them, zeros at the end
+  static constexpr int kParts = 1;  // of a word, one product after the other
   FUSED_RNN_INLINE static Vec<A> broadcast(const F* word) { return Vec<A>(*word); }
   // sum + a b, lane by lane
   FUSED_RNN_INLINE static Vec<A> add_product(Vec<A> sum, Vec<A> a, Vec<A> b) { return sum + a * b; }
 };
+
+// The numbers of words of two bfloat16.
+FUSED_RNN_INLINE Vec<float> first_of_pair(Vec<float> word) {
+  return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(word.v) << 16));
+}
+FUSED_RNN_INLINE Vec<float> second_of_pair(Vec<float> word) {
+  return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(word.v) & 0xffff0000u));
+}
+
+// A weight of bfloat16 that rows of float32 are multiplied by, in float32.
+struct Widened {
+  BFloat16 number;
+};
+template <>
+struct Factor<Widened> {
+  using A = float;
+  using Left = float;
+  static constexpr int kDepth = 2;
+  static constexpr int kWords = 1;
+  static constexpr int kParts = 2;
+  FUSED_RNN_INLINE static Vec<float> broadcast(const float* number) { return Vec<float>(*number); }
+  FUSED_RNN_INLINE static Vec<float> part(Vec<float> word, int i) {
+    return i == 0 ? first_of_pair(word) : second_of_pair(word);
+  }
+  FUSED_RNN_INLINE static Vec<float> add_product(Vec<float> sum, Vec<float> a, Vec<float> b) { return sum + a * b; }
+};
+
+// An element of the left-hand matrix.
+template <class F>
+using left_t = typename Factor<F>::Left;
 
 #ifdef FUSED_RNN_AMX
 constexpr bool kAmx = true;
@@ -44,8 +76,10 @@ struct FactorOf<BFloat16> {
 template <>
 struct Factor<BFloat16> {
   using A = float;
+  using Left = BFloat16;
   static constexpr int kDepth = 2;
   static constexpr int kWords = kAmx ? 16 : 1;
+  static constexpr int kParts = 1;
   FUSED_RNN_INLINE static Vec<float> broadcast(const BFloat16* word) {
     float bits;
     std::memcpy(&bits, word, sizeof(bits));
@@ -55,9 +89,7 @@ struct Factor<BFloat16> {
 #ifdef __AVX512BF16__
     return Vec<float>(_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v));
 #else
-    const auto low = [](Vec<float> x) { return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(x.v) << 16)); };
-    const auto high = [](Vec<float> x) { return Vec<float>(bit_cast<FloatLanes>(bit_cast<Words>(x.v) & 0xffff0000u)); };
-    return sum + high(a) * high(b) + low(a) * low(b);
+    return sum + second_of_pair(a) * second_of_pair(b) + first_of_pair(a) * first_of_pair(b);
 #endif
   }
   // Words of an element of `first` and the one below it of `second`; null stands for zeros.

@@ -12,20 +12,21 @@ namespace {
 // which counts where the weights do not stay in the second-level cache (kJoinedFar): with AMX more than the tiles.
 constexpr int64_t kJoinedNear = kAmx ? 9 : 6, kJoinedFar = kAmx ? INT64_MAX : 17;
 
-// F: the factors of products. With int8, weights are panels already, and rows of x and h become int8 before each
-// product of theirs; x is always projected, as its scale is not that of h.
+// F: the factors of products, or of quantised weights. With int8, rows of x and h become int8 before each product of
+// theirs; x is always projected, as its scale is not that of h.
 template <class Cell, class S, class F>
 class Forward {
   using A = accumulate_t<S>;
   using V = Vec<A>;
+  using Row = left_t<F>;
   using Part = Division::Part;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kFirst = kHiddenGates<Cell>;
   static constexpr int kTogether = kGates - Cell::kApart;
   // Whether gates are of the sum of both products.
-  static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore && !kQuantized<F>;
+  static constexpr bool kAdds = Cell::kApart == 0 && !Cell::kResetBefore && !kScaled<F>;
   static constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
-  using Kept = std::conditional_t<kQuantized<F>, A, F>;  // what h is between two steps
+  using Kept = std::conditional_t<kScaled<F>, A, Row>;  // what h is between two steps
   static constexpr bool kRoundsH = std::is_same<S, A>::value && !std::is_same<Kept, A>::value;  // to a factor
   static constexpr int64_t kWhole = kDepth * Factor<F>::kWords;  // numbers of K that a product takes at once
   // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
@@ -36,13 +37,13 @@ class Forward {
       : args_(args),
         units_{args.H},
         division_(division(args)),
-        x_in_place_(std::is_same<S, F>::value && args.I % kWhole == 0 && (!kAmx || packs())),
+        x_in_place_(std::is_same<S, Row>::value && args.I % kWhole == 0 && (!kAmx || packs())),
         x_row_(x_in_place_ ? args.I : factors(args.I)),
         packs_late_(!kQuantized<F> && args.T == 1 && !division_.by_rows &&
-                    !are_many(args.B * (x_row_ + h_row()) * sizeof(F))),
-        input_(panels<kGates, kWide>(args.weight_ih, args.int8_ih, 0, args.I, args.T == 1 ? args.B : args.rows)),
-        hidden_(panels<kFirst, kWide>(args.weight_hh, args.int8_hh, 0, multiplied_h(), args.B)),
-        candidate_(panels<1, kWide>(args.weight_hh, args.int8_hh, Cell::kResetBefore ? kFirst : 0,
+                    !are_many(args.B * (x_row_ + h_row()) * sizeof(Row))),
+        input_(panels<kGates, kWide>(args.weight_ih, args.quantized_ih, 0, args.I, args.T == 1 ? args.B : args.rows)),
+        hidden_(panels<kFirst, kWide>(args.weight_hh, args.quantized_hh, 0, multiplied_h(), args.B)),
+        candidate_(panels<1, kWide>(args.weight_hh, args.quantized_hh, Cell::kResetBefore ? kFirst : 0,
                                     Cell::kResetBefore ? multiplied_h() : 0, args.B)),
         joined_rows_(input_.bytes() + hidden_.bytes() > near_bytes() ? kJoinedFar : kJoinedNear),
         bias_x_(units_.vectors() * kGates * kLanes),
@@ -53,8 +54,8 @@ class Forward {
         x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
         operand_x_(division_.workers * input_.operand_elements(rows_)),
         operand_h_(division_.workers * operand_h_elements()),
-        scales_x_(kQuantized<F> ? division_.workers * rows_ : 0),
-        scales_h_(kQuantized<F> ? division_.workers * division_.most_rows() : 0),
+        scales_x_(kScaled<F> ? division_.workers * rows_ : 0),
+        scales_h_(kScaled<F> ? division_.workers * division_.most_rows() : 0),
         h_(2 * args.B * h_row()),
         exact_h_(kRoundsH ? args.B * units_.padded() : 0),
         reset_(Cell::kResetBefore ? args.B * h_row() : 0),
@@ -65,7 +66,9 @@ class Forward {
     return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates, kGates * int64_t(sizeof(F))};
   }
 
-  static Int8Layout int8_layout() { return {kLanes, kWide, kTileVectors<kWide * kGates>, Factor<int8_t>::kOffset}; }
+  static PanelLayout panel_layout() {
+    return {kLanes, kWide, kTileVectors<kWide * kGates>, kScaled<F> ? Factor<int8_t>::kOffset : 0};
+  }
 
   void run() {
     run_team(division_.workers, [this](const Worker& worker) { run_part(worker, division_.part(worker)); });
@@ -77,9 +80,10 @@ class Forward {
   bool packs() const { return packing_pays<F, S>(args_.rows, args_.B, words<F>(args_.I) + words<F>(multiplied_h())); }
   int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
   template <int NG, int NU>
-  GatePanels<NG, NU, S, F> panels(const S* weight, const Int8Weight& int8, int gate0, int64_t K, int64_t rows) const {
+  GatePanels<NG, NU, S, F> panels(const S* weight, const QuantizedWeight& quantized, int gate0, int64_t K,
+                                  int64_t rows) const {
     if constexpr (kQuantized<F>)
-      return {int8, gate0, K, args_.H};
+      return {quantized, gate0, K, args_.H};
     else
       return {weight, gate0, K, args_.H, rows, places()};
   }
@@ -156,11 +160,11 @@ class Forward {
         if (kRoundsH) store(exact_h_at(b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
-    if constexpr (kWhole > kLanes && !kQuantized<F>)
+    if constexpr (kWhole > kLanes && !kScaled<F>)
       for (int64_t b = part.b0; b < part.b1; ++b)
         for (int64_t j = units_.padded(); v1 == units_.vectors() && j < words<F>(a.H) * kDepth; ++j) {
-          h[b * h_row() + j] = h_next[b * h_row() + j] = F(A(0));
-          if constexpr (Cell::kResetBefore) reset_[b * h_row() + j] = F(A(0));
+          h[b * h_row() + j] = h_next[b * h_row() + j] = Row(A(0));
+          if constexpr (Cell::kResetBefore) reset_[b * h_row() + j] = Row(A(0));
         }
     meet(worker);
     for (int64_t done = 0; done < a.T;) {
@@ -190,7 +194,7 @@ class Forward {
       }
   }
 
-  F* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
+  Row* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
 
   // Rows of x as the products take them.
   Left<F> operand_x(const Worker& worker, const Left<F>& rows, int64_t M) const {
@@ -198,34 +202,37 @@ class Forward {
   }
   // M rows of h or r * h from row b on, at step t. Few rows, of the whole batch, are added up in chains.
   Left<F> operand_h(const Worker& worker, const Kept* h, int64_t t, int64_t b, int64_t M) const {
-    F* const to = operand_h_ + worker.begin * operand_h_elements();
+    Row* const to = operand_h_ + worker.begin * operand_h_elements();
     const int chains = chains_for(active(t));
-    if constexpr (kQuantized<F>) {
+    if constexpr (kScaled<F>) {
       RowScale* const scales = scales_h_ + worker.begin * division_.most_rows();
       const int64_t row = factors(args_.H);
-      for (int64_t m = 0; m < M; ++m) scales[m] = quantize(h + (b + m) * h_row(), multiplied_h(), to + m * row);
-      return {to, row, kDepth, 256, chains, false, false, scales};
+      for (int64_t m = 0; m < M; ++m) scales[m] = quantize(h + (b + m) * h_row(), multiplied_h(), to + m * row, row);
+      return {to, row, kDepth, Left<F>::kBlock, chains, false, false, scales};
     } else {
-      return hidden_.operand({h + b * h_row(), h_row(), kDepth, 256, chains}, M, to);
+      return hidden_.operand({h + b * h_row(), h_row(), kDepth, Left<F>::kBlock, chains}, M, to);
     }
   }
   int64_t operand_h_elements() const {
     const int64_t rows = division_.most_rows();
-    return kQuantized<F> ? rows * factors(args_.H) : hidden_.operand_elements(rows);
+    return kScaled<F> ? rows * factors(args_.H) : hidden_.operand_elements(rows);
   }
   // Of a row of k numbers.
-  static int64_t factors(int64_t k) { return kQuantized<F> ? ceil_div(k, kLanes) * kLanes : words<F>(k) * kDepth; }
+  static int64_t factors(int64_t k) {
+    constexpr int64_t kBytes = kAmx ? 64 : kLanes;  // of int8, written or multiplied at once
+    return kScaled<F> ? ceil_div(k, kBytes) * kBytes : words<F>(k) * kDepth;
+  }
 
   // x of a chunk as factors, where it is not yet.
   void take_x(const Worker& worker, const Part& part, const Chunk& chunk) const {
     if (x_in_place_) return;
-    F* to = own_x_of(worker);
+    Row* to = own_x_of(worker);
     RowScale* scale = own_scales_of(worker);
     for (int64_t t = chunk.t0; t < chunk.t0 + chunk.n; ++t)
       for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_) {
         const S* const row = args_.x + args_.row(t, b) * args_.I;
-        if constexpr (kQuantized<F>)
-          *scale++ = quantize(row, args_.I, to);
+        if constexpr (kScaled<F>)
+          *scale++ = quantize(row, args_.I, to, x_row_);
         else
           copy_padded(row, args_.I, to, x_row_);
       }
@@ -234,10 +241,10 @@ class Forward {
 
   // Rows of x as factors, from row b of step t on.
   Left<F> x_rows(const Worker& worker, const Chunk& chunk, int64_t t, int64_t b) const {
-    if constexpr (std::is_same<S, F>::value)
+    if constexpr (std::is_same<S, Row>::value)
       if (x_in_place_) return {args_.x + args_.row(t, b) * args_.I, x_row_};
     const int64_t k = chunk.begin(t) + b - chunk.b0;
-    return {own_x_of(worker) + k * x_row_, x_row_, kDepth, 256, 1, false, false, own_scales_of(worker) + k};
+    return {own_x_of(worker) + k * x_row_, x_row_, kDepth, Left<F>::kBlock, 1, false, false, own_scales_of(worker) + k};
   }
 
   // gates_x of a chunk: a panel of weight_ih meets all rows while it is in cache.
@@ -246,7 +253,7 @@ class Forward {
     // Whether the rows of all steps lie one after the other.
     const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
-    in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(F)), [&](int64_t m0, int64_t m1) {
+    in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(Row)), [&](int64_t m0, int64_t m1) {
       const Left<F> x = operand_x(worker, x_rows(worker, chunk, chunk.t0, part.b0 + m0), whole ? m1 - m0 : 0);
       each_panel(part.p0, part.p1, false, [&](int64_t p, int64_t next) {
         const Turn turn = this->turn(worker, p, next, input_);
@@ -270,7 +277,7 @@ class Forward {
   void joined_step(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, Kept* h, Kept* h_next) const {
     const int64_t row0 = args_.row(t, 0);
     if constexpr (kAdds)
-      in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(F)),
+      in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(Row)),
                 [&](int64_t b0, int64_t b1) {
                   const Left<F> x = operand_x(worker, x_rows(worker, chunk, t, b0), b1 - b0);
                   const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
@@ -292,7 +299,7 @@ class Forward {
     const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
-    const int64_t row_bytes = h_row() * int64_t(sizeof(F));
+    const int64_t row_bytes = h_row() * int64_t(sizeof(Row));
     in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
       const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
       each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
@@ -416,8 +423,8 @@ class Forward {
   const Scratch<A> bias_x_, bias_h_;             // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const int64_t rows_;                           // of a chunk, at most
   const Scratch<A> gates_x_;                     // [regions, vectors, rows, kGates, kLanes]
-  const Scratch<F> x_;                           // [workers, rows, x_row]
-  const Scratch<F> operand_x_, operand_h_;       // of each worker
+  const Scratch<Row> x_;                         // [workers, rows, x_row]
+  const Scratch<Row> operand_x_, operand_h_;     // of each worker
   const Scratch<RowScale> scales_x_, scales_h_;  // of each worker: of rows of int8
   const Scratch<Kept> h_;                        // before and after a step: [2, B, h_row]
   const Scratch<A> exact_h_;                     // the same as a state, [B, padded], where factors are less exact

@@ -11,6 +11,10 @@
 namespace fused_rnn {
 namespace {
 
+#ifndef FUSED_RNN_AMX
+using namespace in_registers;
+#endif
+
 constexpr int kMaxVectors = kTileVectors<4>;       // widest panel of `Panels`, unless the rows are few
 constexpr int kLeftRows = kTileRows<kMaxVectors>;  // of a left-hand matrix in tiles
 

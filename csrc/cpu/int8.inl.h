@@ -16,9 +16,11 @@ namespace {
 template <>
 struct Factor<int8_t> {
   using A = int32_t;
+  using Left = int8_t;
   static constexpr int kDepth = 4;
-  static constexpr int kWords = 1;
-#if defined(__AVX512VNNI__) || defined(FUSED_RNN_UNSIGNED)
+  static constexpr int kWords = 1;  // AMX takes more, and finds zeros after the rows that it multiplies by a weight
+  static constexpr int kParts = 1;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(FUSED_RNN_AMX) || defined(FUSED_RNN_UNSIGNED)
   static constexpr int kOffset = 128;  // added to the numbers of packed weights: VNNI takes them unsigned
 #else
   static constexpr int kOffset = 0;
@@ -30,9 +32,12 @@ struct Factor<int8_t> {
   }
   FUSED_RNN_INLINE static Vec<int32_t> add_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
     using Lanes = Vec<int32_t>::Lanes;
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && FUSED_RNN_VECTOR_BYTES == 64
     return Vec<int32_t>(
         bit_cast<Lanes>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sum.v), bit_cast<__m512i>(b.v), bit_cast<__m512i>(a.v))));
+#elif defined(__AVXVNNI__) && FUSED_RNN_VECTOR_BYTES == 32
+    return Vec<int32_t>(bit_cast<Lanes>(
+        _mm256_dpbusd_avx_epi32(bit_cast<__m256i>(sum.v), bit_cast<__m256i>(b.v), bit_cast<__m256i>(a.v))));
 #elif defined(__AVX2__) && FUSED_RNN_VECTOR_BYTES == 32
     // |a| times b with the sign of a: no sum of two exceeds 16 bits.
     const __m256i left = bit_cast<__m256i>(a.v), right = bit_cast<__m256i>(b.v);
@@ -54,8 +59,12 @@ struct Factor<int8_t> {
   }
 };
 
+// Whether rows of both matrices have scales.
 template <class F>
-constexpr bool kQuantized = std::is_same<F, int8_t>::value;
+constexpr bool kScaled = std::is_same<F, int8_t>::value;
+// Whether weights come in panels.
+template <class F>
+constexpr bool kQuantized = kScaled<F> || std::is_same<F, Widened>::value;
 
 // Each number as the nearest integer, of two the even one. The conversions of instruction sets see products that are
 // rounded already: to add a large number to them, as exp does, may be one instruction with the multiplication.
@@ -104,8 +113,9 @@ FUSED_RNN_INLINE int32_t reduced(Lanes lanes) {
 }
 
 // Rows become their numbers divided by a scale, the row's largest divided by 127, rounded to the nearest. A row with
-// NaN or an infinity gets the scale NaN, and so do its products. `to` has a multiple of kLanes numbers.
-FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
+// NaN or an infinity gets the scale NaN, and so do its products. `to` has `padded` numbers, a multiple of kLanes, zeros
+// after the row.
+FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to, int64_t padded) {
   using V = Vec<float>;
   using Bits = Real<float>::Bits;
   constexpr int64_t kLanes = V::kLanes;
@@ -127,6 +137,8 @@ FUSED_RNN_INLINE RowScale quantize(const float* row, int64_t n, int8_t* to) {
     const Bytes bytes = __builtin_convertvector(numbers, Bytes);
     std::memcpy(to + i, &bytes, sizeof(bytes));
   }
+  const int64_t written = ceil_div(n, kLanes) * kLanes;
+  if (padded > written) std::memset(to + written, 0, size_t(padded - written));
   constexpr int32_t kOffset = Factor<int8_t>::kOffset, kInfinity = 0x7f800000;
   return {bits >= kInfinity ? NAN : largest / 127.0f, kOffset ? kOffset * reduced<true>(sum) : 0};
 }

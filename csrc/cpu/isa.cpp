@@ -17,6 +17,11 @@ namespace {
 
 #ifdef __x86_64__
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx_vnni() {  // GCC 10's __builtin_cpu_supports does not know it
+  unsigned a, b, c, d;
+  constexpr unsigned kVnni = 1u << 4;  // of CPUID leaf 7, subleaf 1
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kVnni) != 0;
+}
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -30,9 +35,9 @@ bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx
 bool has_amx() {
   if (!has_avx512_bf16()) return false;
   unsigned a, b, c, d;
-  constexpr unsigned kSavesStates = 1u << 27, kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of CPUID leaves 1 and 7
+  constexpr unsigned kSavesStates = 1u << 27, kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // of CPUID leaves 1 and 7
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kSavesStates)) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kTiles) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr unsigned kTileStates = 3u << 17;  // their shapes and their data
@@ -49,6 +54,7 @@ const InstructionSet kInstructionSets[] = {
     {"avx512_bf16", has_avx512_bf16, avx512_bf16_loops},
     {"avx512_vnni", has_avx512_vnni, avx512_vnni_loops},
     {"avx512", has_avx512, avx512_loops},
+    {"avx_vnni", has_avx_vnni, avx_vnni_loops},
     {"avx2", has_avx2, avx2_loops},
 #elif defined(__aarch64__)
     {"neon_dot", [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }, neon_dot_loops},

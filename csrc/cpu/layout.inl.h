@@ -1,8 +1,8 @@
 // What forward and backward share: units in whole vectors, packed weights, who computes what. Included by each
 // instruction set's source file.
 //
-// Packed weights are in gate panels: a panel holds the columns of one vector of units, or of more if the cell has few
-// gates, for all gates of a unit side by side, so that one tile of sums is all that the cell needs.
+// Quantized weights are in gate panels: a panel holds the columns of one vector of units, or of more if the cell has
+// few gates, for all gates of a unit side by side, so that one tile of sums is all that the cell needs.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,7 @@ struct Turn {
 };
 
 // Rows [gate0*H, (gate0+NG)*H) of `weight` [G*H, K] in gate panels of NU vectors of units. Where few rows are to be
-// multiplied, packing would cost more than it saves: then the weight is used where it is. One of int8 is packed
-// already.
+// multiplied, packing would cost more than it saves: then the weight is used where it is. Or it is packed already.
 template <int NG, int NU, class S, class F>
 class GatePanels {
   using A = accumulate_t<S>;
@@ -64,14 +63,14 @@ class GatePanels {
         panels_(packed_) {}
 
   // The weight's panels begin with those of the gates before gate0.
-  GatePanels(const Int8Weight& weight, int gate0, int64_t K, int64_t H)
+  GatePanels(const QuantizedWeight& weight, int gate0, int64_t K, int64_t H)
       : vectors_(kTileVectors<NU * NG>),
-        scales_(weight.scales + gate0 * H),
+        scales_(weight.scales ? weight.scales + gate0 * H : nullptr),
         K_(K),
         units_{H},
         places_(units_.panels()),
         packed_(0),
-        panels_(weight.panels + gate0 * Units<A>{H}.vectors() * kLanes * words<F>(K) * kDepth) {}
+        panels_(static_cast<const F*>(weight.panels) + gate0 * Units<A>{H}.vectors() * kLanes * words<F>(K) * kDepth) {}
 
   // Pack panel p into a place.
   void pack(int64_t p, int64_t place) const {
@@ -79,8 +78,10 @@ class GatePanels {
   }
 
   // M rows as the left-hand matrix of the products below; `scratch` has operand_elements(M).
-  Left<F> operand(const Left<F>& rows, int64_t M, F* scratch) const {
-    return kUsedInPlace<F, S> && places_ == 0 ? dot_operand(rows, M, K_, scratch) : rows;
+  Left<F> operand(const Left<F>& rows, [[maybe_unused]] int64_t M, [[maybe_unused]] left_t<F>* scratch) const {
+    if constexpr (kUsedInPlace<F, S>)
+      if (places_ == 0) return dot_operand(rows, M, K_, scratch);
+    return rows;
   }
   int64_t operand_elements(int64_t M) const { return kUsedInPlace<F, S> && places_ == 0 ? dot_elements<F>(M, K_) : 0; }
 
@@ -132,7 +133,7 @@ class GatePanels {
         },
         [&](int64_t m, const Sum* sums) __attribute__((always_inline)) {
           for (int64_t u = 0; u < n; ++u, sums += NG * kLanes)
-            if constexpr (kQuantized<F>) {
+            if constexpr (kScaled<F>) {
               alignas(64) A numbers[NG * kLanes];
               scale(products[0].left.scales[m], v0 + u, sums, numbers);
               emit(m, v0 + u, static_cast<const A*>(numbers));

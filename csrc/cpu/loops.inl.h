@@ -35,15 +35,20 @@ Loops<S> loops() {
 }
 
 template <class Forward>
-int64_t int8_workers(const LayerSizes& sizes, bool) {
+int64_t forward_workers(const LayerSizes& sizes, bool) {
   return Forward::division(sizes).workers;
 }
 
-template <template <class> class... Cells>
-Int8Loops int8_loops(CellList<Cells...>) {
-  return {{CellLoops<float>{forward<Cells, float, int8_t>, nullptr,
-                            int8_workers<Forward<Cells<Vec<float>>, float, int8_t>>}...},
-          {Forward<Cells<Vec<float>>, float, int8_t>::int8_layout()...}};
+template <class F, template <class> class... Cells>
+QuantizedLoops quantized_loops_of_each(CellList<Cells...>) {
+  return {
+      {CellLoops<float>{forward<Cells, float, F>, nullptr, forward_workers<Forward<Cells<Vec<float>>, float, F>>}...},
+      {Forward<Cells<Vec<float>>, float, F>::panel_layout()...}};
+}
+
+template <class F>
+QuantizedLoops quantized_loops() {
+  return quantized_loops_of_each<F>(AllCells{});
 }
 
 }  // namespace

@@ -5,8 +5,9 @@
 namespace fused_rnn {
 
 const AllLoops& neon_loops() {
-  static const AllLoops all{loops<float>(),        loops<double>(), loops<BFloat16>(), loops<Float16>(), {},
-                            int8_loops(AllCells{})};
+  static const AllLoops all{
+      loops<float>(),           loops<double>(), loops<BFloat16>(), loops<Float16>(), {}, quantized_loops<Widened>(),
+      quantized_loops<int8_t>()};
   return all;
 }
 

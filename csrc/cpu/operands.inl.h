@@ -32,8 +32,9 @@ struct RowScale {
 // how rows were divided among threads.
 template <class F>
 struct Left {
-  const F* data;
-  int64_t row, col = Factor<F>::kDepth, block = 256;
+  static constexpr int64_t kBlock = 256 / Factor<F>::kParts;
+  const left_t<F>* data;
+  int64_t row, col = Factor<F>::kDepth, block = kBlock;
   int chains = 1;
   bool onto = false;  // add to the sums that are already there
   bool tiled = false;

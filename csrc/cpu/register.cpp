@@ -26,10 +26,10 @@ constexpr int64_t kReducedRows = 65;
 int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
 
 // The factors of the products in a float32 call of so many rows.
-Float32Factors factors_of(int64_t rows, bool reduced_precision, bool int8_weights = false) {
-  if (int8_weights) return Float32Factors::kInt8;
+Float32Factors factors_of(int64_t rows, bool reduced_precision, Quantized quantized) {
   const int64_t least = cpu_reduced_rows();
-  return reduced_precision && least > 0 && rows >= least ? Float32Factors::kBFloat16 : Float32Factors::kFloat32;
+  const bool reduces = quantized == Quantized::kNone && reduced_precision && least > 0 && rows >= least;
+  return reduces ? Float32Factors::kBFloat16 : factors_of(quantized);
 }
 
 template <class S>
@@ -37,7 +37,7 @@ class CpuPass {
  public:
   CpuPass(const Context& context, const LayerSizes& sizes, bool)
       : context_(context),
-        loops_(loops_of<S>(context.cell, factors_of(sizes.rows, context.reduced_precision, context.int8_weights))) {}
+        loops_(loops_of<S>(context.cell, factors_of(sizes.rows, context.reduced_precision, context.quantized))) {}
 
   int64_t together() const { return 1; }
 
@@ -74,31 +74,33 @@ struct Cpu {
   template <class S>
   using Pass = CpuPass<S>;
   static constexpr bool kSavesAccumulated = true;
-  static constexpr Int8Panels kInt8Panels = int8_panels;
+  static constexpr QuantizedElements kQuantizedElements = quantized_elements;
 };
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
 std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training,
-                     bool reduced_precision, bool int8_weights) {
+                     int64_t flags) {
   for (const int64_t size : {T, B, I, H})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
   LayerSizes sizes{T, B, I, H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
-  const Float32Factors factors = factors_of(sizes.rows, reduced_precision, int8_weights);
+  const Quantized quantized = quantized_of(flags);
+  const Float32Factors factors = factors_of(sizes.rows, flags & kReducedPrecision, quantized);
   const auto workers = with_storage_type(
       dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), factors).workers; });
-  const int64_t forward = workers(sizes, false), backward = int8_weights ? forward : workers(sizes, true);
+  const int64_t forward = workers(sizes, false),
+                backward = quantized != Quantized::kNone ? forward : workers(sizes, true);
   std::string plan = cpu_instruction_set();
   if (factors == Float32Factors::kBFloat16) plan += ", factors of bfloat16";
-  if (factors == Float32Factors::kInt8) plan += ", int8 weights";
+  if (quantized != Quantized::kNone) plan += quantized == Quantized::kInt8 ? ", int8 weights" : ", bfloat16 weights";
   plan += ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
   if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
   return plan;
 }
 
-std::vector<int64_t> cpu_int8_layout(std::string cell) {
-  const Int8Layout& layout = int8_layout(cell_named(cell));
+std::vector<int64_t> cpu_panel_layout(std::string cell, int64_t flags) {
+  const PanelLayout& layout = panel_layout(cell_named(cell), quantized_of(flags));
   return {layout.lanes, layout.units, layout.tile, layout.offset};
 }
 
@@ -122,6 +124,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
   m.impl("cpu_plan", TORCH_BOX(&fused_rnn::cpu_plan));
   m.impl("cpu_reduced_rows", TORCH_BOX(&fused_rnn::cpu_reduced_rows));
-  m.impl("cpu_int8_layout", TORCH_BOX(&fused_rnn::cpu_int8_layout));
+  m.impl("cpu_panel_layout", TORCH_BOX(&fused_rnn::cpu_panel_layout));
   m.impl("poisoned", TORCH_BOX(&fused_rnn::poisoned));
 }

@@ -1,10 +1,11 @@
-// Tiles of a product in vector registers. Included by gemm.inl.h.
+// Tiles of a product in vector registers. Included by gemm.inl.h and amx_tile.inl.h.
 #pragma once
 
 #include "operands.inl.h"
 
 namespace fused_rnn {
 namespace {
+namespace in_registers {
 
 // Width, in vectors, of the register tile for a panel of NV vectors. If the whole width leaves registers for fewer than
 // 4 rows, the tile has half of it: a tile of 6 x 2 needs about as many loads as one of 3 x 4, and the panel is read
@@ -30,7 +31,7 @@ struct TileRegisters {};
 template <class F, int MR, int NV, int kChains, int kLines, class A = typename Factor<F>::A>
 void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, Prefetch prefetch) {
   using V = Vec<A>;
-  const F* from = left.data;
+  const left_t<F>* from = left.data;
   const int64_t row = left.row, col = left.col, to_row = sums.row;
   A* const to = sums.to;
   A* const* const results = sums.results;
@@ -42,14 +43,17 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, P
     for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
     for (int v = 0; v < NV; ++v) sum[c][m][v] = V(A(0));
     const auto add = [&](int c) __attribute__((always_inline)) {
-      add_products<MR, NV>(
-          sum[c], [&](int m) __attribute__((always_inline)) { return Factor<F>::broadcast(from + m * row); },
-          [&](int v) __attribute__((always_inline)) {
-            V b;
-            std::memcpy(&b.v, panel.data + v * kWord, sizeof(b.v));
-            return b;
-          },
-          [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
+      FUSED_RNN_UNROLL
+      for (int part = 0; part < Factor<F>::kParts; ++part)
+        add_products<MR, NV>(
+            sum[c], [&](int m) __attribute__((always_inline)) { return Factor<F>::broadcast(from + m * row + part); },
+            [&](int v) __attribute__((always_inline)) {
+              V b;
+              std::memcpy(&b.v, panel.data + v * kWord, sizeof(b.v));
+              if constexpr (Factor<F>::kParts > 1) b = Factor<F>::part(b, part);
+              return b;
+            },
+            [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
       constexpr int kLevel = kLines < kWordLines<A, NV> ? 2 : 3;  // as the builtin counts: 3 is the first-level cache
       FUSED_RNN_UNROLL
       for (int line = 0; line < kLines; ++line) __builtin_prefetch(prefetch.at + line * kLineBytes, 0, kLevel);
@@ -115,5 +119,6 @@ FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<
   tile_in_chains<F, MR, NV, 1>(K, left, panel, sums, prefetch);
 }
 
+}  // namespace in_registers
 }  // namespace
 }  // namespace fused_rnn

@@ -23,7 +23,7 @@ class StreamOf final : public Stream {
   StreamOf(Call call, const Tensor& outputs)
       : call_(std::move(call)),
         outputs_(outputs),
-        loops_(loops_of<S>(call_.cell, call_.has(kInt8) ? Float32Factors::kInt8 : Float32Factors::kFloat32)),
+        loops_(loops_of<S>(call_.cell, factors_of(call_.quantized()))),
         layers_(size_t(call_.L)) {
     const int64_t each = call_.B * call_.H;
     for (int64_t k = 0; k < call_.L; ++k) {
@@ -50,7 +50,7 @@ class StreamOf final : public Stream {
 // are those of each layer.
 int64_t make_stream(std::string cell, Tensor input, Tensor outputs, Tensors weights, Tensor hx, MaybeTensor cx,
                     int64_t flags) {
-  Call call(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags, int8_panels);
+  Call call(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags, quantized_elements);
   require(call.T == 1 && call.D == 1 && call.has_steps(), "a stream has single steps, and sizes above 0");
   for (const MaybeTensor& state : {MaybeTensor(hx), cx})
     require(!state || state->is_contiguous(), "the states of a stream must be contiguous");

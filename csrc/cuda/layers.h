@@ -47,7 +47,7 @@ struct Cuda {
   using Pass = CudaPass<S>;
   // Half the memory in 16 bits; gate gradients are rounded to the storage type as well.
   static constexpr bool kSavesAccumulated = false;
-  static constexpr Int8Panels kInt8Panels = nullptr;
+  static constexpr QuantizedElements kQuantizedElements = nullptr;
 };
 
 }  // namespace fused_rnn

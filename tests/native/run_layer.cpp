@@ -1,6 +1,6 @@
 // Runs layers with the CPU loops of this processor, without torch: reads problems from stdin and writes all results to
 // stdout, as the numbers lie in memory. With the argument "isa" it only says which instruction set that is, and how it
-// lays out the int8 weights of each cell.
+// lays out the bfloat16 and int8 weights of each cell.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -52,14 +52,20 @@ void run(const Header& d) {
   for (size_t b = 0; b < lengths.size(); ++b)
     for (int64_t t = 0; t < lengths[b]; ++t) active[size_t(t)] = int64_t(b + 1);
   const auto factors = Float32Factors(d.factors);
-  const bool is_int8 = factors == Float32Factors::kInt8;
-  const auto x = read<S>(steps * d.I), weight_ih = read<S>(is_int8 ? 0 : rows * d.I);
-  const auto weight_hh = read<S>(is_int8 ? 0 : rows * d.H);
-  // After the weights' scales, panels as the layout of these loops has them.
+  const Quantized quantized = factors == Float32Factors::kQuantizedInt8       ? Quantized::kInt8
+                              : factors == Float32Factors::kQuantizedBFloat16 ? Quantized::kBFloat16
+                                                                              : Quantized::kNone;
+  const bool is_plain = quantized == Quantized::kNone, is_int8 = quantized == Quantized::kInt8;
+  const auto x = read<S>(steps * d.I);
   const auto scale_ih = read<float>(is_int8 ? rows : 0), scale_hh = read<float>(is_int8 ? rows : 0);
-  const auto panels_ih = read<int8_t>(is_int8 ? int8_panels(cell, d.I, d.H) : 0);
-  const auto panels_hh = read<int8_t>(is_int8 ? int8_panels(cell, d.H, d.H) : 0);
-  const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias), hx = read<S>(state), cx = read<S>(c);
+  const auto weight_ih = read<S>(is_plain ? rows * d.I : 0);
+  const auto weight_hh = read<S>(is_plain ? rows * d.H : 0);
+  const auto panels = [&](int64_t K) {  // as the layout of these loops has them
+    return read<char>(is_plain ? 0 : quantized_elements(cell, quantized, K, d.H) * (is_int8 ? 1 : 2));
+  };
+  const auto panels_ih = panels(d.I), panels_hh = panels(d.H);
+  const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias);
+  const auto hx = read<S>(state), cx = read<S>(c);
   const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
 
   Result<S> output(steps * d.H), hy(state), cy(c);
@@ -71,7 +77,8 @@ void run(const Header& d) {
     args.active = d.ragged ? active.data() : nullptr;
     args.rows = d.ragged ? std::accumulate(active.begin(), active.end(), int64_t(0)) : steps;
     args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
-    args.int8_ih = {panels_ih.data(), scale_ih.data()}, args.int8_hh = {panels_hh.data(), scale_hh.data()};
+    args.quantized_ih = {panels_ih.data(), is_int8 ? scale_ih.data() : nullptr};
+    args.quantized_hh = {panels_hh.data(), is_int8 ? scale_hh.data() : nullptr};
     args.hx = hx.data(), args.cx = cx.data();
   };
   ForwardArgs<S> forward{};
@@ -80,7 +87,7 @@ void run(const Header& d) {
   forward.output = output.get();
   forward.hy = hy.get(), forward.cy = cy.get(), forward.saved = saved.get();
   loops_of<S>(cell, factors).forward(forward);
-  if (is_int8) {
+  if (!is_plain) {
     for (const Result<S>* result : {&output, &hy, &cy}) result->write();
     return;
   }
@@ -108,8 +115,11 @@ int main(int count, char**) {
   using namespace fused_rnn;
   if (count > 1) {
     std::puts(instruction_set().name);
-    for (const Int8Layout& layout : instruction_set().loops().int8.layouts)
-      std::printf("%d %d %d %d\n", int(layout.lanes), int(layout.units), int(layout.tile), int(layout.offset));
+    for (const Quantized type : {Quantized::kBFloat16, Quantized::kInt8})
+      for (const CellTraits& cell : kCells) {
+        const PanelLayout& layout = panel_layout(cell, type);
+        std::printf("%d %d %d %d\n", int(layout.lanes), int(layout.units), int(layout.tile), int(layout.offset));
+      }
     return 0;
   }
   Header header;

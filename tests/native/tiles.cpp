@@ -38,8 +38,12 @@ int main() {
       }
       amx::shape_for(rows);
       amx::load<0>(sums, amx::kRowBytes), amx::load<4>(left, amx::kRowBytes), amx::load<5>(right, amx::kRowBytes);
-      amx::add_product<0, 4, 5>(), amx::add_product<0, 4, 5>();
+      amx::add_product<0, 4, 5>(BFloat16()), amx::add_product<0, 4, 5>(BFloat16());
       amx::store<0>(sums, amx::kRowBytes);
+      if (std::fwrite(sums, sizeof(sums), 1, stdout) != 1) return 1;
+      // The same bits as int8.
+      amx::zero<1>(), amx::add_product<1, 4, 5>(int8_t()), amx::add_product<1, 4, 5>(int8_t());
+      amx::store<1>(sums, amx::kRowBytes);
       if (std::fwrite(sums, sizeof(sums), 1, stdout) != 1) return 1;
     }
 }
