@@ -47,7 +47,7 @@ def page(machine: Recorded) -> str:
             section(title, tables.ratios_table(machine, known, dtype, tf32, threads))
         section(f"Every system's time by ours{where}", tables.peers_table(machine, threads))
         section(
-            f"int8 weights and Stream: a system's time by that of a form of ours{where}",
+            f"Quantised weights and Stream: a system's time by that of a form of ours{where}",
             tables.forms_table(machine, threads),
         )
         if not machine.on_gpu:
@@ -93,7 +93,7 @@ def readme_section(found: Sequence[Recorded], root: str) -> str:
                     parts.append(body)
                 if body := tables.forms_means_table(machine, threads):
                     parts.append(
-                        f"Threads: {threads}. int8 weights and `Stream`: a system's time by that of a form of ours.\n"
+                        f"Threads: {threads}. Quantised weights and `Stream`: a system's time by that of a form of ours.\n"
                     )
                     parts.append(body)
         drawn = [name for name in pictures.pictures(machine) if name.startswith("speedup")]

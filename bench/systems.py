@@ -13,7 +13,8 @@ from . import exported, gpu_peers, ncnn_layers, torch_systems
 from .cases import SINGLE, Task
 from .system import System
 
-INT8_ROUNDING = 2.0**-4  # of a whole layer's results: to find a wrong one
+# Of a whole layer's results with such weights: to find a wrong one.
+INT8, BFLOAT16 = 2.0**-4, 2.0**-7
 LONGEST_LOOP = 16  # steps; torch.compile unrolls them in about a minute
 
 
@@ -91,6 +92,7 @@ def _torchrl_why_not(task: Task) -> str | None:
     return "its kernels take float32" if task.dtype != "float32" else _gpu_peer_why_not(task)
 
 
+_quantized, _stream = torch_systems.our_quantized, torch_systems.our_quantized_stream
 OURS = System("fused_rnn", "", lambda task: None, torch_systems.our_layer)
 TORCH = System("torch.nn", "torch", lambda task: None, torch_systems.torch_layer)
 PEERS = (
@@ -102,10 +104,12 @@ PEERS = (
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
     System("tract", "tract", _onnx_why_not, exported.tract),
     System("ncnn", "ncnn", _ncnn_why_not, ncnn_layers.ncnn),
-    System("fused_rnn int8", "", _inference_why_not, torch_systems.our_int8, rounding=INT8_ROUNDING),
+    System("fused_rnn int8", "", _inference_why_not, partial(_quantized, "int8"), rounding=INT8),
+    System("fused_rnn bf16 weights", "", _inference_why_not, partial(_quantized, "bfloat16"), rounding=BFLOAT16),
     System("fused_rnn Stream", "", _stream_why_not, torch_systems.our_stream),
-    System("fused_rnn Stream int8", "", _stream_why_not, torch_systems.our_int8_stream, rounding=INT8_ROUNDING),
-    System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8_ROUNDING),
+    System("fused_rnn Stream int8", "", _stream_why_not, partial(_stream, "int8"), rounding=INT8),
+    System("fused_rnn Stream bf16 weights", "", _stream_why_not, partial(_stream, "bfloat16"), rounding=BFLOAT16),
+    System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8),
     System("flashrnn", "flashrnn", _flashrnn_why_not, gpu_peers.flashrnn, quick=False),
     System("haste", "haste_pytorch", _haste_why_not, gpu_peers.haste),
     System("torchrl", "torchrl", _torchrl_why_not, gpu_peers.torchrl, quick=False),

@@ -12,11 +12,13 @@ from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, ONE_STEP, SINGLE, Case, Ta
 from .recorded import Recorded
 from .rows import Row, precision
 
-# Our layers with int8 weights or as a Stream, and the systems that each is compared with.
+# Our layers with quantised weights or as a Stream, and the systems that each is compared with.
 FORMS = {
     "fused_rnn int8": ("fused_rnn", "torch.ao int8"),
+    "fused_rnn bf16 weights": ("fused_rnn",),
     "fused_rnn Stream": ("fused_rnn",),
     "fused_rnn Stream int8": ("fused_rnn Stream", "torch.ao int8"),
+    "fused_rnn Stream bf16 weights": ("fused_rnn Stream",),
 }
 
 

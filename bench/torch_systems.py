@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,8 +107,8 @@ def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, ch
     return Layer(lambda x, states: ours(x, states, lengths=lengths), dict(ours.named_parameters()), path=path)
 
 
-def our_int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    return our_layer(task, rnn, x, lengths, fused_rnn.quantize_)
+def our_quantized(weights: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    return our_layer(task, rnn, x, lengths, partial(fused_rnn.quantize_, weights=weights))
 
 
 def our_stream(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, changed: Change = converted) -> Layer:
@@ -126,8 +127,8 @@ def our_stream(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, c
     return Layer(run, give=lambda x: x[0], take=lambda y: y if y.dim() == 3 else y[None], path=path)
 
 
-def our_int8_stream(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
-    return our_stream(task, rnn, x, lengths, fused_rnn.quantize_)
+def our_quantized_stream(weights: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:
+    return our_stream(task, rnn, x, lengths, partial(fused_rnn.quantize_, weights=weights))
 
 
 def on_backend(name: str, task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Layer:

@@ -1,11 +1,15 @@
 """The example runs, agrees with torch.nn, and notices when it does not."""
 
+import copy
 import re
 import runpy
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional
 
 import fused_rnn
 
@@ -42,3 +46,27 @@ def test_unusable_device_is_a_sentence(main, capsys):
     with pytest.raises(SystemExit):
         main(["--device", "abacus"])
     assert "PyTorch cannot use 'abacus' here" in capsys.readouterr().err
+
+
+@pytest.mark.slow(seconds=60)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_quantised_weights_cost_next_to_nothing(cell):
+    """The loss on text that the model has not seen rises by at most 0.5 percent with int8, 0.05 with bfloat16."""
+    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    torch.manual_seed(0)
+    text = example.manual()[:200_000]
+    vocabulary = example.Vocabulary(text)
+    read, unseen = vocabulary.encode(text).split([180_000, 20_000])
+    trainer = example.Trainer(fused_rnn.convert(example.CharLM(cell, len(vocabulary.characters), 96)))
+    trainer.train(list(islice(example.batches_of(read, 32, 64), 200)))
+
+    @torch.no_grad()
+    def loss(model):
+        logits, _ = model.eval()(unseen[:-1].view(-1, 1))
+        return functional.cross_entropy(logits[:, 0], unseen[1:]).item()
+
+    plain = loss(trainer.model)
+    assert plain < 2.6  # it has learned something: at first it is 4.6
+    for weights, rise in (("int8", 0.005), ("bfloat16", 0.0005)):
+        quantized = fused_rnn.quantize_(copy.deepcopy(trainer.model), weights)
+        assert loss(quantized) < plain * (1 + rise)

@@ -118,6 +118,55 @@ def test_explain(model, weights):
     assert "QuantizedLSTM(6, 9" in told and f"{weights} weights" in told
 
 
+# ---- ONNX ----
+
+
+def in_onnx_runtime(module, x, path, **options):
+    """A module's results in ONNX Runtime, and the names of the graph's nodes."""
+    ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime to run what was exported")
+    onnx = pytest.importorskip("onnx", reason="needs onnx to read what was exported")
+    pytest.importorskip("onnxscript", reason="needs onnxscript, with which torch.onnx.export writes its graphs")
+    torch.onnx.export(module, (x,), dynamo=True, verbose=False, **options).save(path)
+    session = ort.InferenceSession(path)
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return [torch.from_numpy(r) for r in results], [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
+)
+def test_onnx_has_nodes_of_int8(options, tmp_path):
+    plain, x = fused_rnn.LSTM(6, 9, **options).eval(), torch.randn(5, 3, 6)
+    got, nodes = in_onnx_runtime(quantized(plain), x, tmp_path / "layer.onnx")
+    assert nodes.count("DynamicQuantizeLSTM") == plain.num_layers and "Slice" not in nodes
+    output, states = plain(x)
+    for g, w in zip(got, (output, *states), strict=True):
+        assert (g - w).abs().max() < 0.02
+
+
+@pytest.mark.slow(seconds=20)
+def test_onnx_of_a_cell_and_of_any_batch(tmp_path):
+    cell, x = fused_rnn.LSTMCell(100, 256), torch.randn(7, 100)
+    dynamic = ({0: torch.export.Dim("batch", min=2)},)
+    got, nodes = in_onnx_runtime(quantized(cell), x, tmp_path / "cell.onnx", dynamic_shapes=dynamic)
+    assert "DynamicQuantizeLSTM" in nodes
+    for g, w in zip(got, cell(x), strict=True):
+        assert (g - w).abs().max() < 0.02
+
+
+@pytest.mark.slow(seconds=20)
+def test_onnx_has_no_other_small_weights():
+    pytest.importorskip("onnxscript", reason="needs onnxscript, with which torch.onnx.export writes its graphs")
+    x = torch.randn(5, 3, 6)
+    for module, weights, what in (
+        (fused_rnn.GRU(6, 9), "int8", "ONNX has no gru with int8 weights"),
+        (fused_rnn.LSTM(6, 9), "bfloat16", "ONNX has no lstm with bfloat16 weights"),
+    ):
+        with pytest.raises(Exception, match=f"{what}, .*restore"):
+            torch.onnx.export(quantized(module, weights), (x,), dynamo=True, verbose=False)
+
+
 # ---- compare ----
 
 
