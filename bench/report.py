@@ -93,7 +93,8 @@ def readme_section(found: Sequence[Recorded], root: str) -> str:
                     parts.append(body)
                 if body := tables.forms_means_table(machine, threads):
                     parts.append(
-                        f"Threads: {threads}. Quantised weights and `Stream`: a system's time by that of a form of ours.\n"
+                        f"Threads: {threads}. Quantised weights and `Stream`: a system's time by that of a form of "
+                        "ours.\n"
                     )
                     parts.append(body)
         drawn = [name for name in pictures.pictures(machine) if name.startswith("speedup")]

@@ -243,20 +243,20 @@ class Call:
 
     def layer_weights(self) -> list[Weights]:
         """The weights of each layer and direction; those of int8 as :class:`int8.Rows`."""
-        names, flat = self._weight_names, iter(self.weights)
-        layers: list[dict[str, Any]] = [
-            {name: next(flat) for name in names} for _ in range(self.layers * self.directions)
-        ]
-        for k, layer in enumerate(layers) if self.quantized else ():
-            width = self.I if k < self.directions else self.directions * self.H
-            for name, K in (("ih", width), ("hh", self.H)):
-                rows = panels.unpacked(self.cell, layer[f"weight_{name}"], K, self.H, name == "hh")
-                is_int8 = self.quantized is torch.int8
-                layer[f"weight_{name}"] = int8.Rows(rows, layer.pop(f"scale_{name}")) if is_int8 else rows.float()
-        return [Weights(**layer) for layer in layers]
+        names, flat, made = self._weight_names, iter(self.weights), []
+        for k in range(self.layers * self.directions):
+            layer: dict[str, Any] = {name: next(flat) for name in names}
+            if self.quantized:
+                width = self.I if k < self.directions else self.directions * self.H
+                for name, K in (("ih", width), ("hh", self.H)):
+                    rows = panels.unpacked(self.cell, layer[f"weight_{name}"], K, self.H, name == "hh")
+                    scale = layer.pop(f"scale_{name}", None)
+                    layer[f"weight_{name}"] = rows.to(self.dtype) if scale is None else int8.Rows(rows, scale)
+            made.append(Weights(**layer))
+        return made
 
     def widened(self) -> Call:
-        """The same call where weights of bfloat16 are float32, in rows: for kernels that take no panels."""
+        """The same call where weights of bfloat16 are rows in the input's dtype, for kernels that take no panels."""
         if self.quantized is not torch.bfloat16:
             return self
         rows = [weight for layer in self.layer_weights() for weight in layer if weight is not None]

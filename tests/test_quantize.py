@@ -152,7 +152,7 @@ def test_cells(name, bias, weights, exact):
 def test_error_against_float64(kind):
     """In 40 steps on average under 0.004, and under half of what PyTorch's own int8 loses, which has no RNN.
 
-    Weights of bfloat16 lose a fifth of that or less.
+    Weights of bfloat16 lose a quarter of that.
     """
     for seed in range(3):
         torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def test_error_against_float64(kind):
             truth = copy.deepcopy(plain).double()(x.double())[0]
             error, of_bfloat16 = ((quantized(plain, w)(x)[0] - truth).abs() for w in ("int8", "bfloat16"))
         assert error.max() < 0.04 and error.mean() < 0.004
-        assert of_bfloat16.max() < 0.01 and of_bfloat16.mean() < 0.001
+        assert of_bfloat16.max() < 0.01 and of_bfloat16.mean() < 0.27 * error.mean()
         assert kind == "RNN" or error.mean() < 0.5 * (theirs - truth).abs().mean()
 
 
