@@ -37,10 +37,10 @@ struct LayerArgs : LayerSizes {
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
   const S* weight_hh;      // [G*H, H]
-  QuantizedWeight quantized_ih,
-      quantized_hh;  // in place of these two in loops of quantised weights, which are on the CPU
-  const S* hx;       // [B, H] or null for zeros
-  const S* cx;       // [B, H] or null for zeros, LSTM only
+  const S* hx;             // [B, H] or null for zeros
+  const S* cx;             // [B, H] or null for zeros, LSTM only
+  // In place of weight_ih and weight_hh in loops of quantised weights, which are on the CPU.
+  QuantizedWeight quantized_ih, quantized_hh;
 
   FUSED_RNN_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
   // The first active step of row b in the order of processing, and the step before step t in that order.

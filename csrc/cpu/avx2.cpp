@@ -5,9 +5,7 @@
 namespace fused_rnn {
 
 const AllLoops& avx2_loops() {
-  static const AllLoops all{
-      loops<float>(),           loops<double>(), loops<BFloat16>(), loops<Float16>(), {}, quantized_loops<Widened>(),
-      quantized_loops<int8_t>()};
+  static const AllLoops all = all_loops();
   return all;
 }
 

@@ -51,5 +51,13 @@ QuantizedLoops quantized_loops() {
   return quantized_loops_of_each<F>(AllCells{});
 }
 
+// Of a set that shares none with another. A template, so that other sets do not compile it.
+template <class = void>
+AllLoops all_loops() {
+  return {
+      loops<float>(),           loops<double>(), loops<BFloat16>(), loops<Float16>(), {}, quantized_loops<Widened>(),
+      quantized_loops<int8_t>()};
+}
+
 }  // namespace
 }  // namespace fused_rnn
