@@ -156,7 +156,7 @@ def run(call: Call) -> Sequence[Tensor]:
 def inference_op(form: Form) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
     flags = flags_of(form)
-    if not form.quantized and (form.step or (form.bias and form.layers * form.directions == 1)):
+    if form.quantized is not torch.int8 and (form.step or (form.bias and form.layers * form.directions == 1)):
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags
 
