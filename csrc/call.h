@@ -199,7 +199,7 @@ class Call {
     H = got[1];
   }
 
-  // From the first vector with a number for each row.
+  // From the size of bias_hh or scale_hh.
   void read_quantized_sizes() {
     const bool is_int8 = quantized() == Quantized::kInt8;
     const char* const kind = is_int8 ? "int8" : "bfloat16";
@@ -217,7 +217,13 @@ class Call {
       require(!is_int8 || size <= kMost, "int8 weights have at most ", kMost, " columns, got ", size);
   }
 
+  // Of the weights of a layer in one direction, the place of weight_ih, which weight_hh follows.
   int64_t first_matrix() const { return quantized() == Quantized::kNone ? 0 : weights_each() - 2; }
+  // 0 if weight i is a weight_ih, 1 if it is a weight_hh, -1 if it is a vector.
+  int64_t matrix(size_t i) const {
+    const int64_t place = int64_t(i) % weights_each() - first_matrix();
+    return place == 0 || place == 1 ? place : -1;
+  }
 
   // weight_ih or weight_hh of layer and direction k, in panels.
   QuantizedWeight quantized_weight(int64_t k, int64_t i) const {
@@ -229,9 +235,8 @@ class Call {
   void prepare_weights() {
     const int64_t rows = cell.gates * H;
     for (size_t i = 0; i < weights.size(); ++i) {
-      const int64_t kind = int64_t(i) % weights_each(), layer = int64_t(i) / weights_each() / D;
-      const int64_t matrix = kind - first_matrix(), columns = matrix == 0 ? input_size(layer) : H;
-      if (matrix != 0 && matrix != 1)
+      const int64_t layer = int64_t(i) / weights_each() / D, columns = matrix(i) == 0 ? input_size(layer) : H;
+      if (matrix(i) < 0)
         prepare(weights[i], name(i), {rows}, dtype, input);
       else if (quantized() == Quantized::kNone)
         prepare(weights[i], name(i), {rows, columns}, dtype, input);
@@ -244,10 +249,9 @@ class Call {
   // Of weight i.
   Name name(size_t i) const {
     constexpr const char* kNames[] = {"scale_ih", "scale_hh", "bias_ih", "bias_hh", "weight_ih", "weight_hh"};
-    const int64_t kind = int64_t(i) % weights_each(), k = int64_t(i) / weights_each(), matrix = kind - first_matrix();
-    const bool is_matrix = matrix == 0 || matrix == 1;
-    const int64_t vector = quantized() == Quantized::kBFloat16 ? kind + 2 : kind;
-    return {kNames[is_matrix ? 4 + matrix : vector], has(kStep) ? -1 : k / D, k % D};
+    const int64_t k = int64_t(i) / weights_each();
+    const int64_t vector = int64_t(i) % weights_each() + (quantized() == Quantized::kBFloat16 ? 2 : 0);
+    return {kNames[matrix(i) < 0 ? vector : 4 + matrix(i)], has(kStep) ? -1 : k / D, k % D};
   }
 
   void prepare_states(const MaybeTensor& hx, const MaybeTensor& cx) {

@@ -20,8 +20,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training, int flags) -> str");
   // The least rows (step, batch) of a float32 call whose products may have factors of bfloat16; 0: none has.
   m.def("cpu_reduced_rows() -> int");
-  // How quantised weights of a cell are packed, which the flags name: lanes of a vector, vectors of units in a panel,
-  // vectors of a tile, and what is added to each number (fused_rnn/panels.py).
+  // The layout of the panels of quantised weights of a cell: lanes of a vector, vectors of units in a panel, vectors of
+  // a tile, and the number that is added to each weight (fused_rnn/panels.py). The flags name the weights' dtype.
   m.def("cpu_panel_layout(str cell, int flags) -> int[]");
   m.def("poisoned() -> bool");  // built with FUSED_RNN_POISON: for tests, and slow
   // The CUDA architectures that the extension has code for, "80 90a 100", or "" for none.

@@ -154,7 +154,7 @@ def _triton_why_not(problem: Asked) -> str | None:
 def _triton_run(call: Call) -> Sequence[Tensor]:
     from .triton import ops  # imports Triton
 
-    return layered.run(call.widened(), ops.run_layer)
+    return layered.run(call, ops.run_layer)
 
 
 def _triton_plan(problem: Asked) -> str:
@@ -164,24 +164,16 @@ def _triton_plan(problem: Asked) -> str:
     return "; backward: ".join(map(str, plans))
 
 
-def _cuda_run(call: Call) -> Sequence[Tensor]:
-    return native.run(call.widened())
-
-
-def _torch_run(call: Call) -> Sequence[Tensor]:
-    return stock.run(call.widened())
-
-
 def _reference_run(call: Call) -> Sequence[Tensor]:
     return layered.run(call, reference.run)
 
 
 # Best first; the last one runs everything.
 BACKENDS = (
-    Backend("cuda", _cuda_why_not, _cuda_run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
+    Backend("cuda", _cuda_why_not, native.run, _cuda_plan, functools.partial(_why_later, "cuda"), "cuda"),
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan, device_type="cpu", inference_op=native.inference_op),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
-    Backend("torch", _torch_why_not, _torch_run),
+    Backend("torch", _torch_why_not, stock.run),
     Backend("reference", lambda problem: None, _reference_run),
 )
 
@@ -245,6 +237,8 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
     backend = choose(cast)
     if backend.name == "torch" and cast.input.is_cuda:
         cast = call  # PyTorch's own autocast keeps the weights in one piece, which cuDNN wants
+    if backend.name != "cpu":  # whose kernels alone take bfloat16 weights in panels
+        cast = cast.widened()
     if torch.compiler.is_dynamo_compiling():
         call.check(call)
         return backend.run(cast)

@@ -138,7 +138,7 @@ class Call:
         self.states = states
         self.weights = weights
         self.form = form
-        self.quantized = form.quantized
+        self.quantized = form.quantized  # not a property: every call reads it several times
         self.check = check
         self.lengths = lengths
         self.batch_sizes = batch_sizes

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from .call import Call, Problem
+from .call import Call, Problem, short
 from .native import allow_tf32, constant
 
 MARGIN = 1.05  # the least speed-up that is worth another kernel
@@ -120,7 +120,7 @@ def why_later(problem: Problem | Call, backend: str, gpu: str | None = None) -> 
     """
     p = problem
     gpu = gpu or gpu_name(p.device.type, p.device.index)
-    dtype = str(p.dtype).removeprefix("torch.")
+    dtype = short(p.dtype)
     math = "tf32" if dtype == "float32" and allow_tf32() else dtype
     shapes = measured_shapes(gpu, backend, str(p.cell), math, p.training, p.layers, p.directions, p.packed)
     found = speedup(shapes, p.T, p.B, p.H)

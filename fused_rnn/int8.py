@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
-MOST_COLUMNS = 2**17  # of a weight; the sum of so many products of two int8 always fits into int32
+MOST_COLUMNS = 2**17  # of a weight: the sum of 2^17 products of two int8 fits into int32
 _SMALLEST = 2.0**-100  # a row without larger numbers is zeros: their inverse would not be finite
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, layered, panels
-from .call import REDUCED_PRECISION, Call, Form, flags_of
+from .call import REDUCED_PRECISION, Call, Form, flags_of, short
 from .cell import Cell
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
@@ -88,7 +88,7 @@ def cuda_why_not(device_index: int, dtype: torch.dtype) -> str | None:
         return None
     if torch.version.hip is not None:
         return "it runs on NVIDIA GPUs, and this is a ROCm build of PyTorch"
-    reason = torch.ops.fused_rnn.cuda_why_not(device_index, _name(dtype)) or None
+    reason = torch.ops.fused_rnn.cuda_why_not(device_index, short(dtype)) or None
     if reason is None:
         _runs_on.add((device_index, dtype))
     return reason
@@ -132,12 +132,8 @@ def cuda_plan(
     """
     tf32 = dtype == torch.float32 and allow_tf32()
     sizes = T, B, H, layers, directions
-    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), _name(dtype), *sizes, backward, tf32, device)
+    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), short(dtype), *sizes, backward, tf32, device)
     return plan, why_not or None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def run(call: Call) -> Sequence[Tensor]:

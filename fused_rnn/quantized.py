@@ -62,7 +62,7 @@ class Quantized(nn.Module):
         return panels.unpacked(self._cell, self._buffers[name], self._columns[name], self.hidden_size, _is_hidden(name))
 
     def dequantize(self) -> None:
-        """Become a layer of float32 weights again: its parameters are what the quantised weights stand for."""
+        """Become a layer with float32 parameters again, which have the values of the quantised weights."""
         buffers = {name: buffer for name, buffer in self._buffers.items() if self.bias or not name.startswith("bias")}
         for name in self._columns:
             rows = self._rows(name)

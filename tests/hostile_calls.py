@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn import autograd, panels
+from fused_rnn.call import short
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -197,7 +198,7 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
     return result, valid
 
 
-QUANTIZED = {str(dtype).removeprefix("torch."): flag for dtype, flag in panels.FLAGS.items()}
+QUANTIZED = {short(dtype): flag for dtype, flag in panels.FLAGS.items()}
 FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)} | QUANTIZED  # of the ops
 FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
 
@@ -205,9 +206,8 @@ FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags") 
 def panels_of(cell: Any, rows: int, columns: int, dtype: str, is_hidden: bool) -> Spec:
     """Quantised weights as the ops take them."""
     numbers = torch.zeros(rows, columns, dtype=getattr(torch, dtype))
-    return Spec(
-        tuple(panels.packed(cell, numbers, is_hidden).shape), str(panels.STORED[numbers.dtype])[len("torch.") :]
-    )
+    packed = panels.packed(cell, numbers, is_hidden)
+    return Spec(tuple(packed.shape), short(packed.dtype))
 
 
 @st.composite

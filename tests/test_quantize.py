@@ -69,7 +69,7 @@ def rounded(module):
 
 @pytest.fixture
 def exact(monkeypatch):
-    """What a float module computes with quantised weights, written out in PyTorch."""
+    """The results that a float module must have after quantize_, computed in PyTorch."""
 
     def run(module, weights, *args, **kwargs):
         with monkeypatch.context() as patch, fused_rnn.use_backend("reference"), torch.no_grad():

@@ -9,13 +9,7 @@
 namespace fused_rnn {
 
 const AllLoops& amx_emulated_loops() {
-  static const AllLoops all = [] {
-    AllLoops all = generic_loops();
-    all.bfloat16 = loops<BFloat16>();
-    all.reduced = loops<float, BFloat16>();
-    all.quantized_int8 = quantized_loops<int8_t>();
-    return all;
-  }();
+  static const AllLoops all = with_own_int8(with_own_bfloat16(generic_loops()));
   return all;
 }
 

@@ -28,7 +28,8 @@ using TileRegisters = amx::InUse;
 template <class F>
 constexpr int64_t kTileElements = amx::kRowBytes / sizeof(F);
 
-// Of int8, so few rows are multiplied in vector registers: they take 8 cycles for a row where a tile takes 16 in all.
+// Up to this number of rows of int8 are multiplied in vector registers. There, 16 words of one row and one vector take
+// 8 cycles; a product of tiles takes 16, whatever the number of rows.
 constexpr int kFewInt8Rows = 2;
 
 // Sums of two rows of tiles (from `low` and `high` on) with one or two vectors of a panel.

@@ -5,12 +5,7 @@
 namespace fused_rnn {
 
 const AllLoops& avx512_bf16_loops() {
-  static const AllLoops all = [] {
-    AllLoops all = avx512_vnni_loops();
-    all.bfloat16 = loops<BFloat16>();
-    all.reduced = loops<float, BFloat16>();
-    return all;
-  }();
+  static const AllLoops all = with_own_bfloat16(avx512_vnni_loops());
   return all;
 }
 

@@ -5,11 +5,7 @@
 namespace fused_rnn {
 
 const AllLoops& avx512_vnni_loops() {
-  static const AllLoops all = [] {
-    AllLoops all = avx512_loops();
-    all.quantized_int8 = quantized_loops<int8_t>();
-    return all;
-  }();
+  static const AllLoops all = with_own_int8(avx512_loops());
   return all;
 }
 

@@ -25,7 +25,7 @@ struct Factor {
   using Left = F;  // an element of the rows that a matrix of F is multiplied by
   static constexpr int kDepth = 1;
   static constexpr int kWords = 1;  // that one instruction takes: a matrix has a multiple of them, zeros at the end
-  static constexpr int kParts = 1;  // of a word, one product after the other
+  static constexpr int kParts = 1;  // in which a word is multiplied, one after the other
   FUSED_RNN_INLINE static Vec<A> broadcast(const F* word) { return Vec<A>(*word); }
   // sum + a b, lane by lane
   FUSED_RNN_INLINE static Vec<A> add_product(Vec<A> sum, Vec<A> a, Vec<A> b) { return sum + a * b; }

@@ -10,6 +10,13 @@
 
 #include "operands.inl.h"
 
+// VNNI's sum of products of unsigned by signed bytes, where the set has it for vectors of its width.
+#if defined(__AVX512VNNI__) && FUSED_RNN_VECTOR_BYTES == 64
+#define FUSED_RNN_VNNI _mm512_dpbusd_epi32
+#elif defined(__AVXVNNI__) && FUSED_RNN_VECTOR_BYTES == 32
+#define FUSED_RNN_VNNI _mm256_dpbusd_avx_epi32
+#endif
+
 namespace fused_rnn {
 namespace {
 
@@ -18,9 +25,9 @@ struct Factor<int8_t> {
   using A = int32_t;
   using Left = int8_t;
   static constexpr int kDepth = 4;
-  static constexpr int kWords = 1;  // AMX takes more, and finds zeros after the rows that it multiplies by a weight
+  static constexpr int kWords = 1;  // AMX multiplies 16 at once: left-hand rows end with zeros
   static constexpr int kParts = 1;
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(FUSED_RNN_AMX) || defined(FUSED_RNN_UNSIGNED)
+#if defined(FUSED_RNN_VNNI) || defined(FUSED_RNN_AMX) || defined(FUSED_RNN_UNSIGNED)
   static constexpr int kOffset = 128;  // added to the numbers of packed weights: VNNI takes them unsigned
 #else
   static constexpr int kOffset = 0;
@@ -32,18 +39,18 @@ struct Factor<int8_t> {
   }
   FUSED_RNN_INLINE static Vec<int32_t> add_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
     using Lanes = Vec<int32_t>::Lanes;
-#if defined(__AVX512VNNI__) && FUSED_RNN_VECTOR_BYTES == 64
+#if defined(FUSED_RNN_VNNI)
+    typedef long long Bytes __attribute__((vector_size(FUSED_RNN_VECTOR_BYTES)));
     return Vec<int32_t>(
-        bit_cast<Lanes>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sum.v), bit_cast<__m512i>(b.v), bit_cast<__m512i>(a.v))));
-#elif defined(__AVXVNNI__) && FUSED_RNN_VECTOR_BYTES == 32
-    return Vec<int32_t>(bit_cast<Lanes>(
-        _mm256_dpbusd_avx_epi32(bit_cast<__m256i>(sum.v), bit_cast<__m256i>(b.v), bit_cast<__m256i>(a.v))));
+        bit_cast<Lanes>(FUSED_RNN_VNNI(bit_cast<Bytes>(sum.v), bit_cast<Bytes>(b.v), bit_cast<Bytes>(a.v))));
 #elif defined(__AVX2__) && FUSED_RNN_VECTOR_BYTES == 32
     // |a| times b with the sign of a: no sum of two exceeds 16 bits.
+    static_assert(kOffset == 0, "b must be signed");
     const __m256i left = bit_cast<__m256i>(a.v), right = bit_cast<__m256i>(b.v);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(left), _mm256_sign_epi8(right, left));
     return sum + Vec<int32_t>(bit_cast<Lanes>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 #elif defined(__ARM_FEATURE_DOTPROD) && FUSED_RNN_VECTOR_BYTES == 16
+    static_assert(kOffset == 0, "b must be signed");
     return Vec<int32_t>(
         bit_cast<Lanes>(vdotq_s32(bit_cast<int32x4_t>(sum.v), bit_cast<int8x16_t>(b.v), bit_cast<int8x16_t>(a.v))));
 #else

@@ -65,13 +65,14 @@ template <class S>
 const CellLoops<S>& loops_of(const CellTraits& cell, Float32Factors factors = Float32Factors::kFloat32) {
   const AllLoops& all = instruction_set().loops();
   const size_t i = cell.index;
-  if constexpr (std::is_same<S, float>::value) switch (factors) {
+  if constexpr (std::is_same<S, float>::value) {
+    switch (factors) {
       case Float32Factors::kBFloat16: return all.reduced[i];
       case Float32Factors::kQuantizedBFloat16: return all.quantized_bfloat16.loops[i];
       case Float32Factors::kQuantizedInt8: return all.quantized_int8.loops[i];
       default: return all.float32[i];
     }
-  else if constexpr (std::is_same<S, double>::value)
+  } else if constexpr (std::is_same<S, double>::value)
     return all.float64[i];
   else if constexpr (std::is_same<S, BFloat16>::value)
     return all.bfloat16[i];

@@ -51,12 +51,29 @@ QuantizedLoops quantized_loops() {
   return quantized_loops_of_each<F>(AllCells{});
 }
 
-// Of a set that shares none with another. A template, so that other sets do not compile it.
+// The three below are templates, so that only the sets that call them compile the loops.
+
+// All loops of a set that shares none with another.
 template <class = void>
 AllLoops all_loops() {
   return {
       loops<float>(),           loops<double>(), loops<BFloat16>(), loops<Float16>(), {}, quantized_loops<Widened>(),
       quantized_loops<int8_t>()};
+}
+
+// The loops of another set, but those with factors of bfloat16.
+template <class = void>
+AllLoops with_own_bfloat16(AllLoops all) {
+  all.bfloat16 = loops<BFloat16>();
+  all.reduced = loops<float, BFloat16>();
+  return all;
+}
+
+// The loops of another set, but those with int8 weights.
+template <class = void>
+AllLoops with_own_int8(AllLoops all) {
+  all.quantized_int8 = quantized_loops<int8_t>();
+  return all;
 }
 
 }  // namespace

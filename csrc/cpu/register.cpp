@@ -25,7 +25,7 @@ constexpr int64_t kReducedRows = 65;
 
 int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
 
-// The factors of the products in a float32 call of so many rows.
+// The factors of the products in a float32 call. `rows`: of the batch, at all steps.
 Float32Factors factors_of(int64_t rows, bool reduced_precision, Quantized quantized) {
   const int64_t least = cpu_reduced_rows();
   const bool reduces = quantized == Quantized::kNone && reduced_precision && least > 0 && rows >= least;

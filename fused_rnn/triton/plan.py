@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..call import short
 from ..cell import Cell
 from ..native import constant
 
@@ -109,7 +110,7 @@ def shared_bytes(cell: Cell, tiles: Tiles, itemsize: int, backward: bool) -> int
 def make_plan(cell: Cell, dtype: torch.dtype, B: int, H: int, backward: bool, allow_tf32: bool, device: Device) -> Plan:
     """The plan of one pass: of the table's rows for the device and the arithmetic the first that fits."""
     tf32 = dtype == torch.float32 and allow_tf32 and device.capability >= 80
-    math = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    math = "tf32" if tf32 else short(dtype)
 
     def fits(row: Row) -> bool:
         if device.vendor not in row.vendors or math not in row.maths:
