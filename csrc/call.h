@@ -19,24 +19,31 @@ using Tensors = std::vector<Tensor>;
 
 // The bits of the schema's `flags`, as in fused_rnn/call.py.
 enum Flag : int64_t {
-  kBias = 1,               // there are bias_ih and bias_hh
-  kBidirectional = 2,      // every layer has two directions
-  kReverse = 4,            // the first direction runs from the last step to the first
-  kBatchFirst = 8,         // input and output are [B, T, ...]
-  kStep = 16,              // one step of a cell: input [B, I], states [B, H]
-  kReducedPrecision = 32,  // float32 products may round their factors: to TF32 on a GPU, to bfloat16 on a CPU
-  kSave = 64,              // a backward will come
-  kNeedsInput = 128,       // the backward gives the gradient of the input
-  kNeedsWeights = 256,     // and those of the weights
-  kPacked = 512,           // input and output are the data [N, ...] of a packed sequence; `lengths` are its batch_sizes
-  kNeedsStates = 1024,     // the backward gives the gradients of the initial states
-  kInt8 = 2048,            // weights are panels of int8, with scales
-  kBFloat16Weights = 4096  // weights are panels of bfloat16, as int16, and there are biases
+  kBias = 1,                // there are bias_ih and bias_hh
+  kBidirectional = 2,       // every layer has two directions
+  kReverse = 4,             // the first direction runs from the last step to the first
+  kBatchFirst = 8,          // input and output are [B, T, ...]
+  kStep = 16,               // one step of a cell: input [B, I], states [B, H]
+  kReducedPrecision = 32,   // float32 products may round their factors: to TF32 on a GPU, to bfloat16 on a CPU
+  kSave = 64,               // a backward will come
+  kNeedsInput = 128,        // the backward gives the gradient of the input
+  kNeedsWeights = 256,      // and those of the weights
+  kPacked = 512,            // input and output are the data [N, ...] of a packed sequence, `lengths` its batch_sizes
+  kNeedsStates = 1024,      // the backward gives the gradients of the initial states
+  kInt8 = 2048,             // weights are panels of int8, with scales
+  kBFloat16Weights = 4096,  // weights are panels of bfloat16, as int16, and there are biases
+  // How the CPU kernels run the call, where a user's own measurement says so; without these bits they decide.
+  kJoins = 1 << 16,     // x and h are multiplied in one tile
+  kProjects = 1 << 17,  // x is projected before
+  kSet = 1 << 18        // times the number of an instruction set, from 1
 };
 
 inline Quantized quantized_of(int64_t flags) {
   return flags & kInt8 ? Quantized::kInt8 : flags & kBFloat16Weights ? Quantized::kBFloat16 : Quantized::kNone;
 }
+
+// The number of an instruction set; quantised weights are laid out for that of the process.
+inline int64_t set_of(int64_t flags) { return quantized_of(flags) == Quantized::kNone ? flags / kSet : 0; }
 
 // The numbers in the panels of a weight [G*H, K] on a device.
 using QuantizedElements = int64_t (*)(const CellTraits& cell, Quantized type, int64_t K, int64_t H);
@@ -116,6 +123,7 @@ class Call {
     args.T = T, args.B = B, args.I = input_size(k / D), args.H = H;
     args.output_row = width();
     args.reverse = has(kReverse) != (k % D == 1);
+    args.joining = has(kJoins) ? Joining::kAlways : has(kProjects) ? Joining::kNever : Joining::kByRows;
     ragged_.fill(args);
     args.x = const_data<S>(layer_input);
     if (quantized() == Quantized::kNone) {

@@ -17,6 +17,9 @@ struct LayerSizes {
   int64_t rows;  // of all steps, each up to its last active row; T * B without lengths
 };
 
+// Whether x and h of a step are multiplied in one tile, on the CPU.
+enum class Joining { kByRows, kAlways, kNever };
+
 // What weights in panels are made of.
 enum class Quantized { kNone, kBFloat16, kInt8 };
 
@@ -39,6 +42,7 @@ struct LayerArgs : LayerSizes {
   const S* weight_hh;      // [G*H, H]
   const S* hx;             // [B, H] or null for zeros
   const S* cx;             // [B, H] or null for zeros, LSTM only
+  Joining joining;
   // In place of weight_ih and weight_hh in loops of quantised weights, which are on the CPU.
   QuantizedWeight quantized_ih, quantized_hh;
 

@@ -15,6 +15,9 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def(
       "make_stream(str cell, Tensor input, Tensor outputs, Tensor[] weights, Tensor hx, Tensor? cx, int flags) -> int");
   m.def("cpu_instruction_set() -> str");
+  // The instruction sets that are here, by their numbers from 1 as in the flags; "" for one that is not here or runs
+  // such a call as one before it does.
+  m.def("cpu_instruction_sets(str cell, ScalarType dtype, int flags) -> str[]");
   // How a layer runs on the CPU in one direction, in words: instruction set and threads. Of the flags, those of
   // precision count.
   m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training, int flags) -> str");

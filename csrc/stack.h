@@ -20,8 +20,7 @@ struct Context {
   const CellTraits& cell;
   const Tensor& input;  // on the device
   int64_t L, D;
-  bool reduced_precision;
-  Quantized quantized;
+  int64_t flags;  // Flag
 };
 
 // Dropout between stacked layers that run side by side: to = from * mask, [T, B, H] each.
@@ -75,8 +74,7 @@ template <class Device>
 class Stack {
  public:
   explicit Stack(Call call)
-      : call_(std::move(call)),
-        context_{call_.cell, call_.input, call_.L, call_.D, call_.has(kReducedPrecision), call_.quantized()} {}
+      : call_(std::move(call)), context_{call_.cell, call_.input, call_.L, call_.D, call_.flags} {}
 
   // The output and the final states, of a step the states alone. With kSave the tensors for the backward follow: one
   // [T, B, kSaved, H] for each layer and direction, then the output of every layer but the last.

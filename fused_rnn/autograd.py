@@ -38,18 +38,16 @@ from .cell import Cell, States, Weights, named
 MaybeTensor = Tensor | None
 
 
-def run(ops: Any, call: Call, reduced_precision: bool = False) -> Sequence[Tensor]:
+def run(ops: Any, call: Call, flags: int = 0) -> Sequence[Tensor]:
     """The results of the ops of a namespace for a call whose masks are drawn.
 
     Args:
-        reduced_precision: the factors of float32 products may be rounded: to TF32 on a GPU, to bfloat16 on a CPU.
+        flags: those that are not of the call's form, such as REDUCED_PRECISION.
 
     Returns:
         The output and the final states, of a step the states alone.
     """
-    flags = flags_of(call.form)
-    if reduced_precision:
-        flags |= REDUCED_PRECISION
+    flags |= flags_of(call.form)
     rows = call.lengths
     if call.batch_sizes is not None:
         flags, rows = flags | PACKED, call.batch_sizes
@@ -79,7 +77,8 @@ def run_layer(
     reduced_precision: bool = False,
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
-    return one_layer(lambda call: run(ops, call, reduced_precision))(cell, x, states, weights, lengths, reverse)
+    flags = REDUCED_PRECISION if reduced_precision else 0
+    return one_layer(lambda call: run(ops, call, flags))(cell, x, states, weights, lengths, reverse)
 
 
 def _two(states: Sequence[MaybeTensor]) -> tuple[MaybeTensor, MaybeTensor]:

@@ -36,9 +36,10 @@ class Problem(NamedTuple):
     layers: int = 1
     directions: int = 1
     quantized: torch.dtype | None = None  # int8 or bfloat16, in which the weights are kept
+    step: bool = False  # of a cell
 
     def __str__(self) -> str:
-        named = ("projection", "ragged", "packed", "training", "transformed")
+        named = ("step", "projection", "ragged", "packed", "training", "transformed")
         flags = [f"weights={short(self.quantized)}"] if self.quantized else []
         flags += [name for name in named if getattr(self, name)]
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
@@ -58,6 +59,7 @@ BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, REDUCED_PRECISION, SAVE = (1 <<
 NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
 NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
 PACKED = 512
+JOINS, PROJECTS, SET = 1 << 16, 1 << 17, 1 << 18  # how the CPU kernels run the call
 
 
 class Form(NamedTuple):
@@ -175,6 +177,10 @@ class Call:
     @property
     def projection(self) -> bool:
         return self.form.projection
+
+    @property
+    def step(self) -> bool:
+        return self.form.step
 
     @property
     def T(self) -> int:

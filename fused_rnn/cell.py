@@ -18,17 +18,18 @@ class Cell:
     saved: int  # how many numbers a forward keeps per step, row and unit; c, if there is one, is the last
     stock: str = ""  # PyTorch's name: torch._VF.lstm and torch._VF.lstm_cell; "" if torch.nn does not have it
     resets_before: bool = False  # the last gate multiplies r * h instead of h
+    joins: bool = False  # gates are of the sum of both products, so that the kernels may multiply x and h in one tile
     grads_differ: bool = False  # the backward gives gates_x and gates_h different gradients
 
     def __str__(self) -> str:
         return self.name
 
 
-LSTM = Cell("lstm", gates=4, states=("hx", "cx"), saved=5, stock="lstm")  # saved: i, f, g, o, c
+LSTM = Cell("lstm", gates=4, states=("hx", "cx"), saved=5, stock="lstm", joins=True)  # saved: i, f, g, o, c
 GRU = Cell("gru", gates=3, states=("hx",), saved=4, stock="gru", grads_differ=True)  # r, z, n, n_h
 GRU_RESET_BEFORE = Cell("gru(reset_after=False)", gates=3, states=("hx",), saved=3, resets_before=True)  # r, z, n
-RNN_TANH = Cell("rnn_tanh", gates=1, states=("hx",), saved=1, stock="rnn_tanh")  # h
-RNN_RELU = Cell("rnn_relu", gates=1, states=("hx",), saved=1, stock="rnn_relu")  # h
+RNN_TANH = Cell("rnn_tanh", gates=1, states=("hx",), saved=1, stock="rnn_tanh", joins=True)  # h
+RNN_RELU = Cell("rnn_relu", gates=1, states=("hx",), saved=1, stock="rnn_relu", joins=True)  # h
 CELLS = (LSTM, GRU, GRU_RESET_BEFORE, RNN_TANH, RNN_RELU)
 
 _BY_NAME = {cell.name: cell for cell in CELLS}

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import autograd, layered, panels
-from .call import REDUCED_PRECISION, Call, Form, flags_of, short
+from . import autograd, cell, layered, panels
+from .call import REDUCED_PRECISION, SET, Call, Form, flags_of, short
 from .cell import Cell
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of the CPU kernels
@@ -57,11 +57,39 @@ def cpu_instruction_set() -> str:
     return torch.ops.fused_rnn.cpu_instruction_set()
 
 
+@functools.cache
+def cpu_instruction_sets(cell: Cell, dtype: torch.dtype, reduces: bool) -> list[str]:
+    """The instruction sets that are here, by their numbers from 1.
+
+    "" stands for one that is not here, or runs calls of that cell and dtype as one before it does.
+
+    Args:
+        reduces: float32 products may have factors of bfloat16.
+    """
+    return torch.ops.fused_rnn.cpu_instruction_sets(str(cell), dtype, REDUCED_PRECISION if reduces else 0)
+
+
+def cpu_set_flags() -> dict[str, int]:
+    """The instruction sets that are here, and the flag for calls that run on one."""
+    if load_error is not None:
+        return {}
+    every = (enumerate(cpu_instruction_sets(cell.LSTM, dtype, True), 1) for dtype in DTYPES)
+    return {name: number * SET for one in every for number, name in one if name}
+
+
 def cpu_plan(
-    cell: Cell, dtype: torch.dtype, T: int, B: int, I: int, H: int, training: bool, quantized: torch.dtype | None
+    cell: Cell,
+    dtype: torch.dtype,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    training: bool,
+    quantized: torch.dtype | None,
+    plan: int = 0,
 ) -> str:
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
-    flags = REDUCED_PRECISION if dtype == torch.float32 and allow_bfloat16() else 0
+    flags = plan | (REDUCED_PRECISION if dtype == torch.float32 and allow_bfloat16() else 0)
     flags |= panels.FLAGS[quantized] if quantized else 0
     return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, flags)
 
@@ -136,22 +164,27 @@ def cuda_plan(
     return plan, why_not or None
 
 
-def run(call: Call) -> Sequence[Tensor]:
-    """The results of the native ops for a call."""
+def run(call: Call, plan: int = 0) -> Sequence[Tensor]:
+    """The results of the native ops for a call.
+
+    Args:
+        plan: the flags that say how the CPU kernels run it; 0 leaves that to them.
+    """
     x = call.input
     if call.batch_sizes is not None and (not x.is_cpu or torch.compiler.is_compiling()):
-        return layered.run_padded(call, run)
+        return layered.run_padded(call, functools.partial(run, plan=plan))
     if call.dropout:
         call = layered.with_masks(call)
     if call.lengths is not None and x.is_cpu and (order := _longest_first(call.lengths)) is not None:
-        return _run_in_order(call, order)
-    reduces = x.dtype == torch.float32 and (allow_tf32() if x.is_cuda else x.is_cpu and allow_bfloat16())
-    return autograd.run(torch.ops.fused_rnn, call, reduces)
+        return _run_in_order(call, order, plan)
+    if x.dtype == torch.float32 and (allow_tf32() if x.is_cuda else x.is_cpu and allow_bfloat16()):
+        plan |= REDUCED_PRECISION
+    return autograd.run(torch.ops.fused_rnn, call, plan)
 
 
-def inference_op(form: Form) -> InferenceOp:
+def inference_op(form: Form, plan: int = 0) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
-    flags = flags_of(form)
+    flags = flags_of(form) | plan
     if form.quantized is not torch.int8 and (form.step or (form.bias and form.layers * form.directions == 1)):
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags
@@ -164,7 +197,7 @@ def _longest_first(lengths: Tensor) -> Tensor | None:
     return lengths.argsort(descending=True, stable=True)
 
 
-def _run_in_order(call: Call, order: Tensor) -> Sequence[Tensor]:
+def _run_in_order(call: Call, order: Tensor, plan: int) -> Sequence[Tensor]:
     """The results of a call whose rows are run in another order."""
     assert call.lengths is not None
     rows = 0 if call.form.batch_first else 1
@@ -177,6 +210,7 @@ def _run_in_order(call: Call, order: Tensor) -> Sequence[Tensor]:
             lengths=call.lengths[order],
             masks=masks,
         ),
+        plan,
     )
     back = order.argsort()
     return output.index_select(rows, back), *(state.index_select(1, back) for state in final)

@@ -113,7 +113,10 @@ class Forward {
   }
   int64_t gates_x_vector() const { return rows_ * kGates * kLanes; }
   // Whether x and h of step t are multiplied in one tile. That all rows of the batch decide, whoever has them.
-  bool is_joined(int64_t t) const { return kAdds && (args_.T == 1 || active(t) >= joined_rows_); }
+  bool is_joined(int64_t t) const {
+    if (!kAdds || args_.T == 1 || args_.joining == Joining::kAlways) return kAdds;
+    return args_.joining == Joining::kByRows && active(t) >= joined_rows_;
+  }
   int64_t active(int64_t t) const { return args_.active_rows(t, 0, args_.B); }
   A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 

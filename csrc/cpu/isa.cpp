@@ -86,4 +86,24 @@ const InstructionSet& instruction_set() {
   return set;
 }
 
+const InstructionSet& instruction_set(int64_t number) {
+  if (number == 0) return instruction_set();
+  for (const auto& [here, set] : instruction_sets_here())
+    if (here == number) return *set;
+  throw std::runtime_error("there is no instruction set of number " + std::to_string(number) + " here");
+}
+
+const std::vector<std::pair<int64_t, const InstructionSet*>>& instruction_sets_here() {
+  static const auto all = [] {
+    std::vector<std::pair<int64_t, const InstructionSet*>> here;
+    int64_t number = 0;
+    for (const InstructionSet& set : kInstructionSets) {
+      ++number;
+      if (set.is_here()) here.emplace_back(number, &set);
+    }
+    return here;
+  }();
+  return all;
+}
+
 }  // namespace fused_rnn

@@ -3,6 +3,8 @@
 
 #include <array>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "../cell_traits.h"
 #include "../recurrence.h"
@@ -52,6 +54,13 @@ struct InstructionSet {
 // that one does not exist or is not here.
 const InstructionSet& instruction_set();
 
+// The set of a number from 1, its place in the table; that of the process for 0. Throws std::runtime_error if there is
+// none or it is not here.
+const InstructionSet& instruction_set(int64_t number);
+
+// The sets of the table that are here, each with its number.
+const std::vector<std::pair<int64_t, const InstructionSet*>>& instruction_sets_here();
+
 // The factors of the products in float32 layers, or what their quantised weights are made of.
 enum class Float32Factors { kFloat32, kBFloat16, kQuantizedBFloat16, kQuantizedInt8 };
 inline Float32Factors factors_of(Quantized weights) {
@@ -60,10 +69,11 @@ inline Float32Factors factors_of(Quantized weights) {
                                            : Float32Factors::kFloat32;
 }
 
-// The loops of a cell in the instruction set of this process.
+// The loops of a cell in an instruction set.
 template <class S>
-const CellLoops<S>& loops_of(const CellTraits& cell, Float32Factors factors = Float32Factors::kFloat32) {
-  const AllLoops& all = instruction_set().loops();
+const CellLoops<S>& loops_of(const CellTraits& cell, Float32Factors factors = Float32Factors::kFloat32,
+                             const InstructionSet& set = instruction_set()) {
+  const AllLoops& all = set.loops();
   const size_t i = cell.index;
   if constexpr (std::is_same<S, float>::value) {
     switch (factors) {

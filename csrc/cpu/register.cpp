@@ -1,4 +1,5 @@
 // CPU implementations of the ops.
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <string>
@@ -23,21 +24,28 @@ bool run_together(const Context& context, const ForwardArgs<S>& args) {
 // A call of fewer rows (step, batch) is bound by reading weights, which float32 uses without packing them.
 constexpr int64_t kReducedRows = 65;
 
-int64_t cpu_reduced_rows() { return instruction_set().loops().reduced[0].forward ? kReducedRows : 0; }
+int64_t reduced_rows(const InstructionSet& set) { return set.loops().reduced[0].forward ? kReducedRows : 0; }
+int64_t cpu_reduced_rows() { return reduced_rows(instruction_set()); }
 
-// The factors of the products in a float32 call. `rows`: of the batch, at all steps.
-Float32Factors factors_of(int64_t rows, bool reduced_precision, Quantized quantized) {
-  const int64_t least = cpu_reduced_rows();
-  const bool reduces = quantized == Quantized::kNone && reduced_precision && least > 0 && rows >= least;
+// The factors of the products in a float32 call of so many rows, or of its weights.
+Float32Factors factors_of(const InstructionSet& set, int64_t rows, int64_t flags) {
+  const int64_t least = reduced_rows(set);
+  const Quantized quantized = quantized_of(flags);
+  const bool reduces = quantized == Quantized::kNone && flags & kReducedPrecision && least > 0 && rows >= least;
   return reduces ? Float32Factors::kBFloat16 : factors_of(quantized);
+}
+
+template <class S>
+const CellLoops<S>& loops_of_call(const CellTraits& cell, int64_t rows, int64_t flags) {
+  const InstructionSet& set = instruction_set(set_of(flags));
+  return loops_of<S>(cell, factors_of(set, rows, flags), set);
 }
 
 template <class S>
 class CpuPass {
  public:
   CpuPass(const Context& context, const LayerSizes& sizes, bool)
-      : context_(context),
-        loops_(loops_of<S>(context.cell, factors_of(sizes.rows, context.reduced_precision, context.quantized))) {}
+      : context_(context), loops_(loops_of_call<S>(context.cell, sizes.rows, context.flags)) {}
 
   int64_t together() const { return 1; }
 
@@ -86,17 +94,37 @@ std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, i
   LayerSizes sizes{T, B, I, H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
   const Quantized quantized = quantized_of(flags);
-  const Float32Factors factors = factors_of(sizes.rows, flags & kReducedPrecision, quantized);
+  const InstructionSet& set = instruction_set(set_of(flags));
+  const Float32Factors factors = factors_of(set, sizes.rows, flags);
   const auto workers = with_storage_type(
-      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), factors).workers; });
-  const int64_t forward = workers(sizes, false),
-                backward = quantized != Quantized::kNone ? forward : workers(sizes, true);
-  std::string plan = cpu_instruction_set();
+      dtype, [&](auto tag) { return loops_of<typename decltype(tag)::type>(cell_named(cell), factors, set).workers; });
+  const int64_t forward = workers(sizes, false);
+  const int64_t backward = quantized != Quantized::kNone ? forward : workers(sizes, true);
+  std::string plan = set.name;
+  if (flags & (kJoins | kProjects)) plan += flags & kJoins ? ", x and h joined" : ", x projected";
   if (factors == Float32Factors::kBFloat16) plan += ", factors of bfloat16";
   if (quantized != Quantized::kNone) plan += quantized == Quantized::kInt8 ? ", int8 weights" : ", bfloat16 weights";
   plan += ", " + std::to_string(forward) + (forward > 1 ? " threads" : " thread");
   if (training && backward != forward) plan += "; backward: " + std::to_string(backward);
   return plan;
+}
+
+// The sets that are here, in the order of their numbers from 1. Empty in place of one that is not here or has the same
+// loops for such a call as one before it.
+std::vector<std::string> cpu_instruction_sets(std::string cell, ScalarType dtype, int64_t flags) {
+  std::vector<std::string> names;
+  with_storage_type(dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    std::vector<void (*)(const ForwardArgs<S>&)> known;
+    for (const auto& [number, set] : instruction_sets_here()) {
+      const auto forward = loops_of<S>(cell_named(cell), factors_of(*set, INT64_MAX, flags), *set).forward;
+      const bool is_new = std::find(known.begin(), known.end(), forward) == known.end();
+      known.push_back(forward);
+      names.resize(size_t(number));
+      if (is_new) names.back() = set->name;
+    }
+  });
+  return names;
 }
 
 std::vector<int64_t> cpu_panel_layout(std::string cell, int64_t flags) {
@@ -122,6 +150,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
+  m.impl("cpu_instruction_sets", TORCH_BOX(&fused_rnn::cpu_instruction_sets));
   m.impl("cpu_plan", TORCH_BOX(&fused_rnn::cpu_plan));
   m.impl("cpu_reduced_rows", TORCH_BOX(&fused_rnn::cpu_reduced_rows));
   m.impl("cpu_panel_layout", TORCH_BOX(&fused_rnn::cpu_panel_layout));

@@ -23,7 +23,7 @@ class StreamOf final : public Stream {
   StreamOf(Call call, const Tensor& outputs)
       : call_(std::move(call)),
         outputs_(outputs),
-        loops_(loops_of<S>(call_.cell, factors_of(call_.quantized()))),
+        loops_(loops_of<S>(call_.cell, factors_of(call_.quantized()), instruction_set(set_of(call_.flags)))),
         layers_(size_t(call_.L)) {
     const int64_t each = call_.B * call_.H;
     for (int64_t k = 0; k < call_.L; ++k) {

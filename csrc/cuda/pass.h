@@ -37,7 +37,7 @@ template <class S>
 Math math_of(const Context& context, const Device& device) {
   if (std::is_same<S, BFloat16>::value) return Math::kBFloat16;
   if (std::is_same<S, Float16>::value) return Math::kFloat16;
-  return float32_math(context.reduced_precision, device.capability);
+  return float32_math(context.flags & kReducedPrecision, device.capability);
 }
 
 // An array [T, B, H] whose rows are `row` numbers apart.
