@@ -94,7 +94,7 @@ NO_GPU = $(shell test -e /dev/nvidia0 || nvidia-smi >/dev/null 2>&1 || echo 'FUS
 
 .venv/installed: .venv/ready $(NATIVE) $(PYTHON_FILES) examples/requirements.txt
 	.venv/$(PIP) install -r examples/requirements.txt
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(NO_GPU) .venv/$(PIP) install --no-build-isolation .
 	touch $@
 
 # The tests run on a build whose memory is full of NaN, and in the checkout's root on the checkout's own Python files: a

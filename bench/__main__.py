@@ -5,6 +5,7 @@
     python -m bench gpu               # on an NVIDIA GPU
     python -m bench kernel            # single ops: the cost of a call and of a step; --plan forces a kernel
     python -m bench app               # LSTM against GRU, and a language model of each
+    python -m bench tuned             # which way fused_rnn.tune chooses on the CPU for each case
     python -m bench check             # on an NVIDIA GPU: the grid that decides which kernels run there
     python -m bench report            # tables and pictures from the rows, and the README's numbers; --import DIR first
                                       # takes over the rows of another run, such as those of make gpu-check
@@ -34,9 +35,10 @@ except ImportError as error:
     raise SystemExit(2) from None
 
 from fused_rnn import evidence, native
+from fused_rnn.cases import select
 
-from . import app, condensed, kernels, layers, machine, recorded, report, systems
-from .cases import CELL_OF, CELLS, cases_for, check_tasks, quick_cases, select, tasks
+from . import app, condensed, kernels, layers, machine, recorded, report, systems, tuned
+from .cases import CELL_OF, CELLS, cases_for, check_tasks, quick_cases, tasks
 from .rows import FIELDS, KEY, Results, Row
 
 RESULTS, QUICK_RESULTS = machine.ROOT / "bench" / "results", machine.BUILT / "quick"
@@ -47,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = ("cpu", "gpu", "kernel", "app", "check", "report")
+    what = ("cpu", "gpu", "kernel", "app", "tuned", "check", "report")
     parser.add_argument("what", nargs="?", choices=what, help="gpu where there is one, else cpu, unless told")
     parser.add_argument("--list", action="store_true", help="name the cases and the peers, and end")
     parser.add_argument("--quick", action="store_true", help="a few cases, short, no compilers: under two minutes")
@@ -83,7 +85,7 @@ def device_of(what: str | None) -> torch.device:
     here = torch.cuda.is_available()
     if what == "gpu" and not here:
         raise ValueError("gpu needs an NVIDIA GPU and a PyTorch with CUDA")
-    return torch.device("cuda" if here and what != "cpu" else "cpu")
+    return torch.device("cuda" if here and what not in ("cpu", "tuned") else "cpu")
 
 
 def threads_of(args: argparse.Namespace, device: torch.device) -> list[int]:
@@ -145,6 +147,13 @@ def app_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]:
     yield Todo("language models", keys, partial(app.language_models, device, threads, steps))
 
 
+def tuned_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]:
+    cases = select(cases_for("cpu"), args.case) if args.case else cases_for("cpu")
+    for threads in threads_of(args, torch.device("cpu")):
+        for task in tasks(cases, "cpu", args.cell, native.cpu_reduced_rows() > 0):
+            yield Todo(str(task), [tuned.key(task, threads)], partial(tuned.measure, task, threads, args.seconds))
+
+
 def measure_all(todo: Sequence[Todo], results: Results) -> None:
     """Measure, with a bar of the time that remains; every row is kept at once."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
@@ -168,6 +177,7 @@ LAYERS = Kind("layers.csv", FIELDS, KEY, layers_todo)
 KINDS = {
     "kernel": Kind("kernels.csv", kernels.FIELDS, kernels.KEY, kernels_todo),
     "app": Kind("app.csv", app.FIELDS, app.KEY, app_todo),
+    "tuned": Kind("tuned.csv", tuned.FIELDS, tuned.KEY, tuned_todo),
 }
 
 
@@ -224,8 +234,8 @@ def write_report(args: argparse.Namespace) -> int:
     written = report.write(args.out, machine.ROOT / "README.md" if ours else None)
     if not written:
         raise ValueError(f"there are no rows under {args.out}")
-    table = evidence.PATH if ours else args.out / "measured.csv"
-    written += condensed.write(recorded.all_recorded(args.out), table)
+    folder = evidence.PATH.parent if ours else args.out
+    written += condensed.write(recorded.all_recorded(args.out), folder)
     for path in written:
         print(os.path.relpath(path))
     return 0

@@ -12,12 +12,13 @@ from torch import nn
 
 import fused_rnn
 from examples.char_lm import CharLM, Trainer, Vocabulary, batches_of, manual
+from fused_rnn.cases import Case
+from fused_rnn.timing import in_turns, ratios, spread
 
 from . import machine, memory, systems
-from .cases import CELLS, Case, Task
+from .cases import CELLS, Task
 from .layers import STREAMED, inputs, work_of
 from .rows import Row
-from .timing import in_turns, ratios, spread
 
 KEY = ("what", "case", "cell", "work", "threads")
 FIELDS = (

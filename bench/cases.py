@@ -1,48 +1,16 @@
-"""What is measured: layers as real programs use them, and grids of sizes.
-
-A :class:`Case` has the sizes, a :class:`Task` adds what is done with them: which cell, which dtype, which work.
-"""
+"""What is measured: a :class:`Case` has the sizes, a :class:`Task` adds which cell, which dtype and which work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import product
 
+from fused_rnn.cases import CHECK_GRID, CPU_GRID, STEP_GRID, USES, Case
 from fused_rnn.cell import GRU, LSTM, RNN_TANH
 
 CELL_OF = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN_TANH}  # of torch.nn's class
 CELLS = ("LSTM", "GRU")  # measured unless told
-# inference: forward. training: forward and all gradients. streaming: single steps, the state fed on; cell: the same by
-# LSTMCell or GRUCell; cell training: a cell's training.
-BATCHED, SINGLE = ("inference", "training"), ("streaming", "cell")
-ONE_STEP = ("training", "cell training")
-
-
-@dataclass(frozen=True)
-class Case:
-    """The sizes of a layer, input [T, B, I] and H units, and who has such a layer."""
-
-    name: str
-    T: int
-    B: int
-    I: int
-    H: int
-    layers: int = 1
-    bidirectional: bool = False
-    ragged: bool = False  # sequences of T/4 to T steps in one batch
-    source: str = ""
-    trained: bool = False  # of a single step: it is trained and not streamed
-
-    def works(self) -> tuple[str, ...]:
-        """What is done with it."""
-        return BATCHED if self.T > 1 else ONE_STEP if self.trained else SINGLE
-
-    def __str__(self) -> str:
-        flags = [f"{self.layers} layers"] * (self.layers > 1)
-        flags += ["bidirectional"] * self.bidirectional + ["ragged"] * self.ragged
-        return ", ".join([f"T={self.T} B={self.B} I={self.I} H={self.H}", *flags])
 
 
 @dataclass(frozen=True)
@@ -75,63 +43,9 @@ class Task:
         return forward * (3 if self.is_training else 1)
 
 
-USES = (
-    Case("voice-activity", 1, 1, 128, 128, source="Silero VAD (snakers4/silero-vad): one LSTM, a frame at a time"),
-    Case(
-        "speech-encoder",
-        *(200, 16, 512, 256),
-        layers=3,
-        bidirectional=True,
-        ragged=True,
-        source="Chan et al. 2016, Listen, Attend and Spell: 3 layers of 256 in each direction",
-    ),
-    Case(
-        "separation",
-        *(255, 16, 512, 256),
-        layers=3,
-        bidirectional=True,
-        source="Open-Unmix (sigsep/open-unmix-pytorch): 3 layers of 256 in each direction, 6 s of audio",
-    ),
-    Case("forecasting", 48, 32, 48, 40, layers=2, source="DeepAR in GluonTS (awslabs/gluonts): 2 layers of 40"),
-    Case("ppo-rollout", 1, 8, 64, 256, source="RecurrentPPO (stable-baselines3-contrib): LSTM of 256, 8 environments"),
-    Case("ppo-update", 128, 8, 64, 256, source="RecurrentPPO (stable-baselines3-contrib): 128 steps of 8 environments"),
-    Case("language-model", 35, 20, 650, 650, layers=2, source="pytorch/examples word_language_model, --nhid 650"),
-    Case("basecaller", 833, 16, 384, 384, source="Bonito (nanoporetech/bonito): a layer of 384, 5000 samples a chunk"),
-    Case("seq2seq", 40, 64, 512, 512, ragged=True, source="fairseq models/lstm.py: an encoder of 512"),
-    Case("loop16", 16, 32, 256, 256, source="the longest loop that torch.compile is asked to unroll"),
-)
-# Each a regime of its own: bound by calls, by the bandwidth of a cache, by activations, by products.
-CPU_GRID = (
-    Case("stream64", 1, 1, 64, 64),
-    Case("stream256", 1, 1, 256, 256),
-    Case("stream512", 1, 1, 512, 512),
-    Case("small-b1", 64, 1, 128, 128),
-    Case("small-b4", 64, 4, 128, 128),
-    Case("small-b8", 64, 8, 256, 256),
-    Case("tiny16", 64, 32, 8, 16),
-    Case("tiny32", 128, 64, 16, 32),
-    Case("odd200", 64, 16, 80, 200),
-    Case("long", 4096, 1, 128, 128),
-    Case("wideB", 50, 256, 64, 128),
-    Case("typ256", 128, 32, 256, 256),
-    Case("typ512", 128, 32, 512, 512),
-    Case("large1024", 32, 64, 1024, 1024),
-)
-# One step a call: the overhead of a call is the largest part of its time.
-STEP_GRID = tuple(
-    Case(f"step-h{H}-b{B}", 1, B, H, H, source="decoders and reinforcement learning: one step a call", trained=True)
-    for H, B in product((64, 256, 512), (1, 16, 32, 256, 4096))
-)
 # The usual batch first, so that a run that is cut off has every size of it.
 GPU_GRID = tuple(
     Case(f"h{H}-b{B}", 512, B, H, H) for B, H in product((16, 1, 64, 256, 4), (256, 1024, 64, 128, 512, 2048))
-)
-# What decides which kernels run on a GPU: the corners of what people use, T long enough that the start costs little.
-CHECK_GRID = (
-    *(Case(f"check-h{H}-b{B}", 256, B, H, H) for B, H in product((16, 1, 64), (256, 128, 512, 64, 1024))),
-    Case("check-layers", 256, 16, 256, 256, layers=2),
-    Case("check-directions", 256, 16, 256, 256, bidirectional=True),
-    Case("check-ragged", 256, 16, 256, 256, ragged=True),
 )
 CHECK_CPU = (Case("check-cpu", 8, 2, 8, 16),)  # to see that it works
 CPU_QUICK = ("voice-activity", "stream64", "small-b4", "tiny32", "odd200", "typ256", "forecasting")
@@ -169,18 +83,6 @@ def check_tasks(device_type: str) -> Iterator[Task]:
         for case in CHECK_GRID:
             if case.name.startswith("check-h") or dtype != "float16":
                 yield from (Task(case, cell, work, dtype, tf32, device_type) for work in case.works())
-
-
-def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
-    """The cases whose names match one of the patterns, "typ*", in their order.
-
-    Raises:
-        ValueError: a pattern matches none.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(case.name, pattern) for case in cases):
-            raise ValueError(f"no case is called {pattern!r}; there are {', '.join(case.name for case in cases)}")
-    return tuple(case for case in cases if any(fnmatchcase(case.name, pattern) for pattern in patterns))
 
 
 def tasks(

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .cases import SINGLE, Task
+from fused_rnn.cases import SINGLE
+
+from .cases import Task
 from .system import Layer
 
 CHECKED_STEPS = 16

@@ -1,13 +1,15 @@
-"""From the rows of GPUs to the table that ships with the package and chooses kernels there (fused_rnn/evidence.py)."""
+"""From rows to the tables that ship with the package and choose kernels: of GPUs fused_rnn/evidence.py has the rule, of
+processors fused_rnn/choices.py."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from fused_rnn.evidence import COLUMNS
+from fused_rnn import choices, evidence
 
 from .cases import CELL_OF
 from .recorded import Recorded
@@ -44,16 +46,30 @@ def _is_timed(row: Row, system: str) -> bool:
 
 def text(machines: Iterable[Recorded]) -> str:
     """The table of all GPUs."""
+    on_gpus = (machine for machine in machines if machine.on_gpu)
+    return _table(evidence.COLUMNS, chain.from_iterable(map(measurements, on_gpus)))
+
+
+def choices_text(machines: Iterable[Recorded]) -> str:
+    """The table of all kinds of processors. Of two machines of one kind, the later measurement counts."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in sorted((row for machine in machines for row in machine.tuned), key=lambda row: row["day"]):
+        kind = {name: row[name] for name in choices.COLUMNS} | {"device": choices.processor_kind(row["device"])}
+        found[tuple(kind[name] for name in choices.Kind._fields)] = kind
+    return _table(choices.COLUMNS, found.values())
+
+
+def _table(columns: Sequence[str], rows: Iterable[Row]) -> str:
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    for machine in machines:
-        if machine.on_gpu:
-            writer.writerows(measurements(machine))
+    writer.writerows(rows)
     return table.getvalue()
 
 
-def write(machines: Iterable[Recorded], path: Path) -> list[Path]:
-    """Write the table; what was written."""
-    path.write_text(text(machines))
-    return [path]
+def write(machines: Sequence[Recorded], folder: Path) -> list[Path]:
+    """Write both tables; what was written."""
+    tables = {evidence.PATH.name: text(machines), choices.SHIPPED.name: choices_text(machines)}
+    for name, written in tables.items():
+        (folder / name).write_text(written)
+    return [folder / name for name in tables]

@@ -15,11 +15,11 @@ import torch
 from fused_rnn import backends, native
 from fused_rnn.call import BIAS, NEEDS_ALL, REDUCED_PRECISION, SAVE
 from fused_rnn.cell import GRU_RESET_BEFORE
+from fused_rnn.timing import in_turns, spread
 
 from . import machine
 from .cases import CELL_OF
 from .rows import Row
-from .timing import in_turns, spread
 
 FORCES = {"cpu": "FUSED_RNN_ISA", "cuda": "FUSED_RNN_TIER"}
 OPS = ("forward", "forward, saving", "backward")

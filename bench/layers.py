@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fused_rnn.cases import SINGLE
+from fused_rnn.timing import in_turns, ratios, spread
+
 from . import compare, machine, memory, rows, systems
-from .cases import SINGLE, Task
+from .cases import Task
 from .compare import CHECKED_STEPS, OUR_SHARE, PEER_SHARE
 from .rows import Row
 from .system import Layer, System
-from .timing import in_turns, ratios, spread
 from .torch_systems import torch_layer
 
 STREAMED = 32  # single steps in one round of the clock
@@ -51,7 +53,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
     """One row for each system: its time if its results are right, and otherwise the reason as its note."""
     device = setting.device
     torch.set_num_threads(setting.threads)
-    with _reduced(task):
+    with reduced(task):
         rnn, x, lengths = inputs(task, device)
         start, start_lengths = x[:CHECKED_STEPS], None if lengths is None else lengths.clamp(max=CHECKED_STEPS)
         if task.work in SINGLE:
@@ -150,7 +152,7 @@ def _double(task: Task, rnn: nn.RNNBase) -> nn.RNNBase:
 
 
 @contextlib.contextmanager
-def _reduced(task: Task) -> Iterator[None]:
+def reduced(task: Task) -> Iterator[None]:
     """Sets PyTorch's switches for the precision of float32 products on the device: of RNNs and of matmuls."""
     with contextlib.ExitStack() as restored:
         if task.device == "cuda":

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from fused_rnn.timing import in_turns, spread
+
 from .gpu_check.library import COMMIT
 from .rows import Row
-from .timing import in_turns, spread
 
 ROOT = Path(__file__).parents[1]
 BUILT = ROOT / "build" / "bench"  # programs, and what quick runs write

@@ -12,7 +12,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .cases import BATCHED, CELLS, GPU_GRID, Task, known_cases
+from fused_rnn.cases import BATCHED
+
+from .cases import CELLS, GPU_GRID, Task, known_cases
 from .recorded import Recorded, digest
 from .rows import Row
 from .tables import floor_of

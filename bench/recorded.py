@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import app, kernels
+from . import app, kernels, tuned
 from .machine import slug
 from .rows import FIELDS, KEY, Results, Row, precision
 
@@ -19,14 +19,15 @@ class Recorded:
         self.layers = list(Results(folder / "layers.csv", FIELDS, KEY))
         self.kernels = list(Results(folder / "kernels.csv", kernels.FIELDS, kernels.KEY))
         self.app = list(Results(folder / "app.csv", app.FIELDS, app.KEY))
+        self.tuned = list(Results(folder / "tuned.csv", tuned.FIELDS, tuned.KEY))
         self.name = next((row["device"] for row in (*self.layers, *self.kernels, *self.app)), folder.name)
         self.on_gpu = any(not row["threads"] for row in self.layers)
 
     def __bool__(self) -> bool:
-        return bool(self.layers or self.kernels or self.app)
+        return bool(self.layers or self.kernels or self.app or self.tuned)
 
     def threads(self) -> list[str]:
-        return sorted({row["threads"] for row in self.layers}, key=lambda threads: int(threads or 0))
+        return sorted({row["threads"] for row in (*self.layers, *self.tuned)}, key=lambda threads: int(threads or 0))
 
     def precisions(self) -> list[tuple[str, str]]:
         """dtype and whether TF32, as they were measured."""

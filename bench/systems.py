@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from fused_rnn.cases import SINGLE
+
 from . import exported, gpu_peers, ncnn_layers, torch_systems
-from .cases import SINGLE, Task
+from .cases import Task
 from .system import System
 
 # Of a whole layer's results with such weights: to find a wrong one.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from fused_rnn.cases import BATCHED, CPU_GRID, ONE_STEP, SINGLE, Case
+
 from . import floors, kernels, targets
-from .cases import BATCHED, CELL_OF, CELLS, CPU_GRID, ONE_STEP, SINGLE, Case, Task, known_cases
+from .cases import CELL_OF, CELLS, Task, known_cases
 from .recorded import Recorded
 from .rows import Row, precision
 
@@ -284,3 +287,32 @@ def summary_table(machine: Recorded) -> str:
                         [f"{cell} {work}, {precision(dtype, tf32)}", *(f"{v:.2f}" for v in figures), str(len(values))]
                     )
     return table(["torch.nn's time by ours", "geometric mean", "least", "most", "sizes"], rows)
+
+
+def tuned_table(machine: Recorded, threads: str) -> str:
+    """After fused_rnn.tune: torch.nn's time by that of the choice, and how often each route is chosen."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in machine.tuned:
+        if row["threads"] == threads and float(row["speedup"]):
+            math = row["dtype"] if row["dtype"] == row["math"] else f"{row['dtype']} in {row['math']}"
+            groups.setdefault((row["cell"], "training" if row["training"] == "1" else "inference", math), []).append(
+                row
+            )
+    rows = []
+    for (cell, work, math), group in sorted(groups.items()):
+        least = min(group, key=lambda row: float(row["speedup"]))
+        mean = statistics.geometric_mean(float(row["speedup"]) for row in group)
+        gains = sorted(float(row["gain"]) for row in group if row["gain"] != "nan")
+        routes = Counter(row["route"] for row in group)
+        rows.append(
+            [
+                f"{cell}, {work}, {math}",
+                f"{mean:.2f}",
+                f"{float(least['speedup']):.2f} ({least['case']})",
+                f"{gains[-1]:.2f}",
+                str(len(group)),
+                ", ".join(f"{route} {count}" for route, count in routes.most_common()),
+            ]
+        )
+    head = ["", "geometric mean", "least", "most over no choice", "calls", "routes"]
+    return table(head, rows) if rows else ""

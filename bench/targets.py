@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .cases import CPU_GRID
+from fused_rnn.cases import CPU_GRID
+
 from .rows import Row
 
 

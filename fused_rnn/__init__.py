@@ -5,11 +5,13 @@ from typing import Any
 
 from .backends import use_backend
 from .cells import GRUCell, LSTMCell, RNNCell
+from .choices import Choices, tuned
 from .convert import convert, restore
 from .explain import Explanation, explain
 from .modules import GRU, LSTM, RNN
 from .quantize import compare, quantize_
 from .stream import Stream
+from .tuning import Tuned, tune
 
 try:
     __version__ = metadata.version("fused-rnn")
@@ -20,16 +22,20 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Choices",
     "Explanation",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "Stream",
+    "Tuned",
     "compare",
     "convert",
     "explain",
     "quantize_",
     "restore",
+    "tune",
+    "tuned",
     "use_backend",
 ]
 

@@ -9,6 +9,7 @@ before it, as no measurement shows that they are slower.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import evidence, layered, native, onnx, reference, stock
-from .call import REDUCED_PRECISION, Call, Form, Problem, short
+from . import choices, evidence, layered, native, onnx, reference, stock
+from .call import JOINS, PROJECTS, REDUCED_PRECISION, Call, Form, Problem, short
 from .cell import Cell
 from .triton import plan as triton_plan
 
@@ -112,9 +113,9 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
 _cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
 
 
-def _cpu_plan(problem: Asked) -> str:
+def _cpu_plan(problem: Asked, plan: int = 0) -> str:
     p = problem
-    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.quantized)
+    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.quantized, plan)
 
 
 def _why_later(name: str, problem: Asked) -> str | None:
@@ -177,6 +178,44 @@ BACKENDS = (
     Backend("reference", lambda problem: None, _reference_run),
 )
 
+
+def _routes() -> dict[str, Backend]:
+    """All ways to run a call on this machine: the backends, and ways of the CPU kernels.
+
+    ``"cpu avx2"`` has the loops of that instruction set. ``"cpu joined"`` multiplies x and h of a step in one tile,
+    ``"cpu projected"`` x of several steps before.
+    """
+    found = {backend.name: backend for backend in BACKENDS}
+    cpu = found["cpu"]
+    for way, flags in {**native.cpu_set_flags(), "joined": JOINS, "projected": PROJECTS}.items():
+        found[f"cpu {way}"] = dataclasses.replace(
+            cpu,
+            name=f"cpu {way}",
+            run=functools.partial(native.run, plan=flags),
+            plan=functools.partial(_cpu_plan, plan=flags),
+            inference_op=functools.partial(native.inference_op, plan=flags),
+        )
+    return found
+
+
+ROUTES = _routes()
+
+
+def routes(problem: Asked) -> list[str]:
+    """The names of the routes that can run a call and differ for it, the one without any measurement first.
+
+    The reference is among them only if there is no other.
+    """
+    usual = choose(problem, by_choices=False).name
+    names = [usual, *(b.name for b in BACKENDS[:-1] if b.name != usual and b.why_not(problem) is None)]
+    if ROUTES["cpu"].why_not(problem) is None and not problem.quantized:
+        here = native.cpu_instruction_sets(problem.cell, problem.dtype, native.allow_bfloat16())
+        names += [f"cpu {name}" for name in here if name not in ("", "generic", native.cpu_instruction_set())]
+        if problem.cell.joins and problem.T > 1:
+            names += ["cpu joined", "cpu projected"]
+    return names
+
+
 # A plain global and no ContextVar: torch.compile guards on the one, not on the other.
 _forced: str | None = os.environ.get("FUSED_RNN_BACKEND") or None
 
@@ -194,8 +233,12 @@ def forced() -> str | None:
     return _forced
 
 
-def choose(problem: Asked) -> Backend:
-    """The forced backend, or else the first that can run ``problem`` and need not come later.
+def choose(problem: Asked, by_choices: bool = True) -> Backend:
+    """The forced backend, or else the route that was measured to be the fastest, or else the first backend that can run
+    ``problem`` and need not come later.
+
+    Args:
+        by_choices: let measured choices count.
 
     Raises:
         ValueError: the forced backend does not exist or cannot run ``problem``.
@@ -206,6 +249,13 @@ def choose(problem: Asked) -> Backend:
             told = problem.problem if isinstance(problem, Call) else problem
             raise ValueError(f"backend {_forced!r} cannot run {told}: {reason}")
         return backend
+    I = problem.I
+    is_measured = by_choices and type(I) is int and I in choices.input_sizes
+    if is_measured and (chosen := choices.choice(problem)) is not None:
+        route = ROUTES.get(chosen.route)
+        unrolled = chosen.route == "torch" and torch.compiler.is_compiling()  # PyTorch's loop, step by step
+        if route is not None and not unrolled and route.why_not(problem) is None:
+            return route
     device_type = problem.device.type
     for backend in BACKENDS:
         if backend.device_type and backend.device_type != device_type:
@@ -234,10 +284,13 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
     if call.quantized and onnx.is_exporting():
         return onnx.run(call)
     cast = autocast(call)
+    if _recorder is not None:
+        _recorder(cast)
+        remember = False
     backend = choose(cast)
     if backend.name == "torch" and cast.input.is_cuda:
         cast = call  # PyTorch's own autocast keeps the weights in one piece, which cuDNN wants
-    if backend.name != "cpu":  # whose kernels alone take bfloat16 weights in panels
+    if backend.device_type != "cpu":  # whose kernels alone take bfloat16 weights in panels
         cast = cast.widened()
     if torch.compiler.is_dynamo_compiling():
         call.check(call)
@@ -252,11 +305,26 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
     return results
 
 
+_recorder: Callable[[Call], None] | None = None
+
+
+@contextlib.contextmanager
+def recording(recorder: Callable[[Call], None]) -> Iterator[None]:
+    """Within this context :func:`run` gives every call to ``recorder``, in the dtype of autocast, before it runs."""
+    global _recorder
+    forget()
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+
+
 # ---- Calls that are known ----
 
-# By everything that the choice depends on in the calls that `run_again` takes: the op that runs them, and whether it
-# may run in reduced precision, if the user allows it at that time.
-_known: dict[tuple[Any, ...], tuple[native.InferenceOp, bool]] = {}
+# By everything that the choice depends on in the calls that `run_again` takes: the op that runs them, and whether
+# PyTorch's switch lets it round factors to bfloat16, or None where it does not.
+_known: dict[tuple[Any, ...], tuple[native.InferenceOp, bool | None]] = {}
 _MOST_KNOWN = 1024  # sequences of any length may come, each once
 
 
@@ -266,8 +334,18 @@ def _remember(call: Call, inference_op: Callable[[Form], native.InferenceOp]) ->
         return
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
-    may_reduce = x.dtype == torch.float32 and 0 < native.cpu_reduced_rows() <= call.T * call.B
-    _known[call.cell.name, call.form, call.H, x.dtype, x.shape, _forced] = inference_op(call.form), may_reduce
+    op, is_spread, flags = inference_op(call.form)
+    reduces = None
+    if x.dtype == torch.float32 and 0 < native.cpu_reduced_rows() <= call.T * call.B:
+        reduces = native.allow_bfloat16()
+        flags |= REDUCED_PRECISION if reduces else 0
+    key = call.cell.name, call.form, call.H, x.dtype, x.shape, _forced, torch.get_num_threads()
+    _known[key] = (op, is_spread, flags), reduces
+
+
+def forget() -> None:
+    """Choose anew for all calls: what the choice depends on has changed."""
+    _known.clear()
 
 
 def run_again(
@@ -285,12 +363,13 @@ def run_again(
     """
     if type(input) is not Tensor or not input.is_cpu:
         return None
-    known = _known.get((cell.name, form, hidden_size, input.dtype, input.shape, _forced))
+    key = cell.name, form, hidden_size, input.dtype, input.shape, _forced, torch.get_num_threads()
+    known = _known.get(key)
     if known is None:
         return None
-    (op, is_spread, flags), may_reduce = known
-    if may_reduce and native.allow_bfloat16():
-        flags |= REDUCED_PRECISION
+    (op, is_spread, flags), reduces = known
+    if reduces is not None and reduces is not native.allow_bfloat16():
+        return None
     cx = None
     try:
         if type(hx) is tuple:

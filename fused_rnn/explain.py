@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, evidence
+from . import backends, choices, evidence
 from .call import Problem
 from .cells import OneStep
 from .modules import Layers
@@ -24,12 +24,12 @@ class Explanation:
     backend: str
     plan: str
     forced: bool
+    source: str  # where the choice comes from
     refusals: tuple[tuple[str, str], ...]  # each better backend, and the sentence why it does not run this
 
     def __str__(self) -> str:
         plan = f" ({self.plan})" if self.plan else ""
-        forced = ", forced" if self.forced else ""
-        lines = [self.module, f"  {self.backend}{plan}{forced}  [{self.problem}]"]
+        lines = [self.module, f"  {self.backend}{plan}, {self.source}  [{self.problem}]"]
         return "\n".join([*lines, *(f"    not {name}: {reason}" for name, reason in self.refusals)])
 
 
@@ -68,16 +68,21 @@ def explain(
 
 def _explain(module: str, problem: Problem) -> Explanation:
     chosen = backends.choose(problem)
-    forced = backends.forced() is not None
-    better = backends.BACKENDS[: backends.BACKENDS.index(chosen)]
+    name, forced = chosen.name.split()[0], backends.forced() is not None
+    measured = None if forced else choices.choice(problem)
+    if measured is not None and measured.route == chosen.name:
+        source, why = str(measured), f"{name} was measured to be faster"
+    else:
+        source, why = ("forced", f"{name} is forced") if forced else (_unmeasured(problem, name), "")
     refusals = []
-    for backend in better:
+    for backend in backends.BACKENDS:
+        if backend.name == name:
+            break
         reason = backend.why_not(problem)
         if reason is None:
-            later = None if forced else backend.why_later(problem)
-            reason = _later(later or f"{chosen.name} is forced", backend.plan(problem))
+            reason = _later(why or backend.why_later(problem) or "", backend.plan(problem))
         refusals.append((backend.name, reason))
-    return Explanation(module, problem, chosen.name, chosen.plan(problem), forced, tuple(refusals))
+    return Explanation(module, problem, name, chosen.plan(problem), forced, source, tuple(refusals))
 
 
 def _explain_on(gpu: str, module: str, problem: Problem) -> Explanation:
@@ -88,9 +93,19 @@ def _explain_on(gpu: str, module: str, problem: Problem) -> Explanation:
     if reason is None and torch_runs and (later := evidence.why_later(problem, "cuda", gpu)):
         reason = _later(later, plan)
     if reason is None:
-        return Explanation(module, problem, "cuda", f"on {gpu}: {plan}", False, ())
+        source = _MEASURED if torch_runs else _MODEL
+        return Explanation(module, problem, "cuda", f"on {gpu}: {plan}", False, source, ())
     name = "torch" if torch_runs else "reference"
-    return Explanation(module, problem, name, f"on {gpu}", False, (("cuda", reason),))
+    return Explanation(module, problem, name, f"on {gpu}", False, _MODEL, (("cuda", reason),))
+
+
+_MEASURED, _MODEL = "measured on this kind of GPU", "by the model"
+
+
+def _unmeasured(problem: Problem, name: str) -> str:
+    """Where the choice of a backend comes from that is neither forced nor tuned."""
+    replaces_torch = name in ("cuda", "triton") and backends.by_name("torch").why_not(problem) is None
+    return _MEASURED if replaces_torch else _MODEL
 
 
 def _later(reason: str, plan: str) -> str:

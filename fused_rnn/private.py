@@ -59,6 +59,13 @@ def is_dynamo_running() -> bool:
     return CompileContext.try_get() is not None
 
 
+def is_static(size: int) -> bool:
+    """Whether a size is a number, and not a symbol in a graph whose sizes vary; without a guard."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes long to import
+
+    return has_static_value(size)
+
+
 def set_version(tensor: Tensor, version: int) -> None:
     """Set the number by which autograd recognises that a saved tensor was changed in place."""
     torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))

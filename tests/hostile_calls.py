@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn import autograd, panels
-from fused_rnn.call import short
+from fused_rnn import autograd, native, panels
+from fused_rnn.call import JOINS, PROJECTS, SET, short
 from fused_rnn.cell import CELLS
 
 # ---- Tensors as data ----
@@ -200,6 +200,7 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
 
 QUANTIZED = {short(dtype): flag for dtype, flag in panels.FLAGS.items()}
 FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)} | QUANTIZED  # of the ops
+PLANS = (0, 0, JOINS, PROJECTS, *native.cpu_set_flags().values())  # how the CPU kernels run a call
 FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
 
 
@@ -265,7 +266,8 @@ def op_calls(draw: Any) -> Call:
         grads = {n: g if draw(flags) and (n != "grad_output" or not step) else None for n, g in grads.items()}
         arguments = {**grads, "kept": [output, *saved, *between], **arguments}
     arguments, valid = draw(mutated_arguments(arguments, list(arguments)))
-    arguments |= {"cell": cell.name, "flags": sum(bit for name, bit in FLAGS.items() if on[name])}
+    form_flags = sum(bit for name, bit in FLAGS.items() if on[name])
+    arguments |= {"cell": cell.name, "flags": form_flags | draw(st.sampled_from(PLANS))}
     wrong = draw(wrong_arguments(arguments))
     return Call("backward" if backward else "forward", arguments | wrong, valid and not wrong, draw(flags))
 
@@ -283,7 +285,7 @@ def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if kind == "flags":
         return {"flags": draw(integers)}
     if kind == "flag":
-        return {"flags": arguments["flags"] ^ draw(st.sampled_from([*FLAGS.values(), 1 << 20, 1 << 40]))}
+        return {"flags": arguments["flags"] ^ draw(st.sampled_from([*FLAGS.values(), SET, 1 << 40, 1 << 62]))}
     if kind == "absent" and absent:
         name, specs = draw(st.sampled_from(absent)), specs_in(list(arguments.values())) or [Spec(())]
         spec = draw(st.sampled_from(specs))
@@ -293,16 +295,18 @@ def wrong_arguments(draw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def plan_calls(draw: Any) -> Call:
-    """cuda_plan, cpu_plan, cpu_panel_layout, cpu_instruction_set and cpu_reduced_rows: texts and sizes only."""
+    """The ops that tell of plans and instruction sets: texts and sizes only."""
     text = st.sampled_from(["lstm", "gru", "gru(reset_after=False)", *WRONG_DTYPES, "H100", "T4", "cuda:0", "cpu", ""])
     names = {"cell": text, "dtype": text, "device": text, "backward": flags, "allow_tf32": flags}
     size = st.sampled_from([1, 0, 64, 1024, -1, 2**31, 2**62, 2**63 - 1, -(2**63)])
     arguments = {name: draw(values) for name, values in (names | dict.fromkeys("TBHLD", size)).items()}
     layer = {name: arguments[name] for name in ("cell", "T", "B", "H")} | {"I": draw(size), "training": draw(flags)}
-    layer |= {"flags": draw(st.sampled_from([0, *FLAGS.values(), -1]))}
+    layer |= {"flags": draw(st.sampled_from([*PLANS, *FLAGS.values(), SET * 99, -1]))}
     layer["dtype"] = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
     calls = Call("cuda_plan", arguments, valid=False), Call("cpu_plan", layer, valid=False)
     calls += (Call("cpu_panel_layout", {"cell": draw(text), "flags": layer["flags"]}, valid=False),)
+    asked = {name: layer[name] for name in ("cell", "dtype", "flags")}
+    calls += (Call("cpu_instruction_sets", asked, valid=False),)
     return draw(st.sampled_from([*calls, Call("cpu_instruction_set", {}), Call("cpu_reduced_rows", {})]))
 
 

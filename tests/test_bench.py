@@ -14,6 +14,7 @@ import torch
 
 import fused_rnn
 from fused_rnn import native
+from fused_rnn.cases import BATCHED, CPU_GRID, ONE_STEP, SINGLE, USES, Case, select
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -45,7 +46,7 @@ def load(name):
 
 def tiny(cell="LSTM", work="inference", dtype="float32", **sizes):
     cases = load("cases")
-    case = replace(cases.Case("tiny", 3, 2, 5, 6), **sizes)
+    case = replace(Case("tiny", 3, 2, 5, 6), **sizes)
     return cases.Task(case, cell, work, dtype)
 
 
@@ -60,17 +61,17 @@ def test_cases():
         assert len({case.name for case in every}) == len(every)
         done = list(cases.tasks(every, device))
         assert {task.work for task in done} == {
-            *cases.SINGLE,
-            *cases.BATCHED,
-            *(cases.ONE_STEP if device == "cpu" else ()),
+            *SINGLE,
+            *BATCHED,
+            *(ONE_STEP if device == "cpu" else ()),
         }
         assert {task.cell for task in done} == set(cases.CELLS)
-    assert all(case.source for case in cases.USES)
-    assert len(cases.CPU_GRID) == 14
+    assert all(case.source for case in USES)
+    assert len(CPU_GRID) == 14
     assert {(case.H, case.B) for case in cases.GPU_GRID} >= {(64, 1), (2048, 256)}
     with pytest.raises(ValueError, match="no case is called 'typ7'; there are stream64, "):
-        cases.select(cases.CPU_GRID, ["typ*", "typ7"])
-    assert [case.name for case in cases.select(cases.CPU_GRID, ["typ*"])] == ["typ256", "typ512"]
+        select(CPU_GRID, ["typ*", "typ7"])
+    assert [case.name for case in select(CPU_GRID, ["typ*"])] == ["typ256", "typ512"]
 
 
 def test_flops():
@@ -240,7 +241,7 @@ def test_a_run_goes_on_where_it_was_stopped(layers, monkeypatch, tmp_path, capsy
     assert "what was measured is in" in capsys.readouterr().err
     assert main(*run) == 0
     cases = load("cases")
-    names = [str(task) for task in cases.tasks(cases.select(cases.CPU_GRID, ["stream64"]), "cpu", reduced=reduces())]
+    names = [str(task) for task in cases.tasks(select(CPU_GRID, ["stream64"]), "cpu", reduced=reduces())]
     assert len(names) == (12 if reduces() else 8) and measured == [*names[:3], *names[2:]]
     assert main(*run, "--fresh") == 0
     assert measured[len(names) + 1 :] == names
@@ -319,8 +320,7 @@ def test_fitted():
 @pytest.mark.slow
 def test_lstm_and_gru_side_by_side():
     app = load("app")
-    cases = load("cases")
-    case = cases.Case("tiny", 3, 2, 5, 6)
+    case = Case("tiny", 3, 2, 5, 6)
     rows = list(app.layers_side_by_side([case], CPU, 1, 0.0))
     assert [tuple(r[name] for name in app.KEY) for r in rows] == list(app.layer_keys(case, CPU, 1))
     assert [r["parameters"] for r in rows[:2]] == [str(4 * 6 * (5 + 6 + 2)), str(3 * 6 * (5 + 6 + 2))]
@@ -334,8 +334,8 @@ def test_lstm_and_gru_side_by_side():
 
 def test_targets():
     """The means and the least of ratios that are put in; a wrong result misses, whatever the others say."""
-    cases, targets = load("cases"), load("targets")
-    ratios = {case.name: 2.0 + k for k, case in enumerate(cases.CPU_GRID)}
+    targets = load("targets")
+    ratios = {case.name: 2.0 + k for k, case in enumerate(CPU_GRID)}
     rows = [
         row(case=name, cell="LSTM", threads="1", system="torch.nn", ratio=str(value),
             work="streaming" if name.startswith("stream") else "inference")
@@ -370,7 +370,7 @@ def test_the_floor_of_what_runs_side_by_side(H, B, more):
     """Latency is waited for once; what fills the GPU takes twice as long."""
     floors, cases = load("floors"), load("cases")
     one, both, stacked = (
-        floors.floor(cases.Task(cases.Case("", 256, B, H, H, **options), "LSTM", "training", "bfloat16"), floors.Gpu())
+        floors.floor(cases.Task(Case("", 256, B, H, H, **options), "LSTM", "training", "bfloat16"), floors.Gpu())
         for options in ({}, {"bidirectional": True}, {"layers": 2})
     )
     assert both == pytest.approx(more * one, rel=0.1) and stacked == pytest.approx(both)
@@ -383,7 +383,7 @@ def test_the_page_of_a_gpu(tmp_path):
     results = rows.Results(tmp_path / "gpu" / "layers.csv")
     plan = "; backward: ".join([f"a kernel; by the model of an H100 {us} us a step" for us in ("1.25", "0.50")])
     made = []
-    for task in cases.tasks(cases.select(cases.GPU_GRID, ["h64-*", "h256-*"]), "cuda"):
+    for task in cases.tasks(select(cases.GPU_GRID, ["h64-*", "h256-*"]), "cuda"):
         for system, us in (("fused_rnn", 2.0), ("torch.nn", 5.0)):
             made.append(
                 row(case=task.case.name, cell=task.cell, work=task.work, dtype=task.dtype, tf32=str(int(task.tf32)),
@@ -443,6 +443,40 @@ def test_the_table_that_ships_is_what_the_rows_say():
     assert condensed.text(recorded.all_recorded(ROOT / "bench" / "results")) == evidence.PATH.read_text(), (
         "fused_rnn/measured.csv is not what bench/results says: python -m bench report"
     )
+
+
+def test_the_choices_that_ship_are_what_the_rows_say():
+    from fused_rnn import choices
+
+    condensed, recorded = load("condensed"), load("recorded")
+    assert condensed.choices_text(recorded.all_recorded(ROOT / "bench" / "results")) == choices.SHIPPED.read_text(), (
+        "fused_rnn/choices.csv is not what bench/results says: python -m bench report"
+    )
+
+
+def test_rows_of_tune(tmp_path):
+    """One row for each task and number of threads; condensed, they are what a process loads."""
+    from fused_rnn import choices
+
+    tuned, rows = load("tuned"), load("rows")
+    tasks = [tiny(), tiny("GRU", "training"), tiny("LSTM", "cell", T=1), tiny(T=300), tiny(ragged=True, layers=2)]
+    path = tmp_path / "machine" / "tuned.csv"
+    results = rows.Results(path, tuned.FIELDS, tuned.KEY)
+    for task, threads in [*((task, 1) for task in tasks), (tasks[0], 2)]:
+        results.put(tuned.measure(replace(task, case=replace(task.case, name=str(task.case))), threads, 0.0))
+    assert len(list(results)) == 6
+    torch.set_num_threads(1)
+    condensed, recorded = load("condensed"), load("recorded")
+    found = recorded.all_recorded(tmp_path)
+    (tmp_path / "choices.csv").write_text(condensed.choices_text([*found, *found]))
+    read = choices._read(tmp_path / "choices.csv")
+    kinds = {(kind.cell, kind.training, kind.step, kind.T, kind.ragged, kind.threads) for kind in read}
+    plain, again = ("lstm", 0, 0, 2, 0, 1), ("lstm", 0, 0, 2, 0, 2)
+    others = {("gru", 1, 0, 2, 0, 1), ("lstm", 0, 1, 1, 0, 1), ("lstm", 0, 0, 128, 0, 1), ("lstm", 0, 0, 2, 1, 1)}
+    assert kinds == {plain, again, *others}
+    assert {kind.device for kind in read} == {choices.processor_kind(choices.processor())}
+    table = load("tables").tuned_table(found[0], "1")
+    assert "| lstm, inference, float32 " in table and "| gru, training, float32 " in table
 
 
 def test_readme_and_pages_are_what_the_rows_say():

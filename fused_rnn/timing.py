@@ -9,35 +9,51 @@ from collections.abc import Callable, Sequence
 import torch
 
 FEWEST, MOST = 7, 200  # rounds
-PAUSE = (
-    0.01  # seconds before a turn on a CPU: threads of the system before wait for work, spinning, after its last call
-)
+PAUSE = 0.01  # seconds before a turn on a CPU: threads of the one before wait for work, spinning, after its last call
 TURN = 0.003  # seconds of calls in one turn, at least one call
+LONG = 0.1  # seconds of a call that needs no other before it to be warm
 
 
-def in_turns(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
+def in_turns(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    fewest: int = FEWEST,
+    about: Sequence[float] = (),
+) -> list[list[float]]:
     """How long each call takes, in microseconds: for each of ``calls`` its time in every round.
 
     The calls take turns, A B A B, so that what else the machine does falls on all alike. On a CPU a turn is a pause,
-    one call that does not count, and short calls several times. On a GPU the events of all rounds are recorded before
-    the host waits: a call starts when the last one ends, unless the host is too slow for that, and then this is what
-    it costs.
+    one call that does not count unless it is ``LONG``, and short calls several times. On a GPU the events of all rounds
+    are recorded before the host waits: a call starts when the last one ends, unless the host is too slow for that, and
+    then this is what it costs.
 
     Args:
-        seconds: about how long to measure, warm-up not counted; never fewer rounds than ``FEWEST``.
+        seconds: about how long to measure, warm-up not counted.
+        fewest: rounds at least.
+        about: what :func:`once` has found for each call, if it was asked.
     """
-    for call in calls:
-        call()
-    once = [_seconds(call, device) for call in calls]
+    about = about or [once(call, device) for call in calls]
     if device.type == "cuda":
-        return _rounds_on_gpu(calls, _rounds(seconds, sum(once)))
-    counts = [max(1, int(TURN / max(own, 1e-9))) for own in once]
-    turns = (PAUSE + own * (1 + count) for own, count in zip(once, counts, strict=True))
-    return _rounds_on_host(calls, counts, _rounds(seconds, sum(turns)))
+        return _rounds_on_gpu(calls, _rounds(seconds, sum(about), fewest))
+    counts = [max(1, int(TURN / max(own, 1e-9))) for own in about]
+    turns = (PAUSE + own * ((own < LONG) + count) for own, count in zip(about, counts, strict=True))
+    return _rounds_on_host(calls, about, counts, _rounds(seconds, sum(turns), fewest))
 
 
-def _rounds(seconds: float, of_one: float) -> int:
-    return max(FEWEST, min(MOST, int(seconds / max(of_one, 1e-9))))
+def once(call: Callable[[], object], device: torch.device) -> float:
+    """The seconds of a single call: of the first if that is ``LONG``, else the least of those that a turn has."""
+    start, first = time.perf_counter(), _seconds(call, device)
+    if first >= LONG:
+        return first
+    least = _seconds(call, device)
+    while time.perf_counter() - start < TURN:  # the first calls may be slow, and then a turn would have too few
+        least = min(least, _seconds(call, device))
+    return least
+
+
+def _rounds(seconds: float, of_one: float, fewest: int) -> int:
+    return max(fewest, min(MOST, int(seconds / max(of_one, 1e-9))))
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -65,12 +81,15 @@ def _rounds_on_gpu(calls: Sequence[Callable[[], object]], rounds: int) -> list[l
     return [[start.elapsed_time(end) * 1e3 for start, end in own] for own in marks]
 
 
-def _rounds_on_host(calls: Sequence[Callable[[], object]], counts: Sequence[int], rounds: int) -> list[list[float]]:
+def _rounds_on_host(
+    calls: Sequence[Callable[[], object]], about: Sequence[float], counts: Sequence[int], rounds: int
+) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for call, count, own in zip(calls, counts, times, strict=True):
+        for call, seconds, count, own in zip(calls, about, counts, times, strict=True):
             time.sleep(PAUSE)
-            call()
+            if seconds < LONG:
+                call()
             start = time.perf_counter()
             for _ in range(count):
                 call()
