@@ -51,9 +51,13 @@ def text(machines: Iterable[Recorded]) -> str:
 
 
 def choices_text(machines: Iterable[Recorded]) -> str:
-    """The table of all kinds of processors. Of two machines of one kind, the later measurement counts."""
+    """The table of all kinds of processors. Of two machines of one kind, the later measurement counts.
+
+    A gain that is too small to hold on another machine is left out: the kernels decide there.
+    """
     found: dict[tuple[str, ...], Row] = {}
-    for row in sorted((row for machine in machines for row in machine.tuned), key=lambda row: row["day"]):
+    measured = (row for machine in machines for row in machine.tuned if not 1 < float(row["gain"]) < evidence.MARGIN)
+    for row in sorted(measured, key=lambda row: row["day"]):
         kind = {name: row[name] for name in choices.COLUMNS} | {"device": choices.processor_kind(row["device"])}
         found[tuple(kind[name] for name in choices.Kind._fields)] = kind
     return _table(choices.COLUMNS, found.values())

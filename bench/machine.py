@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fused_rnn import choices
 from fused_rnn.timing import in_turns, spread
 
 from .gpu_check.library import COMMIT
@@ -27,10 +27,9 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*: (.*)$", about, re.MULTILINE)
-    name = found[1] if found else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}{', AMX' * (' amx_bf16' in about)}"
+    capability = torch.backends.cpu.get_cpu_capability() + ", AMX" * (" amx_bf16" in about)
+    return f"{choices.cpu_name()}, {cores} cores, {capability}"
 
 
 def slug(name: str) -> str:

@@ -201,7 +201,7 @@ def _routes() -> dict[str, Backend]:
 ROUTES = _routes()
 
 
-def routes(problem: Asked) -> list[str]:
+def routes_for(problem: Asked) -> list[str]:
     """The names of the routes that can run a call and differ for it, the one without any measurement first.
 
     The reference is among them only if there is no other.

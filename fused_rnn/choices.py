@@ -210,7 +210,7 @@ def keep(found: Mapping[Kind, Choice]) -> None:
 def clear() -> list[Path]:
     """Forget all own choices and remove their files; those that there were."""
     folder = own_folder()
-    files = sorted(folder.glob("*.csv")) if folder and folder.is_dir() else []
+    files = sorted(folder.glob("*-torch-*-fused_rnn-*.csv")) if folder and folder.is_dir() else []
     for path in files:
         path.unlink()
     load()
@@ -260,9 +260,8 @@ def check_folder() -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise type(error)(
-            error.errno, f"choices could not be kept, as FUSED_RNN_TUNED=0 would have it: {error.strerror}", str(folder)
-        ) from None
+        told = f"choices could not be kept (with FUSED_RNN_TUNED=0 they need not be): {error.strerror}"
+        raise type(error)(error.errno, told, str(folder)) from None
 
 
 def _versions() -> str:
@@ -283,9 +282,7 @@ def _read(path: Path) -> dict[Kind, Choice]:
         with path.open(newline="") as file:
             return dict(parsed(csv.DictReader(file)))
     except (OSError, ValueError, csv.Error) as error:
-        warnings.warn(
-            f"fused_rnn ignores {path}, which is not as tune writes it: {error}", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"fused_rnn ignores {path}, where choices should be: {error}", RuntimeWarning, stacklevel=2)
         return {}
 
 

@@ -97,7 +97,7 @@ def cpu_plan(
 @functools.cache
 def cpu_reduced_rows() -> int:
     """The least rows (step, batch) of a float32 call whose products may have factors of bfloat16; 0: none has."""
-    return torch.ops.fused_rnn.cpu_reduced_rows()
+    return 0 if load_error else torch.ops.fused_rnn.cpu_reduced_rows()
 
 
 def constant(function: F) -> F:

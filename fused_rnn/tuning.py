@@ -161,7 +161,7 @@ def measure(posed: Posed, seconds: float) -> Tuned:
         ValueError: the results in float64 are not finite.
     """
     problem, call = posed
-    names = backends.routes(problem)
+    names = backends.routes_for(problem)
     usual = names[0]
     wrong = _wrong(names, posed) if len(names) > 1 else {}
     runs = {name: _runner(name, call, problem.training) for name in names if name not in wrong}

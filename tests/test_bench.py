@@ -462,8 +462,10 @@ def test_rows_of_tune(tmp_path):
     tasks = [tiny(), tiny("GRU", "training"), tiny("LSTM", "cell", T=1), tiny(T=300), tiny(ragged=True, layers=2)]
     path = tmp_path / "machine" / "tuned.csv"
     results = rows.Results(path, tuned.FIELDS, tuned.KEY)
+    gains = iter(("1.000", "1.200", "0.900", "1.000", "nan", "1.000"))  # as if they had been measured
     for task, threads in [*((task, 1) for task in tasks), (tasks[0], 2)]:
-        results.put(tuned.measure(replace(task, case=replace(task.case, name=str(task.case))), threads, 0.0))
+        named = replace(task, case=replace(task.case, name=str(task.case)))
+        results.put(row | {"gain": next(gains)} for row in tuned.measure(named, threads, 0.0))
     assert len(list(results)) == 6
     torch.set_num_threads(1)
     condensed, recorded = load("condensed"), load("recorded")
@@ -475,6 +477,10 @@ def test_rows_of_tune(tmp_path):
     others = {("gru", 1, 0, 2, 0, 1), ("lstm", 0, 1, 1, 0, 1), ("lstm", 0, 0, 128, 0, 1), ("lstm", 0, 0, 2, 1, 1)}
     assert kinds == {plain, again, *others}
     assert {kind.device for kind in read} == {choices.processor_kind(choices.processor())}
+    small = [row | {"gain": "1.020"} for row in found[0].tuned]
+    found[0].tuned, every = small, found[0].tuned
+    assert condensed.choices_text(found) == ",".join(choices.COLUMNS) + "\n"
+    found[0].tuned = every
     table = load("tables").tuned_table(found[0], "1")
     assert "| lstm, inference, float32 " in table and "| gru, training, float32 " in table
 

@@ -198,6 +198,8 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(2):
         fused_rnn.LSTM(3, 4)(torch.zeros(2, 1, 3))[0].sum().backward()
         fused_rnn.GRU(3, 4, reset_after=False)(torch.zeros(2, 1, 3))[0].sum().backward()
+    (tuned,) = fused_rnn.tune(fused_rnn.LSTM(3, 4), torch.zeros(2, 1, 3), seconds=0.01)
+    assert tuned.choice == "torch" and fused_rnn.tuned()
 print([str(w.message) for w in caught if "fused_rnn" in str(w.message)])
 print(fused_rnn.explain(fused_rnn.GRU(3, 4, reset_after=False), torch.zeros(2, 1, 3)))
 """
@@ -228,7 +230,7 @@ def test_works_without_the_extension(library, tmp_path):
         (tmp_path / "fused_rnn" / "_C.so").write_bytes(library)
     done = run([sys.executable, "-c", hidden + USE_IT], cwd=tmp_path, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    warned, *explained = done.stdout.splitlines()
+    _, _, warned, *explained = done.stdout.splitlines()
     assert warned.count("fused_rnn runs without its compiled kernels, and slower") == 1
     assert ("was not built" if library is None else "_C.so") in warned
     assert "  reference" in explained[1]
