@@ -13,7 +13,7 @@ from . import layers, machine
 from .cases import CELL_OF, Task
 from .rows import Row
 
-# gain: the time of what runs without any measurement by that of the choice. times: of all routes, in microseconds.
+# gain: the time without a choice by the time of the choice. times: of all routes, in microseconds.
 FIELDS = ("case", *choices.COLUMNS, "gain", "times", "torch", "commit")
 KEY = ("case", "threads", "cell", "dtype", "math", "training", "step")
 

@@ -253,7 +253,7 @@ def choose(problem: Asked, by_choices: bool = True) -> Backend:
     is_measured = by_choices and type(I) is int and I in choices.input_sizes
     if is_measured and (chosen := choices.choice(problem)) is not None:
         route = ROUTES.get(chosen.route)
-        unrolled = chosen.route == "torch" and torch.compiler.is_compiling()  # PyTorch's loop, step by step
+        unrolled = chosen.route == "torch" and torch.compiler.is_compiling()  # into a graph of every step
         if route is not None and not unrolled and route.why_not(problem) is None:
             return route
     device_type = problem.device.type
@@ -286,7 +286,6 @@ def run(call: Call, remember: bool = False) -> Sequence[Tensor]:
     cast = autocast(call)
     if _recorder is not None:
         _recorder(cast)
-        remember = False
     backend = choose(cast)
     if backend.name == "torch" and cast.input.is_cuda:
         cast = call  # PyTorch's own autocast keeps the weights in one piece, which cuDNN wants
@@ -310,7 +309,10 @@ _recorder: Callable[[Call], None] | None = None
 
 @contextlib.contextmanager
 def recording(recorder: Callable[[Call], None]) -> Iterator[None]:
-    """Within this context :func:`run` gives every call to ``recorder``, in the dtype of autocast, before it runs."""
+    """Within this context :func:`run` passes every call to ``recorder``, in the dtype of autocast, before it runs.
+
+    Repetitions of an inference call may be left out: :func:`run_again` takes them.
+    """
     global _recorder
     forget()
     _recorder = recorder
@@ -344,7 +346,7 @@ def _remember(call: Call, inference_op: Callable[[Form], native.InferenceOp]) ->
 
 
 def forget() -> None:
-    """Choose anew for all calls: what the choice depends on has changed."""
+    """Clear the remembered calls, after a change of the choices."""
     _known.clear()
 
 

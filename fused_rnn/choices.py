@@ -1,4 +1,4 @@
-"""Choices of a kernel that were measured: the table that calls look into, and the files that it is read from.
+"""Measured choices of a kernel: the table that calls look into, and its files.
 
 A choice is for a kind of call: its cell, dtype, form and sizes, and on a CPU the number of threads. T and B are in
 bands of a factor of two. What :func:`fused_rnn.tune` finds on this machine stands in one file for each device and
@@ -33,7 +33,7 @@ LONGEST = 128  # steps: longer sequences are more of the same
 
 
 class Kind(NamedTuple):
-    """What the calls have in common that a choice is for."""
+    """The key of a choice: the properties that all calls it is for have in common."""
 
     device: str  # of a GPU its name, of a CPU also its instruction set
     threads: int  # on a CPU
@@ -63,7 +63,7 @@ class Kind(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What runs a kind of call."""
+    """The route that runs a kind of call, and the evidence for it."""
 
     route: str  # a name of backends.ROUTES
     speedup: float  # PyTorch's time by its; 0 where PyTorch cannot run the call, or its results are wrong
@@ -86,8 +86,8 @@ COLUMNS = (*Kind._fields, "route", "speedup", "day")
 _TEXTS = ("device", "cell", "dtype", "math", "weights")
 
 _table: dict[Kind, Choice] = {}
-input_sizes: set[int] = set()  # of the kinds: most calls see at once that there is no choice
-_found: dict[tuple[Any, ...], Choice | None] = {}  # by what tells calls apart, without the words of a Kind
+input_sizes: set[int] = set()  # of the kinds in the table: a quick check that spares most calls the look-up
+_found: dict[tuple[Any, ...], Choice | None] = {}  # cache of `choice`, with cheaper keys
 _MOST_FOUND = 1024  # sequences of any length may come, each once
 
 
@@ -128,12 +128,9 @@ def _find(*kind: Any) -> Choice | None:
 
 def kind_of(p: Problem | Call) -> Kind:
     """The kind of a call."""
-    dtype = short(p.dtype)
+    dtype, math = short(p.dtype), native.math_of(p.dtype, p.device)
     device = _device_name(p.device.type, p.device.index)
-    if p.device.type == "cpu":
-        threads, math = _threads(), "bfloat16" if dtype == "float32" and native.allow_bfloat16() else dtype
-    else:
-        threads, math = 0, "tf32" if dtype == "float32" and native.allow_tf32() else dtype
+    threads = _threads() if p.device.type == "cpu" else 0
     weights = short(p.quantized) if p.quantized else ""
     form = p.training, p.step, p.layers, p.directions, p.ragged, p.packed, p.projection
     T = LONGEST if p.T > LONGEST else _lowest(p.T)
@@ -165,14 +162,14 @@ def processor() -> str:
 
 
 def processor_kind(processor: str) -> str:
-    """The maker and the instruction set of a :func:`processor`: what was measured on one holds for others like it."""
+    """The maker and the instruction set of a :func:`processor`, which share the choices of ``choices.csv``."""
     maker, _, instruction_set = re.split("[^A-Za-z]", processor, maxsplit=1)[0], *processor.rpartition(", ")[1:]
     return f"{maker} {instruction_set}"
 
 
 @functools.cache
 def cpu_name() -> str:
-    """What the processor calls itself, as far as the system tells."""
+    """The model name of the processor, or its architecture where the operating system has no name."""
     try:
         about = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -224,12 +221,12 @@ def load() -> None:
     input_sizes.clear()
     if os.environ.get("FUSED_RNN_TUNED") == "0":
         return
-    name = processor()
+    name, kind_here = processor(), processor_kind(processor())
     put(
         {
             kind._replace(device=name): choice._replace(is_own=False)
             for kind, choice in _read(SHIPPED).items()
-            if kind.device == processor_kind(name)
+            if kind.device == kind_here
         }
     )
     folder = own_folder()

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from .call import Call, Problem, short
-from .native import allow_tf32, constant
+from .call import Call, Problem
+from .native import constant, math_of
 
 MARGIN = 1.05  # the least speed-up that is worth another kernel
 SHORTEST = 4  # what was measured over T steps holds for sequences of T / SHORTEST steps and more
@@ -120,8 +120,7 @@ def why_later(problem: Problem | Call, backend: str, gpu: str | None = None) -> 
     """
     p = problem
     gpu = gpu or gpu_name(p.device.type, p.device.index)
-    dtype = short(p.dtype)
-    math = "tf32" if dtype == "float32" and allow_tf32() else dtype
+    math = math_of(p.dtype, p.device)
     shapes = measured_shapes(gpu, backend, str(p.cell), math, p.training, p.layers, p.directions, p.packed)
     found = speedup(shapes, p.T, p.B, p.H)
     if found is None:

@@ -141,6 +141,13 @@ def allow_bfloat16() -> bool:
 _switch = torch.backends.mkldnn.rnn  # type: ignore[attr-defined]
 
 
+def math_of(dtype: torch.dtype, device: torch.device) -> str:
+    """The precision of products: tf32 or bfloat16 if PyTorch's switch lets float32 be rounded to it, else the dtype."""
+    if dtype == torch.float32 and device.type == "cpu":
+        return "bfloat16" if allow_bfloat16() else "float32"
+    return "tf32" if dtype == torch.float32 and allow_tf32() else short(dtype)
+
+
 def cuda_architectures() -> str:
     """The CUDA architectures that the extension has code for: ``"80 90a 100"``, or ``""`` for none."""
     return torch.ops.fused_rnn.cuda_architectures()

@@ -11,14 +11,13 @@ import torch
 FEWEST, MOST = 7, 200  # rounds
 PAUSE = 0.01  # seconds before a turn on a CPU: threads of the one before wait for work, spinning, after its last call
 TURN = 0.003  # seconds of calls in one turn, at least one call
-LONG = 0.1  # seconds of a call that needs no other before it to be warm
+LONG = 0.1  # seconds of a call whose warm-up makes no difference
 
 
 def in_turns(
     calls: Sequence[Callable[[], object]],
     device: torch.device,
     seconds: float,
-    fewest: int = FEWEST,
     about: Sequence[float] = (),
 ) -> list[list[float]]:
     """How long each call takes, in microseconds: for each of ``calls`` its time in every round.
@@ -29,31 +28,30 @@ def in_turns(
     then this is what it costs.
 
     Args:
-        seconds: about how long to measure, warm-up not counted.
-        fewest: rounds at least.
-        about: what :func:`once` has found for each call, if it was asked.
+        seconds: about how long to measure, warm-up not counted; never fewer rounds than ``FEWEST``.
+        about: the result of :func:`once` for each call, if known.
     """
     about = about or [once(call, device) for call in calls]
     if device.type == "cuda":
-        return _rounds_on_gpu(calls, _rounds(seconds, sum(about), fewest))
+        return _rounds_on_gpu(calls, _rounds(seconds, sum(about)))
     counts = [max(1, int(TURN / max(own, 1e-9))) for own in about]
     turns = (PAUSE + own * ((own < LONG) + count) for own, count in zip(about, counts, strict=True))
-    return _rounds_on_host(calls, about, counts, _rounds(seconds, sum(turns), fewest))
+    return _rounds_on_host(calls, about, counts, _rounds(seconds, sum(turns)))
 
 
 def once(call: Callable[[], object], device: torch.device) -> float:
-    """The seconds of a single call: of the first if that is ``LONG``, else the least of those that a turn has."""
+    """The seconds of a single call: the first if it is ``LONG``, else the least of the calls in one turn."""
     start, first = time.perf_counter(), _seconds(call, device)
     if first >= LONG:
         return first
     least = _seconds(call, device)
-    while time.perf_counter() - start < TURN:  # the first calls may be slow, and then a turn would have too few
+    while time.perf_counter() - start < TURN:  # a slow first call would give a turn too few calls
         least = min(least, _seconds(call, device))
     return least
 
 
-def _rounds(seconds: float, of_one: float, fewest: int) -> int:
-    return max(fewest, min(MOST, int(seconds / max(of_one, 1e-9))))
+def _rounds(seconds: float, of_one: float) -> int:
+    return max(FEWEST, min(MOST, int(seconds / max(of_one, 1e-9))))
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

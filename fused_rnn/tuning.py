@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import backends, choices
+from . import backends, choices, native
 from .call import Call, Problem
 from .cells import OneStep
 from .choices import Choice, Kind
@@ -19,19 +19,19 @@ from .modules import Layers
 from .timing import in_turns, once
 
 MARGIN = 1.02  # the least gain for which another route is taken than the one without any measurement
-_NEAR = 1.5  # times the shortest time of one call: what takes longer has no further turns
-_FEWEST = 7  # rounds
+_NEAR = 1.5  # routes whose single call takes more than _NEAR times the shortest are not timed in turns
 
-# How far results may be from float64, relative to their norm: many times what rounding does in so few steps, and far
-# less than what is wrong. Where every route is further off, as in a chaotic model, the nearest tells how far is right.
+# The largest accepted distance from float64, relative to the norm: well above the rounding errors of the compared
+# steps, well below a wrong result. At least _TIMES_NEAREST times the smallest distance of a route: in a chaotic model
+# all are large.
 _LARGEST_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1}
 _TIMES_NEAREST = 10
-_CHECKED_STEPS, _CHECKED_ROWS = 16, 128  # the steps are at least so many, and have at least so many rows
+_CHECKED_STEPS, _CHECKED_ROWS = 16, 128  # the least steps, and rows of all steps, that are compared
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for one kind of call; print it."""
+    """The result of tuning one kind of call; ``str()`` is a report."""
 
     call: str
     microseconds: dict[str, float]  # of each route whose results are right, the fastest first
@@ -42,7 +42,7 @@ class Tuned:
 
     @property
     def chosen(self) -> Choice:
-        """What is kept."""
+        """The choice that is kept."""
         speedup = 0.0 if math.isnan(self.speedup) else self.speedup
         return Choice(self.choice, speedup, datetime.date.today().isoformat())
 
@@ -168,8 +168,8 @@ def measure(posed: Posed, seconds: float) -> Tuned:
     times = {name: once(run, call.device) for name, run in runs.items()}
     near = [name for name in runs if times[name] < _NEAR * min(times.values())]
     about = [times[name] for name in near]
-    rounds = in_turns([runs[name] for name in near], call.device, seconds, _FEWEST, about)
-    # The shortest of many turns: what else the machine does only lengthens them.
+    rounds = in_turns([runs[name] for name in near], call.device, seconds, about)
+    # The least of many turns, as other load on the machine only lengthens them.
     times |= {name: min(own) / 1e6 for name, own in zip(near, rounds, strict=True)}
 
     def gain(over: str, name: str) -> float:
@@ -203,7 +203,8 @@ def _wrong(names: Sequence[str], posed: Posed) -> dict[str, str]:
     least = min(filter(math.isfinite, errors.values()), default=math.nan)
     if math.isnan(least):
         raise ValueError(f"no kernel gives finite results for {posed.problem}: tune it on inputs as in use")
-    largest = max(_LARGEST_ERROR[choices.kind_of(posed.problem).math], _TIMES_NEAREST * least)
+    math_name = native.math_of(posed.problem.dtype, posed.problem.device)
+    largest = max(_LARGEST_ERROR[math_name], _TIMES_NEAREST * least)
     off = {name: error for name, error in errors.items() if not error <= largest}
     return wrong | {name: f"its results are off by {error:.1e} of their size" for name, error in off.items()}
 

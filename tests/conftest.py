@@ -2,9 +2,8 @@
 
 import os
 
-os.environ["FUSED_RNN_TUNED"] = (
-    "0"  # what was measured on some machine changes no test, nor the processes that it starts
-)
+# Measured choices change no test, nor a process that it starts. This is read when fused_rnn is imported.
+os.environ["FUSED_RNN_TUNED"] = "0"
 
 import pytest
 import torch
@@ -47,3 +46,21 @@ def poisoned_memory(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def choices_folder(monkeypatch, tmp_path):
+    """A folder for choices, and none that come with the package; at the end all are forgotten."""
+    from fused_rnn import backends, choices
+
+    own = tmp_path / "tuned"
+    shipped = tmp_path / "choices.csv"
+    shipped.write_text(",".join(choices.COLUMNS) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("FUSED_RNN_TUNED", str(own))
+        patch.setattr(choices, "SHIPPED", shipped)
+        choices.load()
+        yield own
+    backends.forget()
+    choices.load()
+    assert not choices.tuned()

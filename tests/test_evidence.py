@@ -110,9 +110,9 @@ def test_another_gpu_is_no_evidence(on_gpu):
 
 def test_float32_is_tf32_where_pytorch_allows_it(on_gpu, monkeypatch):
     on_gpu(*measured(*GRID, work=WORK._replace(math="tf32")))
-    monkeypatch.setattr(evidence, "allow_tf32", lambda: True)
+    monkeypatch.setattr(native, "allow_tf32", lambda: True)
     assert backends.choose(problem(dtype=torch.float32)).name == "cuda"
-    monkeypatch.setattr(evidence, "allow_tf32", lambda: False)
+    monkeypatch.setattr(native, "allow_tf32", lambda: False)
     assert backends.choose(problem(dtype=torch.float32)).name == "torch"
 
 

@@ -27,7 +27,7 @@ constexpr int64_t kReducedRows = 65;
 int64_t reduced_rows(const InstructionSet& set) { return set.loops().reduced[0].forward ? kReducedRows : 0; }
 int64_t cpu_reduced_rows() { return reduced_rows(instruction_set()); }
 
-// The factors of the products in a float32 call of so many rows, or of its weights.
+// The type of the factors of products in a float32 call: that of quantised weights, or reduced from kReducedRows on.
 Float32Factors factors_of(const InstructionSet& set, int64_t rows, int64_t flags) {
   const int64_t least = reduced_rows(set);
   const Quantized quantized = quantized_of(flags);
