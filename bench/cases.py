@@ -1,4 +1,4 @@
-"""What is measured: a :class:`Case` has the sizes, a :class:`Task` adds which cell, which dtype and which work."""
+"""Benchmark tasks: the sizes of a :class:`Case` with a cell, a dtype and a kind of work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from fused_rnn.cases import CHECK_GRID, CPU_GRID, STEP_GRID, USES, Case
+from fused_rnn.cases import CHECK_GRID, CPU_GRID, CPU_QUICK, STEP_GRID, USES, Case
 from fused_rnn.cell import GRU, LSTM, RNN_TANH
 
 CELL_OF = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN_TANH}  # of torch.nn's class
@@ -48,7 +48,6 @@ GPU_GRID = tuple(
     Case(f"h{H}-b{B}", 512, B, H, H) for B, H in product((16, 1, 64, 256, 4), (256, 1024, 64, 128, 512, 2048))
 )
 CHECK_CPU = (Case("check-cpu", 8, 2, 8, 16),)  # to see that it works
-CPU_QUICK = ("voice-activity", "stream64", "small-b4", "tiny32", "odd200", "typ256", "forecasting")
 GPU_QUICK = ("h256-b16", "h1024-b16", "h128-b1", "voice-activity", "separation")
 WARM_UP = Case("warm-up", 4, 2, 8, 16)
 

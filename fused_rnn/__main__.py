@@ -1,4 +1,4 @@
-"""What is installed here and what would run; or measure which kernels are fastest on this machine.
+"""The environment report, and the measurement of the fastest kernels on this machine.
 
     python -m fused_rnn               # devices, and which backends run on them
     python -m fused_rnn tune          # measure a grid of common sizes, and choose by that from now on: five minutes
@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, backends, choices, evidence, native, tuning
-from .cases import CHECK_GRID, CPU_GRID, STEP_GRID, USES, Case, layer, select
+from .cases import CHECK_GRID, CPU_GRID, CPU_QUICK, STEP_GRID, USES, Case, layer, select
 from .cell import LSTM
 
-QUICK = ("voice-activity", "stream256", "small-b4", "tiny32", "odd200", "typ256", "forecasting")
+GPU_QUICK = ("voice-activity", "forecasting", "check-h256-b16", "check-h1024-b16", "check-h128-b1")
 SECONDS, QUICK_SECONDS = 1.0, 0.5  # for the rounds of one call
 
 
@@ -91,8 +91,9 @@ def tune(quick: bool, patterns: Sequence[str]) -> int:
 
 def _grid(device: torch.device, quick: bool, patterns: Sequence[str]) -> Iterator[tuple[Case, str, str]]:
     """The cases to measure, with cells and works."""
-    common = (*(CHECK_GRID if device.type == "cuda" else CPU_GRID), *USES)
-    cases = select((*common, *STEP_GRID), patterns) if patterns else select(common, QUICK) if quick else common
+    grid, few = (CHECK_GRID, GPU_QUICK) if device.type == "cuda" else (CPU_GRID, CPU_QUICK)
+    common = (*grid, *USES)
+    cases = select((*common, *STEP_GRID), patterns) if patterns else select(common, few) if quick else common
     longest = choices.LONGEST // 2 if quick else choices.LONGEST
     for case, cell in product(cases, ("LSTM", "GRU")):
         yield from ((replace(case, T=min(case.T, longest)), cell, work) for work in case.works())

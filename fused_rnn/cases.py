@@ -35,7 +35,7 @@ class Case:
     trained: bool = False  # of a single step: it is trained and not streamed
 
     def works(self) -> tuple[str, ...]:
-        """What is done with it."""
+        """The kinds of work that are measured."""
         return BATCHED if self.T > 1 else ONE_STEP if self.trained else SINGLE
 
     def __str__(self) -> str:
@@ -86,6 +86,7 @@ CPU_GRID = (
     Case("typ512", 128, 32, 512, 512),
     Case("large1024", 32, 64, 1024, 1024),
 )
+CPU_QUICK = ("voice-activity", "stream64", "small-b4", "tiny32", "odd200", "typ256", "forecasting")
 # One step a call: the overhead of a call is the largest part of its time.
 STEP_GRID = tuple(
     Case(f"step-h{H}-b{B}", 1, B, H, H, source="decoders and reinforcement learning: one step a call", trained=True)
@@ -115,7 +116,7 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
 def layer(
     case: Case, cell: str, work: str, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, tuple[Any, ...]]:
-    """A layer or cell of this package, and what it is called with; always the same.
+    """A layer or cell of this package and its inputs, with the same numbers in every call.
 
     Args:
         cell: LSTM, GRU or RNN.

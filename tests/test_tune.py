@@ -266,6 +266,14 @@ def test_the_command(choices_folder, capsys, monkeypatch):
     assert "backend 'torch' is forced" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_grid_of_the_command(device, quick):
+    grid = list(command._grid(torch.device(device), quick, ()))
+    assert {cell for _, cell, _ in grid} == {"LSTM", "GRU"} and len(grid) >= 20
+    assert max(case.T for case, _, _ in grid) <= choices.LONGEST
+
+
 def test_ctrl_c_keeps_what_was_found(choices_folder, capsys, monkeypatch):
     monkeypatch.setattr(command, "QUICK_SECONDS", 0.01)
     calls = []
