@@ -6,6 +6,7 @@
     python -m bench kernel            # single ops: the cost of a call and of a step; --plan forces a kernel
     python -m bench app               # LSTM against GRU, and a language model of each
     python -m bench tuned             # which way fused_rnn.tune chooses on the CPU for each case
+    python -m bench resets            # sequences that begin inside rows, against cutting, packing and loops
     python -m bench check             # on an NVIDIA GPU: the grid that decides which kernels run there
     python -m bench report            # tables and pictures from the rows, and the README's numbers; --import DIR first
                                       # takes over the rows of another run, such as those of make gpu-check
@@ -37,7 +38,7 @@ except ImportError as error:
 from fused_rnn import evidence, native
 from fused_rnn.cases import select
 
-from . import app, condensed, kernels, layers, machine, recorded, report, systems, tuned
+from . import app, condensed, kernels, layers, machine, recorded, report, resets, systems, tuned
 from .cases import CELL_OF, CELLS, cases_for, check_tasks, quick_cases, tasks
 from .rows import FIELDS, KEY, Results, Row
 
@@ -49,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = ("cpu", "gpu", "kernel", "app", "tuned", "check", "report")
+    what = ("cpu", "gpu", "kernel", "app", "tuned", "resets", "check", "report")
     parser.add_argument("what", nargs="?", choices=what, help="gpu where there is one, else cpu, unless told")
     parser.add_argument("--list", action="store_true", help="name the cases and the peers, and end")
     parser.add_argument("--quick", action="store_true", help="a few cases, short, no compilers: under two minutes")
@@ -85,7 +86,7 @@ def device_of(what: str | None) -> torch.device:
     here = torch.cuda.is_available()
     if what == "gpu" and not here:
         raise ValueError("gpu needs an NVIDIA GPU and a PyTorch with CUDA")
-    return torch.device("cuda" if here and what not in ("cpu", "tuned") else "cpu")
+    return torch.device("cuda" if here and what not in ("cpu", "tuned", "resets") else "cpu")
 
 
 def threads_of(args: argparse.Namespace, device: torch.device) -> list[int]:
@@ -154,6 +155,13 @@ def tuned_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]
             yield Todo(str(task), [tuned.key(task, threads)], partial(tuned.measure, task, threads, args.seconds))
 
 
+def resets_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]:
+    for threads in threads_of(args, device):
+        for task, rate in resets.tasks():
+            measure = partial(resets.measure, task, rate, threads, args.seconds)
+            yield Todo(f"{task} {rate}", [resets.key(task, rate, threads)], measure)
+
+
 def measure_all(todo: Sequence[Todo], results: Results) -> None:
     """Measure, with a bar of the time that remains; every row is kept at once."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
@@ -178,6 +186,7 @@ KINDS = {
     "kernel": Kind("kernels.csv", kernels.FIELDS, kernels.KEY, kernels_todo),
     "app": Kind("app.csv", app.FIELDS, app.KEY, app_todo),
     "tuned": Kind("tuned.csv", tuned.FIELDS, tuned.KEY, tuned_todo),
+    "resets": Kind("resets.csv", resets.FIELDS, resets.KEY, resets_todo),
 }
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import app, kernels, tuned
+from . import app, kernels, resets, tuned
 from .machine import slug
 from .rows import FIELDS, KEY, Results, Row, precision
 
@@ -20,14 +20,16 @@ class Recorded:
         self.kernels = list(Results(folder / "kernels.csv", kernels.FIELDS, kernels.KEY))
         self.app = list(Results(folder / "app.csv", app.FIELDS, app.KEY))
         self.tuned = list(Results(folder / "tuned.csv", tuned.FIELDS, tuned.KEY))
+        self.resets = list(Results(folder / "resets.csv", resets.FIELDS, resets.KEY))
         self.name = next((row["device"] for row in (*self.layers, *self.kernels, *self.app)), folder.name)
         self.on_gpu = any(not row["threads"] for row in self.layers)
 
     def __bool__(self) -> bool:
-        return bool(self.layers or self.kernels or self.app or self.tuned)
+        return bool(self.layers or self.kernels or self.app or self.tuned or self.resets)
 
     def threads(self) -> list[str]:
-        return sorted({row["threads"] for row in (*self.layers, *self.tuned)}, key=lambda threads: int(threads or 0))
+        found = {row["threads"] for row in (*self.layers, *self.tuned, *self.resets)}
+        return sorted(found, key=lambda threads: int(threads or 0))
 
     def precisions(self) -> list[tuple[str, str]]:
         """dtype and whether TF32, as they were measured."""

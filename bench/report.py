@@ -51,6 +51,7 @@ def page(machine: Recorded) -> str:
             tables.forms_table(machine, threads),
         )
         section(f"After fused_rnn.tune: torch.nn's time by ours{where}", tables.tuned_table(machine, threads))
+        section(f"Resets: the time of another way by ours{where}", tables.resets_table(machine, threads))
         if not machine.on_gpu:
             section(f"Part of the peak{where}", tables.share_table(machine, threads))
         section(f"Peak memory{where}", tables.memory_table(machine, threads))
@@ -73,6 +74,8 @@ def console(machine: Recorded, what: str | None) -> str:
         return "\n".join(tables.app_tables(machine))
     if what == "tuned":
         return "\n".join(tables.tuned_table(machine, threads) for threads in machine.threads())
+    if what == "resets":
+        return "\n".join(tables.resets_table(machine, threads) for threads in machine.threads())
     parts = ["A system's time by fused_rnn's: above 1 fused_rnn is faster.\n"]
     for threads in machine.threads():
         where = f"threads: {threads}\n" if threads else ""

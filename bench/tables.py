@@ -289,6 +289,20 @@ def summary_table(machine: Recorded) -> str:
     return table(["torch.nn's time by ours", "geometric mean", "least", "most", "sizes"], rows)
 
 
+def resets_table(machine: Recorded, threads: str) -> str:
+    """How long other ways to reset states inside a sequence take, by ours, and the same call of ours without resets."""
+    rows = [
+        [
+            f"{row['case']}, {row['cell']}, {row['work']}, {row['dtype']}, {row['rate']} a step",
+            *(f"{float(row[name]):.2f}" for name in ("plain", "packed", "loop")),
+        ]
+        for row in machine.resets
+        if row["threads"] == threads
+    ]
+    head = ["", "ours without resets", "torch.nn, cut and packed", "a loop over torch.nn's cell"]
+    return table(head, rows) if rows else ""
+
+
 def tuned_table(machine: Recorded, threads: str) -> str:
     """After fused_rnn.tune: torch.nn's time by that of the choice, and how often each route is chosen."""
     groups: dict[tuple[str, str, str], list[Row]] = {}

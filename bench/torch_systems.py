@@ -33,7 +33,7 @@ def torch_layer(
 ) -> Layer:
     """torch.nn's layer. A ragged batch is packed and padded again, as its users do."""
     if task.is_cell:
-        cell = changed(_cell_of(rnn))
+        cell = changed(cell_of(rnn))
         return Layer(_steps(cell), dict(cell.named_parameters()), path=lambda x: type(cell).__name__)
     rnn.flatten_parameters()
     rnn = changed(rnn)
@@ -58,7 +58,7 @@ def int8(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> Laye
         return torch_layer(task, rnn, x, lengths, quantized)
 
 
-def _cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:
+def cell_of(rnn: nn.RNNBase) -> nn.RNNCellBase:
     """torch.nn's cell with the weights of the layer."""
     weight = next(rnn.parameters())
     kind = getattr(nn, f"{type(rnn).__name__}Cell")
@@ -94,7 +94,7 @@ def busiest(run: Callable[[], object], device: torch.device, count: int = 3) -> 
 
 
 def our_layer(task: Task, rnn: nn.RNNBase, x: Tensor, lengths: Tensor | None, changed: Change = converted) -> Layer:
-    ours = changed(copy.deepcopy(_cell_of(rnn) if task.is_cell else rnn))
+    ours = changed(copy.deepcopy(cell_of(rnn) if task.is_cell else rnn))
     lengths = None if lengths is None else lengths.to(x.device)
 
     def path(x: Tensor) -> str:

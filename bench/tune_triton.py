@@ -57,7 +57,8 @@ def passes_of(cell: Cell, row: Row) -> Callable[[], list[Tensor]]:
     weights = Weights(*leaves)
 
     def run() -> list[Tensor]:
-        output, final = autograd.run_layer(torch.ops.fused_rnn_triton, cell, x, states, weights, None, False, tf32)
+        ops, layer = torch.ops.fused_rnn_triton, (cell, x, states, weights, None, False)
+        output, final = autograd.run_layer(ops, *layer, reduced_precision=tf32)
         outputs = [output, *final]
         return [output, *torch.autograd.grad(outputs, [x, *states, *leaves], list(map(torch.ones_like, outputs)))]
 

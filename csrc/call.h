@@ -60,7 +60,8 @@ struct TensorShape {
 class Call {
  public:
   Call(const std::string& cell_name, const Tensor& input, Tensors weights, const MaybeTensor& hx, const MaybeTensor& cx,
-       const MaybeTensor& lengths, Tensors masks, int64_t flags, QuantizedElements quantized_elements)
+       const MaybeTensor& lengths, const MaybeTensor& resets, Tensors masks, int64_t flags,
+       QuantizedElements quantized_elements)
       : cell(cell_named(cell_name)),
         flags(flags),
         input(defined(input)),
@@ -74,6 +75,9 @@ class Call {
     prepare_weights();
     prepare_states(hx, cx);
     if (lengths && !has(kPacked)) ragged_.read_lengths(*lengths, T, B, input);
+    require(!resets || !(has(kPacked) || has(kStep)),
+            "resets are for padded sequences, not for a packed one or a single step");
+    if (resets) ragged_.read_resets(*resets, T, B, input);
     if (!masks.empty()) prepare_masks(std::move(masks));
     x = in_time_order(input);  // maybe a large copy, so after the checks
     if (has_steps() && !has(kPacked)) ragged_.count_active(T);

@@ -10,16 +10,16 @@ namespace fused_rnn {
 template <class Device>
 struct Ops {
   static Tensors forward(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
-                         MaybeTensor lengths, Tensors masks, int64_t flags) {
-    return Stack<Device>(
-               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kQuantizedElements})
+                         MaybeTensor lengths, MaybeTensor resets, Tensors masks, int64_t flags) {
+    return Stack<Device>({cell, input, std::move(weights), hx, cx, lengths, resets, std::move(masks), flags,
+                          Device::kQuantizedElements})
         .forward();
   }
 
   static Tensors inference(std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
                            int64_t flags) {
     return forward(std::move(cell), std::move(input), std::move(weights), std::move(hx), std::move(cx), std::nullopt,
-                   {}, flags);
+                   std::nullopt, {}, flags);
   }
 
   static Tensors layer_inference(std::string cell, Tensor input, Tensor weight_ih, Tensor weight_hh,
@@ -33,9 +33,9 @@ struct Ops {
 
   static Tensors backward(MaybeTensor grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept,
                           std::string cell, Tensor input, Tensors weights, MaybeTensor hx, MaybeTensor cx,
-                          MaybeTensor lengths, Tensors masks, int64_t flags) {
-    return Stack<Device>(
-               {cell, input, std::move(weights), hx, cx, lengths, std::move(masks), flags, Device::kQuantizedElements})
+                          MaybeTensor lengths, MaybeTensor resets, Tensors masks, int64_t flags) {
+    return Stack<Device>({cell, input, std::move(weights), hx, cx, lengths, resets, std::move(masks), flags,
+                          Device::kQuantizedElements})
         .backward(grad_output, grad_hy, grad_cy, std::move(kept));
   }
 

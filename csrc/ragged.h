@@ -1,4 +1,5 @@
-// Batches whose rows end at different steps: padded, with the length of each row, or a packed sequence.
+// Batches whose rows end at different steps: padded, with the length of each row, or a packed sequence. A row of a
+// padded batch may hold several sequences.
 #pragma once
 
 #include <numeric>
@@ -24,6 +25,12 @@ class Ragged {
       const int64_t length = lengths_[size_t(b)];
       require(0 <= length && length <= T, "lengths[", b, "] must be from 0 to T = ", T, ", got ", length);
     }
+  }
+
+  // resets [T, B] of a padded batch, on the device of the input.
+  void read_resets(Tensor given, int64_t T, int64_t B, const Tensor& input) {
+    prepare(given, {"resets"}, {T, B}, ScalarType::Bool, input);
+    resets_ = given;
   }
 
   // On the CPU, after read_lengths and all other checks, as it takes memory for each step: the rows of each step.
@@ -70,6 +77,7 @@ class Ragged {
     args.lengths = on_device_ ? const_data<int64_t>(*on_device_) : data(lengths_);
     args.active = data(active_);
     args.offsets = data(offsets_);
+    args.resets = resets_ ? const_data<uint8_t>(*resets_) : nullptr;
     args.rows = args.T * args.B;
     if (args.active) args.rows = std::accumulate(active_.begin(), active_.end(), int64_t(0));
   }
@@ -77,6 +85,7 @@ class Ragged {
  private:
   std::vector<int64_t> lengths_, active_, offsets_;  // on the CPU, as in LayerArgs
   MaybeTensor on_device_;                            // lengths
+  MaybeTensor resets_;
 };
 
 }  // namespace fused_rnn

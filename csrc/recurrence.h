@@ -37,6 +37,7 @@ struct LayerArgs : LayerSizes {
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
   const int64_t* active;   // [T] or null: one past the last row that is active at step t; on the CPU with lengths
   const int64_t* offsets;  // [T] of a packed sequence, or null: its first row of each step
+  const uint8_t* resets;   // [T, B] or null: a new sequence begins in row b at step t where it is not 0
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
   const S* weight_hh;      // [G*H, H]
@@ -50,6 +51,11 @@ struct LayerArgs : LayerSizes {
   // The first active step of row b in the order of processing, and the step before step t in that order.
   FUSED_RNN_INLINE int64_t first_step(int64_t b) const { return reverse ? length(b) - 1 : 0; }
   FUSED_RNN_INLINE int64_t step_before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  // Whether the state before step t of row b is zero: in either direction nothing crosses the beginning of a sequence.
+  FUSED_RNN_INLINE bool starts_anew(int64_t t, int64_t b) const {
+    const int64_t begin = reverse ? t + 1 : t;
+    return resets && begin < length(b) && resets[begin * B + b];
+  }
   // One past the last row from `begin` to `end` that is active at step t. All rows before it are, too, if they are
   // sorted by length, longest first.
   FUSED_RNN_INLINE int64_t active_rows(int64_t t, int64_t begin, int64_t end) const {

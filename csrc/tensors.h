@@ -57,6 +57,7 @@ inline std::string dtype_text(ScalarType dtype) {
     case ScalarType::Double: return "torch.float64";
     case ScalarType::BFloat16: return "torch.bfloat16";
     case ScalarType::Half: return "torch.float16";
+    case ScalarType::Bool: return "torch.bool";
     case ScalarType::Char: return "torch.int8";
     case ScalarType::Short: return "torch.int16";
     case ScalarType::Int: return "torch.int32";

@@ -53,16 +53,16 @@ def run(ops: Any, call: Call, flags: int = 0) -> Sequence[Tensor]:
         flags, rows = flags | PACKED, call.batch_sizes
     states = call.states
     hx, cx, *_ = *states, None, None
-    args = (call.cell.name, call.input, call.weights, hx, cx, rows, call.masks)
+    args = (call.cell.name, call.input, call.weights, hx, cx, rows, call.resets, call.masks)
     training = call.training
-    if not training and rows is None and not call.masks:
+    if not training and rows is None and call.resets is None and not call.masks:
         return _infer(ops, *args[:5], flags)
     if torch.compiler.is_compiling():
         results = ops.forward.default(*args, flags | SAVE if training else flags)
         return results[: _count_results(call.cell, flags)]
     if not training:
         return _below_autograd(ops.forward.default, *args, flags)
-    options = (ops, call.cell.name, flags | SAVE, rows, call.masks, len(call.weights))
+    options = (ops, call.cell.name, flags | SAVE, rows, call.resets, call.masks, len(call.weights))
     return _apply(*options, call.input, *call.weights, *states)
 
 
@@ -74,11 +74,12 @@ def run_layer(
     weights: Weights,
     lengths: MaybeTensor,
     reverse: bool,
+    resets: MaybeTensor = None,
     reduced_precision: bool = False,
 ) -> tuple[Tensor, States]:
     """One layer in one direction through the ops of a namespace; arguments and results as :func:`reference.run`."""
     flags = REDUCED_PRECISION if reduced_precision else 0
-    return one_layer(lambda call: run(ops, call, flags))(cell, x, states, weights, lengths, reverse)
+    return one_layer(lambda call: run(ops, call, flags))(cell, x, states, weights, lengths, reverse, resets)
 
 
 def _two(states: Sequence[MaybeTensor]) -> tuple[MaybeTensor, MaybeTensor]:
@@ -117,18 +118,26 @@ class FusedRnn(torch.autograd.Function):  # its node in a graph is called FusedR
 
     @staticmethod
     def forward(
-        ctx: Any, ops: Any, name: str, flags: int, lengths: Any, masks: Any, n_weights: int, *tensors: Tensor
+        ctx: Any,
+        ops: Any,
+        name: str,
+        flags: int,
+        lengths: MaybeTensor,
+        resets: MaybeTensor,
+        masks: Any,
+        n_weights: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         x, weights, states = tensors[0], tensors[1 : 1 + n_weights], tensors[1 + n_weights :]
         hx, cx, *_ = *states, None, None
-        results = _below_autograd(ops.forward.default, name, x, weights, hx, cx, lengths, masks, flags)
+        results = _below_autograd(ops.forward.default, name, x, weights, hx, cx, lengths, resets, masks, flags)
         count = _count_results(named(name), flags)
-        _save_forward(ctx, ops, name, flags, (x, weights, states, lengths, masks), results[0], results[count:])
+        _save_forward(ctx, ops, name, flags, (x, weights, states, lengths, resets, masks), results[0], results[count:])
         return tuple(results[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: MaybeTensor) -> tuple[MaybeTensor, ...]:
-        return *(None,) * 6, *_forward_derivative(ctx, grads, ctx.needs_input_grad[6:])
+        return *(None,) * 7, *_forward_derivative(ctx, grads, ctx.needs_input_grad[7:])
 
 
 # FusedRnn.apply without its preparations for torch.func, whose transforms never come here.
@@ -147,10 +156,11 @@ def _below_autograd(op: Any, *args: Any) -> Any:
 def _save_forward(
     ctx: Any, ops: Any, name: str, flags: int, inputs: tuple[Any, ...], first: Tensor, saved: Sequence[Tensor]
 ) -> None:
-    x, weights, states, lengths, masks = inputs
+    x, weights, states, lengths, resets, masks = inputs
     ctx.set_materialize_grads(False)
     ctx.op = ops, name, flags
-    _save(ctx, (x,), weights, states, () if lengths is None else (lengths,), masks, (first, *saved))
+    rows = () if lengths is None else (lengths,), () if resets is None else (resets,)
+    _save(ctx, (x,), weights, states, *rows, masks, (first, *saved))
 
 
 def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[bool]) -> list[MaybeTensor]:
@@ -158,11 +168,11 @@ def _forward_derivative(ctx: Any, grads: Sequence[MaybeTensor], needs: Sequence[
     ops, name, flags = ctx.op
     if not flags & SAVE:
         raise RuntimeError("the forward ran without the flag SAVE, so it has no backward")
-    (x,), weights, states, lengths, masks, kept = _saved(ctx)
+    (x,), weights, states, lengths, resets, masks, kept = _saved(ctx)
     needs_x, needs_weights, needs_states = needs[0], needs[1 : 1 + len(weights)], needs[1 + len(weights) :]
     flags |= NEEDS_INPUT * needs_x | NEEDS_WEIGHTS * any(needs_weights) | NEEDS_STATES * any(needs_states)
     grad_output, *grad_states = (None, *grads) if flags & STEP else grads
-    options = (lengths[0] if lengths else None, masks, flags)
+    options = (lengths[0] if lengths else None, resets[0] if resets else None, masks, flags)
     args = (grad_output, *_two(grad_states), kept, name, x, weights, *_two(states), *options)
     op = ops.backward.default
     # With create_graph the backward is recorded too.
@@ -179,11 +189,11 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
 
     def forward_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        name, x, weights, hx, cx, lengths, masks, flags = inputs
+        name, x, weights, hx, cx, lengths, resets, masks, flags = inputs
         count = _count_results(named(name), flags)
         ctx.count, ctx.mask_count = count, len(masks)
         ctx.mark_non_differentiable(*output[count:])
-        given = (x, weights, _there(hx, cx), lengths, masks)
+        given = (x, weights, _there(hx, cx), lengths, resets, masks)
         _save_forward(ctx, ops, name, flags, given, output[0], output[count:])
 
     def forward_derivative(ctx: Any, grads: list[MaybeTensor]) -> tuple[Any, ...]:
@@ -191,27 +201,28 @@ def register(namespace: str) -> None:
         needs = (x, *weights, *(hx, cx)[: ctx.sizes[2]])
         grad_x, *rest = _forward_derivative(ctx, grads[: ctx.count], needs)
         grad_weights, grad_states = rest[: len(weights)], rest[len(weights) :]
-        return None, grad_x, grad_weights, *_two(grad_states), None, [None] * ctx.mask_count, None
+        return None, grad_x, grad_weights, *_two(grad_states), None, None, [None] * ctx.mask_count, None
 
     def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        grad_output, grad_hy, grad_cy, kept, name, x, weights, hx, cx, lengths, masks, flags = inputs
+        grad_output, grad_hy, grad_cy, kept, name, x, weights, hx, cx, lengths, resets, masks, flags = inputs
         ctx.set_materialize_grads(False)
         grads = (grad_output, grad_hy, grad_cy)
         ctx.op = name, flags
         ctx.counts = len(kept), len(masks)
         ctx.has_grad = [grad is not None for grad in grads]
-        _save(ctx, _there(*grads), (x,), weights, _there(hx, cx), _there(lengths), masks)
+        _save(ctx, _there(*grads), (x,), weights, _there(hx, cx), _there(lengths), _there(resets), masks)
 
     def backward_derivative(ctx: Any, grads: list[MaybeTensor]) -> tuple[Any, ...]:
         name, flags = ctx.op
-        given, (x,), weights, states, lengths, masks = _saved(ctx)
+        given, (x,), weights, states, *rows, masks = _saved(ctx)
+        lengths, resets = (tensors[0] if tensors else None for tensors in rows)
         found = iter(given)
         incoming = [next(found) if has_grad else None for has_grad in ctx.has_grad]
-        call = asked(name, x, weights, *_two(states), lengths[0] if lengths else None, masks, flags)
+        call = asked(name, x, weights, *_two(states), lengths, resets, masks, flags)
         second, by_x, by_weights, by_states = _second_derivative(call, incoming, grads)
         # The kept tensors are functions of the other inputs, whose gradients include them already.
         kept, n_masks = ctx.counts
-        return *second, [None] * kept, None, by_x, by_weights, *_two(by_states), None, [None] * n_masks, None
+        return *second, [None] * kept, None, by_x, by_weights, *_two(by_states), None, None, [None] * n_masks, None
 
     torch.library.register_fake(forward_name, _forward_fake)
     torch.library.register_fake(f"{namespace}::inference", _inference_fake)
@@ -225,7 +236,15 @@ def _there(*tensors: MaybeTensor) -> tuple[Tensor, ...]:
 
 
 def asked(
-    name: str, x: Tensor, weights: Any, hx: MaybeTensor, cx: MaybeTensor, lengths: MaybeTensor, masks: Any, flags: int
+    name: str,
+    x: Tensor,
+    weights: Any,
+    hx: MaybeTensor,
+    cx: MaybeTensor,
+    lengths: MaybeTensor,
+    resets: MaybeTensor,
+    masks: Any,
+    flags: int,
 ) -> Call:
     """The call that the arguments of the forward op ask for."""
     has_bias, directions = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1
@@ -234,7 +253,7 @@ def asked(
     batch_first, step, reverse = bool(flags & BATCH_FIRST), bool(flags & STEP), bool(flags & REVERSE)
     made = Form(layers, directions, has_bias, False, batch_first, step, reverse, quantized)
     rows: dict[str, Any] = {"batch_sizes" if flags & PACKED else "lengths": lengths}
-    return Call(named(name), x, _there(hx, cx), weights, made, masks=masks, **rows)
+    return Call(named(name), x, _there(hx, cx), weights, made, resets=resets, masks=masks, **rows)
 
 
 def _forward_fake(*args: Any) -> list[Tensor]:
@@ -259,7 +278,7 @@ def _forward_fake(*args: Any) -> list[Tensor]:
 
 
 def _inference_fake(*args: Any) -> list[Tensor]:
-    return _forward_fake(*args[:-1], None, (), args[-1])
+    return _forward_fake(*args[:-1], None, None, (), args[-1])
 
 
 def _backward_fake(
@@ -287,7 +306,8 @@ def _check_devices(call: Call, **more: MaybeTensor | Sequence[Tensor]) -> None:
     x, states = call.input, dict(zip(call.cell.states, call.states))
     if call.batch_sizes is not None and call.batch_sizes.device.type != "cpu":
         raise RuntimeError(f"batch_sizes must be on cpu, got a tensor on {call.batch_sizes.device}")
-    tensors: dict[str, Any] = {**states, "lengths": call.lengths, "weights": call.weights, "masks": call.masks, **more}
+    rows = {"lengths": call.lengths, "resets": call.resets}
+    tensors: dict[str, Any] = {**states, **rows, "weights": call.weights, "masks": call.masks, **more}
     for name, given in tensors.items():
         for tensor in (given,) if isinstance(given, Tensor) else given or ():
             if tensor.device != x.device:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import choices, evidence, layered, native, onnx, reference, stock
+from . import choices, evidence, layered, native, onnx, reference, segments, stock
 from .call import JOINS, PROJECTS, REDUCED_PRECISION, Call, Form, Problem, short
 from .cell import Cell
 from .triton import plan as triton_plan
@@ -129,12 +129,29 @@ def _why_later(name: str, problem: Asked) -> str | None:
 
 
 def _torch_why_not(problem: Asked) -> str | None:
+    if problem.has_resets:
+        return "torch.nn has no resets inside a sequence"
+    if problem.ragged:
+        return "torch.nn packs ragged batches on the host"
+    return _no_stock_kernel(problem)
+
+
+def _segments_why_not(problem: Asked) -> str | None:
+    if not problem.has_resets:
+        return "it is for calls with resets"
+    if torch.compiler.is_compiling():
+        return "it cuts sequences on the host, which no graph can hold"
+    if problem.subclass:
+        return f"it cuts plain tensors only, and one is a {problem.subclass}"
+    return _no_stock_kernel(problem)
+
+
+def _no_stock_kernel(problem: Asked) -> str | None:
+    """Why PyTorch's kernels cannot run a problem, whatever its rows."""
     if not problem.cell.stock:
         return f"torch.nn has no {problem.cell}"
     if problem.quantized is torch.int8:
         return "torch.nn has no int8 weights"
-    if problem.ragged:
-        return "torch.nn packs ragged batches on the host"
     if problem.transformed:
         return "torch.nn's kernels do not support every torch.func transform and forward-mode differentiation"
     if problem.device.type == "meta":
@@ -175,6 +192,7 @@ BACKENDS = (
     Backend("cpu", _cpu_why_not, native.run, _cpu_plan, device_type="cpu", inference_op=native.inference_op),
     Backend("triton", _triton_why_not, _triton_run, _triton_plan, functools.partial(_why_later, "triton")),
     Backend("torch", _torch_why_not, stock.run),
+    Backend("segments", _segments_why_not, segments.run),
     Backend("reference", lambda problem: None, _reference_run),
 )
 

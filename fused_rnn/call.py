@@ -37,11 +37,12 @@ class Problem(NamedTuple):
     directions: int = 1
     quantized: torch.dtype | None = None  # int8 or bfloat16, in which the weights are kept
     step: bool = False  # of a cell
+    has_resets: bool = False  # resets are given: sequences may begin inside a row
 
     def __str__(self) -> str:
         named = ("step", "projection", "ragged", "packed", "training", "transformed")
         flags = [f"weights={short(self.quantized)}"] if self.quantized else []
-        flags += [name for name in named if getattr(self, name)]
+        flags += [name for name in named if getattr(self, name)] + ["resets"] * self.has_resets
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
         flags += [self.subclass] if self.subclass else []
         flags += [f"layers={self.layers}"] if self.layers > 1 else []
@@ -97,6 +98,7 @@ class Call:
             is called only for its message after they have refused; for other backends it is called before they run.
         lengths: [B] int64 on the device of ``input``, or None: row b ends after ``lengths[b]`` steps.
         batch_sizes: of a packed sequence, [T], or None.
+        resets: [T, B] bool on the device of ``input``, or None: where true, a new sequence begins at that step.
         dropout: probability of an element of a layer's output, but the last layer's, to be zeroed.
         masks: the random numbers of dropout, [T, B, D*H] for each layer but the last; () for none.
 
@@ -117,6 +119,7 @@ class Call:
         "lengths",
         "masks",
         "quantized",
+        "resets",
         "states",
         "subclass",
         "weights",
@@ -132,6 +135,7 @@ class Call:
         check: Callable[[Call], None] = lambda call: None,
         lengths: Tensor | None = None,
         batch_sizes: Tensor | None = None,
+        resets: Tensor | None = None,
         dropout: float = 0.0,
         masks: Sequence[Tensor] = (),
     ) -> None:
@@ -144,6 +148,7 @@ class Call:
         self.check = check
         self.lengths = lengths
         self.batch_sizes = batch_sizes
+        self.resets = resets
         self.dropout = dropout
         self.masks = masks
         self.subclass = ""
@@ -206,6 +211,10 @@ class Call:
     @property
     def ragged(self) -> bool:
         return self.lengths is not None
+
+    @property
+    def has_resets(self) -> bool:
+        return self.resets is not None
 
     @property
     def packed(self) -> bool:
@@ -329,13 +338,19 @@ def _subclass_among(*tensors: object) -> str:
 
 
 def layer_call(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Weights,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    resets: Tensor | None = None,
 ) -> Call:
     """The call of one layer in one direction; arguments as of :func:`reference.run`."""
     flat = [weight for weight in weights if weight is not None]
     initial = tuple(state.unsqueeze(0) for state in states)
     layer = Form(bias=weights.bias_ih is not None, projection=weights.weight_hr is not None, reverse=reverse)
-    return Call(cell, x, initial, flat, layer, lengths=lengths)
+    return Call(cell, x, initial, flat, layer, lengths=lengths, resets=resets)
 
 
 def one_layer(run: Callable[[Call], Sequence[Tensor]]) -> RunLayer:

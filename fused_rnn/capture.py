@@ -43,7 +43,7 @@ def scripted_as(forward: Callable[..., Any]) -> Callable[[F], F]:
     return decorate
 
 
-def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
+def taken(module: Any, input: Any, hx: Any, lengths: Any = None, resets: Any = None) -> Any:
     """The result of a module while a model is being captured as a graph; None if the module shall run as usual.
 
     Args:
@@ -53,15 +53,16 @@ def taken(module: Any, input: Any, hx: Any, lengths: Any) -> Any:
         RuntimeError: jit.trace, and ONNX export with it, cannot hold our ops, and torch.nn has no equivalent.
     """
     may_be_proxy = type(input) is not Tensor or hx is not None
-    if may_be_proxy and (proxy := proxy_among(input, hx, lengths)) is not None:
-        return record(proxy, module, input, hx, lengths=lengths)
+    if may_be_proxy and (proxy := proxy_among(input, hx, lengths, resets)) is not None:
+        return record(proxy, module, input, hx, lengths=lengths, resets=resets)
     is_tracing = private.jit_tracing_state() is not None
     if not is_tracing and not private.is_exporting():
         return None
-    has_equivalent = lengths is None and module._has_stock
+    has_equivalent = lengths is None and resets is None and module._has_stock
     if is_tracing and not has_equivalent:
         raise RuntimeError(
-            "quantised weights, lengths and reset_after=False cannot be traced or exported: torch.nn has none of them"
+            "quantised weights, lengths, resets and reset_after=False cannot be traced or exported: "
+            "torch.nn has none of them"
         )
     if has_equivalent and (is_tracing or backends.forced() is None):
         return module._stock.forward(module, input, hx)

@@ -29,7 +29,7 @@ class OneStep(nn.RNNCellBase):
         if weights:
             final = backends.run_again(self._cell, self._form(weights), self.hidden_size, input, weights, hx)
         if final is None:
-            if (taken := capture.taken(self, input, hx, None)) is not None:
+            if (taken := capture.taken(self, input, hx)) is not None:
                 return taken
             final = backends.run(self._call(input, hx), remember=bool(weights))
         return final[0] if len(final) == 1 else (final[0], final[1])

@@ -78,6 +78,19 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: tor
     return lengths.to(torch.int64)
 
 
+def checked_resets(resets: Tensor, wanted: tuple[int, ...], device: torch.device) -> Tensor:
+    """resets of a module, of the shape that is wanted. No value is looked at: that would wait for the device."""
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets must be a tensor of torch.bool, got a {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise RuntimeError(f"resets must have dtype torch.bool, got {resets.dtype}")
+    if resets.shape != wanted:
+        raise RuntimeError(f"resets must be {list(wanted)}, one for each step of a row, got {list(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets must be on {device} like input, got {resets.device}")
+    return resets
+
+
 def check_no_projection(proj_size: Any) -> None:
     """Raise torch.nn's error unless proj_size, which stands in the constructors of all layers, is 0."""
     if isinstance(proj_size, int) and proj_size != 0:

@@ -39,16 +39,17 @@ def explain(
     hx: Any = None,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    resets: Tensor | None = None,
     gpu: str | None = None,
 ) -> Explanation:
-    """Which backend would run ``rnn(x, hx, lengths=lengths)``, and why each better one would not.
+    """Which backend would run ``rnn(x, hx, lengths=lengths, resets=resets)``, and why not each better one.
 
     Nothing is run. ``str()`` of the result reads as a report. A plan, such as the number of threads, is that of
     the first layer.
 
     Args:
         rnn: a module of this package.
-        x, hx, lengths: what it would be called with.
+        x, hx, lengths, resets: what it would be called with.
         gpu: ask for a GPU that need not be here instead of x's device: "T4", "A100", "L4", "H100", "H100 MIG 1g",
             "H200", "B200" or "RTX 5090".
 
@@ -60,7 +61,7 @@ def explain(
     """
     if not isinstance(rnn, (Layers, OneStep)):
         raise TypeError(f"expected a module of fused_rnn, got {type(rnn).__name__}; fused_rnn.convert makes one")
-    call = rnn._call(x, hx) if isinstance(rnn, OneStep) else rnn._call(x, hx, lengths)
+    call = rnn._call(x, hx) if isinstance(rnn, OneStep) else rnn._call(x, hx, lengths, resets)
     call.check(call)
     problem = backends.autocast(call).problem
     return _explain(repr(rnn), problem) if gpu is None else _explain_on(gpu, repr(rnn), problem)

@@ -31,7 +31,7 @@ def run(call: Call, run_layer: RunLayer) -> tuple[Tensor, ...]:
             k = layer * directions + direction
             initial = tuple(state[k] for state in plain.states)
             is_reverse = plain.form.reverse != (direction == 1)
-            output, final = run_layer(plain.cell, x, initial, weights[k], plain.lengths, is_reverse)
+            output, final = run_layer(plain.cell, x, initial, weights[k], plain.lengths, is_reverse, plain.resets)
             outputs.append(output)
             finals.append(final)
         x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)

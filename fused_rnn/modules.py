@@ -31,16 +31,17 @@ class Layers(StockClass, nn.RNNBase):
     def _cell(self) -> Cell:
         raise NotImplementedError
 
-    def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Any:
+    def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor | None) -> Any:
         results: Any = None
-        is_plain = lengths is None and private.is_plain() and not (self.training and self.dropout)
+        is_whole = lengths is None and resets is None
+        is_plain = is_whole and private.is_plain() and not (self.training and self.dropout)
         if is_plain:
             results = backends.run_again(self._cell, self._form(), self.hidden_size, input, self._weights(), hx)
         if results is None:
-            if (taken := capture.taken(self, input, hx, lengths)) is not None:
+            if (taken := capture.taken(self, input, hx, lengths, resets)) is not None:
                 return taken
-            call = self._call(input, hx, lengths)
-            if call.subclass and lengths is None and self._has_stock and backends.forced() is None:
+            call = self._call(input, hx, lengths, resets)
+            if call.subclass and is_whole and self._has_stock and backends.forced() is None:
                 return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
             results = backends.run(call, remember=is_plain)
             if call.batch_sizes is not None:
@@ -48,7 +49,9 @@ class Layers(StockClass, nn.RNNBase):
                 results = output, *_permuted(results[1:], input.unsorted_indices)
         return results[0], results[1] if len(results) == 2 else (results[1], results[2])
 
-    def _call(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None) -> Call:
+    def _call(
+        self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None = None, resets: Tensor | None = None
+    ) -> Call:
         """The call of this module.
 
         Raises:
@@ -63,16 +66,25 @@ class Layers(StockClass, nn.RNNBase):
             input = input.data
         form, dropout = Form(*self._form()), self.dropout if self.training else 0.0
         call = Call(self._cell, input, states, weights, form, self._check, batch_sizes=batch_sizes, dropout=dropout)
-        if lengths is not None:
-            if call.packed:
-                raise ValueError("lengths are for padded input: a PackedSequence has its own")
-            self._check(call)
-            if not call.is_batched:
-                raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
-            call.lengths = checks.checked_lengths(lengths, call.T, call.B, call.device)
+        if lengths is not None or resets is not None:
+            self._take_rows(call, lengths, resets)
         elif not input.numel():
             self._check(call)
         return call
+
+    def _take_rows(self, call: Call, lengths: Tensor | Sequence[int] | None, resets: Tensor | None) -> None:
+        """Make lengths and resets of a module those of its call."""
+        if call.packed:
+            raise ValueError("lengths and resets are for padded input, got a PackedSequence, which has its own lengths")
+        self._check(call)
+        if lengths is not None:
+            if not call.is_batched:
+                raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
+            call.lengths = checks.checked_lengths(lengths, call.T, call.B, call.device)
+        if resets is not None:
+            resets = checks.checked_resets(resets, tuple(call.input.shape[:-1]), call.device)
+            batch_leads = call.is_batched and self.batch_first
+            call.resets = resets.t() if batch_leads else resets if call.is_batched else resets.unsqueeze(1)
 
     def _form(self) -> tuple[Any, ...]:
         """The fields of this module's Form, without one: a streaming step has no time for it."""
@@ -200,7 +212,13 @@ class LSTM(Layers):
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
 
     @capture.scripted_as(nn.LSTM.forward)
-    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
         """Run all layers over a batch of sequences.
 
         Args:
@@ -212,15 +230,26 @@ class LSTM(Layers):
                 steps. Past its end the output is zero; its final state is that of its last step, and the reverse
                 direction starts there: what packing with ``enforce_sorted=False`` and padding again would give. The
                 final state of a row of length 0 is its initial state.
+            resets: bool on the device of ``input``: [T, B], [B, T] with ``batch_first``, or [T] without a batch. Where
+                true, a new sequence begins in the row, such as an episode of reinforcement learning. The state before
+                that step is zero in every layer, and no gradient goes back from it; in the reverse direction nothing
+                crosses the same boundary the other way. So the results are those of each sequence alone. hx is for a
+                row's first one (in the reverse direction the last), unless that begins with True.
 
         Returns:
             output, in the form of ``input`` with D*H in place of input_size, and the final states (h_n, c_n), in the
             form of ``hx``.
 
         Raises:
-            RuntimeError, ValueError: as torch.nn does, before any kernel runs.
+            RuntimeError, ValueError: as torch.nn does, before any kernel runs; also if lengths or resets do not fit, or
+                come with a ``PackedSequence``.
+
+        Example:
+            >>> done = torch.tensor([[False, False, True, False]])  # [B, T]: an episode ended before the third step
+            >>> rnn = fused_rnn.LSTM(8, 16, batch_first=True)
+            >>> output, (h_n, c_n) = rnn(torch.randn(1, 4, 8), resets=done)
         """
-        return self._forward(input, hx, lengths)
+        return self._forward(input, hx, lengths, resets)
 
 
 class GruMixin(nn.Module):
@@ -287,9 +316,15 @@ class GRU(GruMixin, Layers):
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     @capture.scripted_as(nn.GRU.forward)
-    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
-        return self._forward(input, hx, lengths)
+        return self._forward(input, hx, lengths, resets)
 
 
 class RNN(Layers):
@@ -336,6 +371,12 @@ class RNN(Layers):
         return cell.named(self.mode.lower())  # what nn.RNN runs, whatever nonlinearity has become
 
     @capture.scripted_as(nn.RNN.forward)
-    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
-        return self._forward(input, hx, lengths)
+        return self._forward(input, hx, lengths, resets)

@@ -215,6 +215,7 @@ def _run_in_order(call: Call, order: Tensor, plan: int) -> Sequence[Tensor]:
             input=call.input.index_select(rows, order),
             states=tuple(state.index_select(1, order) for state in call.states),
             lengths=call.lengths[order],
+            resets=None if call.resets is None else call.resets.index_select(1, order),
             masks=masks,
         ),
         plan,

@@ -31,8 +31,9 @@ def run(call: Call) -> tuple[Tensor, ...]:
     Raises:
         RuntimeError: there is no such node.
     """
-    if call.cell is not cell.LSTM or call.quantized is not torch.int8 or call.ragged or call.packed:
-        form = " with lengths or a packed sequence" if call.ragged or call.packed else ""
+    plain_rows = not (call.ragged or call.packed or call.has_resets)
+    if call.cell is not cell.LSTM or call.quantized is not torch.int8 or not plain_rows:
+        form = "" if plain_rows else " with lengths, resets or a packed sequence"
         raise RuntimeError(
             f"ONNX has no {call.cell} with {short(call.quantized or call.dtype)} weights{form}, and ONNX Runtime only "
             "the lstm with int8 weights; fused_rnn.restore(model, dequantize=True) makes layers that can be exported"

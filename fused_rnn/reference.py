@@ -77,7 +77,13 @@ STEPS: dict[Cell, Callable[[Tensor, States, Weights], States]] = {
 
 
 def run(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None = None, reverse: bool = False
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Weights,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, States]:
     """One layer in one direction.
 
@@ -88,6 +94,7 @@ def run(
         lengths: [B] or None; row b takes part in step t only if ``t < lengths[b]``. Otherwise its states stay and
             its output is zero.
         reverse: run from the last step to the first; each row then starts at its own last step.
+        resets: [T, B] bool or None; where true, a new sequence begins at that step.
 
     Returns:
         output [T, B, H] and the final states, each [B, H].
@@ -96,10 +103,12 @@ def run(
         steps = torch.arange(x.size(0), device=x.device)
         x = x.masked_fill((steps[:, None] >= lengths)[..., None], 0)
     step = STEPS[cell]
+    anew = None if resets is None else starts_anew(resets, lengths, reverse).unsqueeze(-1)
     gates_x = linear(x, weights.weight_ih, weights.bias_ih)
     outputs: list[Tensor] = []
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
-        stepped = step(gates_x[t], states, weights)
+        before = states if anew is None else tuple(state.masked_fill(anew[t], 0) for state in states)
+        stepped = step(gates_x[t], before, weights)
         if lengths is None:
             outputs.append(stepped[0])
             states = stepped
@@ -110,3 +119,18 @@ def run(
     if not outputs:
         return gates_x[..., : states[0].size(-1)], states  # [0, B, H]
     return torch.stack(outputs[::-1] if reverse else outputs), states
+
+
+def starts_anew(resets: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """[T, B] bool: whether the state before an active step, in the order in which a direction takes them, is zero.
+
+    Args:
+        resets: [T, B] bool: where true, a new sequence begins at that step.
+        lengths, reverse: as of :func:`run`.
+    """
+    if not reverse:
+        return resets
+    later = torch.cat([resets[1:], torch.zeros_like(resets[:1])])
+    if lengths is None:
+        return later
+    return later & (torch.arange(1, len(later) + 1, device=later.device)[:, None] < lengths)

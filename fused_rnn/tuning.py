@@ -124,9 +124,10 @@ def calls_of(module: nn.Module, inputs: Sequence[Any], training: bool) -> list[P
     posed: dict[Kind, Posed] = {}
 
     def record(call: Call) -> None:
-        problem = call.problem
+        problem = call.problem._replace(has_resets=False)  # which do not change what kernel is the fastest
         if not (problem.transformed or problem.subclass):
-            unchecked = call.changed(check=lambda call: None)  # the module checks what it makes of its own dtype
+            # the module checks what it makes of its own dtype
+            unchecked = call.changed(check=lambda call: None, resets=None)
             posed.setdefault(choices.kind_of(problem), Posed(problem, unchecked))
 
     modes = [(child, child.training) for child in module.modules()]

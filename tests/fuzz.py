@@ -220,6 +220,7 @@ def check_shapes(got: list[Tensor], name: str, a: dict[str, Any]) -> None:
     on_meta = {name: changed(value, lambda t: t.to("meta")) for name, value in a.items()}
     on_meta["weights"] = [weight.to("meta") for weight in a["weights"]]  # those of int8, too
     on_meta["lengths"] = a["lengths"] if a["flags"] & PACKED else None
+    on_meta["resets"] = None
     want = getattr(torch.ops.fused_rnn, name)(**on_meta)
     forms = [[(t.shape, t.stride(), t.dtype) for t in results] for results in (got, want)]
     assert forms[0] == forms[1], f"results have shapes, strides and dtypes {forms[0]}, the fake kernel says {forms[1]}"
@@ -252,7 +253,7 @@ def module_results(module: nn.Module, a: dict[str, Any]) -> list[Tensor]:
 
     input, hx = changed(a["input"], leaf), changed(a["hx"], leaf)
     with torch.set_grad_enabled(a["grad"]):
-        results = module(input, hx, **{name: a[name] for name in ("lengths",) if name in a})
+        results = module(input, hx, **{name: a[name] for name in ("lengths", "resets") if name in a})
     outputs = [y for y in tensors_in(results) if y.is_floating_point()]
     if not a["grad"]:
         return outputs
@@ -266,7 +267,7 @@ def check_module(call: Call) -> None:
     init = a["init"] | {"dtype": getattr(torch, a["init"]["dtype"])}
     torch.manual_seed(0)
     module = getattr(fused_rnn, call.name)(**init)
-    has_equivalent = "lengths" not in a and init.pop("reset_after", True)
+    has_equivalent = "lengths" not in a and a.get("resets") is None and init.pop("reset_after", True)
     is_packed = isinstance(a["input"], PackedSequence)
     if is_packed:
         fits = is_honest(a["input"]) and have_sizes(tensors_in(a["hx"]), module, a["input"])

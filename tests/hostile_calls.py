@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -201,7 +202,7 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
 QUANTIZED = {short(dtype): flag for dtype, flag in panels.FLAGS.items()}
 FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)} | QUANTIZED  # of the ops
 PLANS = (0, 0, JOINS, PROJECTS, *native.cpu_set_flags().values())  # how the CPU kernels run a call
-FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")  # the arguments
+FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "resets", "masks", "flags")  # the arguments
 
 
 def panels_of(cell: Any, rows: int, columns: int, dtype: str, is_hidden: bool) -> Spec:
@@ -209,6 +210,12 @@ def panels_of(cell: Any, rows: int, columns: int, dtype: str, is_hidden: bool) -
     numbers = torch.zeros(rows, columns, dtype=getattr(torch, dtype))
     packed = panels.packed(cell, numbers, is_hidden)
     return Spec(tuple(packed.shape), short(packed.dtype))
+
+
+@st.composite
+def resets_of(draw: Any, shape: tuple[int, ...]) -> Spec | None:
+    """Often none."""
+    return Spec(shape, "bool", values=tuple(draw(flags) for _ in range(math.prod(shape)))) if draw(flags) else None
 
 
 @st.composite
@@ -257,6 +264,7 @@ def op_calls(draw: Any) -> Call:
         hx=states.get("hx"),
         cx=states.get("cx"),
         lengths=Spec((len(lengths),), "int64", values=lengths) if on["PACKED"] or draw(flags) else None,
+        resets=None if on["PACKED"] or step else draw(resets_of((T, B))),
         masks=list(between) if draw(flags) else [],
     )
     if backward:
@@ -389,6 +397,8 @@ def module_calls(draw: Any) -> Call:
     if not is_cell and draw(st.integers(0, 3)) == 0:
         values = tuple(draw(st.integers(1, max(T, 1))) for _ in range(B))
         arguments["lengths"] = draw(st.sampled_from([values, list(values), Spec((B,), "int64", values=values)]))
+    if not is_cell and not is_packed:
+        arguments["resets"] = draw(resets_of(layout))
     arguments, valid = draw(mutated_arguments(arguments, list(arguments)))
     valid = valid and not is_packed and (is_cell or T > 0) and not (form == "unbatched" and "lengths" in arguments)
     return Call(kind, {"init": init, "grad": draw(flags), **arguments}, valid, draw(flags))

@@ -60,7 +60,8 @@ NOTHING = (Size(3, 0, 2, 5), Size(0, 3, 2, 5), Size(3, 2, 0, 5), Size(3, 2, 4, 0
 native_layer = partial(autograd.run_layer, torch.ops.fused_rnn)
 
 
-def stock_layer(cell, x, states, weights, lengths=None, reverse=False):
+def stock_layer(cell, x, states, weights, lengths=None, reverse=False, resets=None):
+    assert lengths is None and resets is None
     output, final = one_layer(stock.run)(cell, x.flip(0) if reverse else x, states, weights)
     return output.flip(0) if reverse else output, final
 
@@ -74,10 +75,11 @@ class Layer:
     states: tuple
     weights: Weights
     lengths: torch.Tensor | None
+    resets: torch.Tensor | None
     grads: tuple  # for output and each final state
 
     @staticmethod
-    def random(cell, dtype, size, *, ragged=False, bias=True, seed=0):
+    def random(cell, dtype, size, *, ragged=False, resets=False, bias=True, seed=0):
         """Inputs of unit variance and torch.nn's initial weights, representable in `dtype`; leaves of autograd."""
         generator = torch.Generator().manual_seed(seed)
         T, B, I, H = size.T, size.B, size.I, size.H
@@ -97,12 +99,13 @@ class Layer:
             states=tuple(normal(B, H) for _ in cell.states),
             weights=Weights(uniform(rows, I), uniform(rows, H), *biases),
             lengths=torch.randint(1, T + 1, (B,), generator=generator) if ragged else None,
+            resets=torch.rand(T, B, generator=generator) < 0.3 if resets else None,
             grads=tuple(normal(*shape).detach() for shape in ((T, B, H), *((B, H),) * len(cell.states))),
         )
 
     def call(self):
         """The call of one layer that this is."""
-        return layer_call(self.cell, self.x, self.states, self.weights, self.lengths)
+        return layer_call(self.cell, self.x, self.states, self.weights, self.lengths, resets=self.resets)
 
     def leaves(self):
         """Every tensor that has a gradient, by name."""
@@ -129,12 +132,13 @@ class Layer:
 
     def to(self, device):
         """The same layer on another device."""
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return replace(self.changed(lambda t: t.to(device)), lengths=lengths)
+        given = {"lengths": self.lengths, "resets": self.resets}
+        rows = {name: None if tensor is None else tensor.to(device) for name, tensor in given.items()}
+        return replace(self.changed(lambda t: t.to(device)), **rows)
 
     def results(self, run, reverse=False):
         """Outputs and all gradients of `run` (with the signature of reference.run), by name."""
-        output, states = run(self.cell, self.x, self.states, self.weights, self.lengths, reverse)
+        output, states = run(self.cell, self.x, self.states, self.weights, self.lengths, reverse, self.resets)
         final = {f"{name[0]}y": state for name, state in zip(self.cell.states, states, strict=True)}
         leaves = self.leaves()
         # Without a step, the reference does not use every tensor: the gradients of those are zero.
@@ -156,7 +160,7 @@ class Layer:
         return truth
 
 
-def run_with_units(units, cell, x, states, weights, lengths, reverse):
+def run_with_units(units, cell, x, states, weights, lengths, reverse, resets):
     """reference.run of an RNN whose activation keeps the units [T, B, H] and sets all others to zero."""
     steps = iter(units.flip(0) if reverse else units)
 
@@ -164,7 +168,7 @@ def run_with_units(units, cell, x, states, weights, lengths, reverse):
         return (next(steps) * (gates_x + linear(states[0], weights.weight_hh, weights.bias_hh)),)
 
     with mock.patch.dict(reference.STEPS, {cell: step}):
-        return reference.run(cell, x, states, weights, lengths, reverse)
+        return reference.run(cell, x, states, weights, lengths, reverse, resets)
 
 
 def comparisons(layers, got, plain, reverse=False):
@@ -186,6 +190,9 @@ CALLS = {
     "no biases, no states": dict(layers=2, bias=False, states=False),
     "batch first": dict(layers=2, directions=2, batch_first=True),
     "ragged": dict(layers=2, directions=2, ragged=True),
+    "resets": dict(layers=2, directions=2, resets=True),
+    "resets, ragged": dict(layers=2, directions=2, resets=True, ragged=True, batch_first=True),
+    "resets, no states": dict(resets=True, states=False, reverse=True),
     "masks": dict(layers=3, masks=True),
     "masks, batch first": dict(layers=2, directions=2, masks=True, batch_first=True, ragged=True),
     "reverse": dict(reverse=True, layers=2),
@@ -210,6 +217,7 @@ def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     rows = [B] if asked.get("batched", True) else []
     steps = rows if made.step else [*rows, T] if made.batch_first else [T, *rows]
     lengths = torch.randint(1, T + 1, (B,)) if asked.get("ragged") else None
+    resets = torch.rand(T, B) < 0.5 if asked.get("resets") else None
     batch_sizes = None
     if asked.get("packed"):
         batch_sizes = torch.tensor([B] + [max(1, B - 1)] * (T - 1))
@@ -229,7 +237,7 @@ def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     n = 1 + len(states)
 
     def call(*tensors):
-        options = dict(lengths=lengths, batch_sizes=batch_sizes, masks=masks)
+        options = dict(lengths=lengths, batch_sizes=batch_sizes, resets=resets, masks=masks)
         return Call(cell, tensors[0], tensors[1:n], list(tensors[n:]), made, **options)
 
     return call, [tensor.requires_grad_() for tensor in tensors]

@@ -51,7 +51,7 @@ def test_a_wish_that_cannot_be_met_is_an_error():
     with backends.use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot run .*proj_size"):
         backends.choose(problem(projection=True))
     with (
-        pytest.raises(ValueError, match="'gpu' is not one of cuda, cpu, triton, torch, reference"),
+        pytest.raises(ValueError, match="'gpu' is not one of cuda, cpu, triton, torch, segments, reference"),
         backends.use_backend("gpu"),
     ):
         pass

@@ -147,7 +147,7 @@ def test_bad_lengths(case):
 
 
 def test_lengths_need_a_padded_batch():
-    with pytest.raises(ValueError, match="a PackedSequence has its own"):
+    with pytest.raises(ValueError, match="got a PackedSequence, which has its own lengths"):
         fused_rnn.GRU(I, H)(pack_sequence([zeros(4, 3)]), lengths=[4])
     with pytest.raises(ValueError, match="input must be 3-D, got 2-D"):
         fused_rnn.GRU(I, H)(zeros(4, 3), lengths=[4])

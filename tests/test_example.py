@@ -1,4 +1,4 @@
-"""The example runs, agrees with torch.nn, and notices when it does not."""
+"""The examples run, agree with torch.nn, and notice when they do not."""
 
 import copy
 import re
@@ -13,7 +13,8 @@ from torch.nn import functional
 
 import fused_rnn
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "char_lm.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "char_lm.py"
 SMALL = ["--steps", "6", "--hidden", "16", "--batch", "4", "--length", "16", "--sample", "20"]
 
 
@@ -46,6 +47,29 @@ def test_unusable_device_is_a_sentence(main, capsys):
     with pytest.raises(SystemExit):
         main(["--device", "abacus"])
     assert "PyTorch cannot use 'abacus' here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_agent(tmp_path):
+    picture = tmp_path / "curves.svg"
+    arguments = ["--rollouts", "3", "--steps", "40", "--environments", "8", "--hidden", "8", "--picture", str(picture)]
+    main = runpy.run_path(str(EXAMPLES / "recurrent_ppo.py"))["main"]
+    return lambda: main(arguments), picture
+
+
+def test_resets_train_an_agent_as_a_loop_does(small_agent, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib draws the picture: pip install -r examples/requirements.txt")
+    train, picture = small_agent
+    train()  # a failure raises SystemExit
+    assert float(re.search(r"largest difference of losses: (\S+)", capsys.readouterr().out)[1]) < 1e-5
+    assert "share of right answers" in picture.read_text()
+
+
+def test_an_agent_whose_memory_crosses_episodes_is_a_failure(small_agent, monkeypatch):
+    forward = fused_rnn.GRU.forward
+    monkeypatch.setattr(fused_rnn.GRU, "forward", lambda self, x, h, resets: forward(self, x, h))
+    with pytest.raises(SystemExit, match=r"the losses differ by \S+; they must stay below 1e-04"):
+        small_agent[0]()
 
 
 @pytest.mark.slow(seconds=60)

@@ -270,7 +270,7 @@ def assert_quantized_is_right(run, cell, dtype, sizes=SIZES, doubtful=0.0, **env
         written = run(given=posed(layer, reverse, QUANTIZED[dtype], given), **environment)
         got = torch.frombuffer(bytearray(written), dtype=torch.float32)
         output, final = reference.run(
-            cell, layer.x, layer.states, layer.weights._replace(**rows), layer.lengths, reverse
+            cell, layer.x, layer.states, layer.weights._replace(**rows), layer.lengths, reverse, layer.resets
         )
         want = torch.cat([t.flatten() for t in (output, *final)])
         error = (got - want).abs()

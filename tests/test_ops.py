@@ -26,14 +26,15 @@ from fused_rnn.call import (
 from fused_rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Weights
 
 ops = torch.ops.fused_rnn
-NAMES = ("cell", "input", "weights", "hx", "cx", "lengths", "masks", "flags")
+NAMES = ("cell", "input", "weights", "hx", "cx", "lengths", "resets", "masks", "flags")
 
 
 def arguments(layer, flags=BIAS | REVERSE | SAVE, **changes):
     """The arguments of the forward op for a layer; `changes` replaces some by name."""
     hx, cx, *_ = *(state.unsqueeze(0) for state in layer.states), None, None
     weights = [weight for weight in layer.weights if weight is not None]
-    named = dict(zip(NAMES, (layer.cell.name, layer.x, weights, hx, cx, layer.lengths, [], flags), strict=True))
+    given = (layer.cell.name, layer.x, weights, hx, cx, layer.lengths, layer.resets, [], flags)
+    named = dict(zip(NAMES, given, strict=True))
     assert changes.keys() <= named.keys()
     return tuple((named | changes).values())
 
@@ -57,6 +58,7 @@ SOME_CALLS = [
     *((GRU, kind) for kind in ("two layers, both directions", "a step without states")),
     (GRU_RESET_BEFORE, "reverse"),
     (LSTM, "packed"),
+    (GRU, "resets, ragged"),
 ]
 
 
@@ -104,7 +106,7 @@ def test_opcheck(cell, kind):
     flags = flags_of(form) | SAVE
     flags, lengths = (flags | PACKED, call.batch_sizes) if call.packed else (flags, call.lengths)
     hx, cx, *_ = *call.states, None, None
-    args = (cell.name, call.input, call.weights, hx, cx, lengths, call.masks, flags)
+    args = (cell.name, call.input, call.weights, hx, cx, lengths, call.resets, call.masks, flags)
     torch.library.opcheck(ops.forward.default, args)
 
     with torch.no_grad():
@@ -357,6 +359,8 @@ def test_meta_tensors(cell, kind):
     on_meta = call(*(tensor.detach().to("meta").requires_grad_() for tensor in tensors))
     if on_meta.lengths is not None:
         on_meta.lengths = on_meta.lengths.to("meta")
+    if on_meta.resets is not None:
+        on_meta.resets = on_meta.resets.to("meta")
     on_meta.masks = [mask.to("meta") for mask in on_meta.masks]
     got, want = autograd.run(ops, on_meta), autograd.run(ops, call(*tensors))
     assert [(t.shape, t.dtype, t.stride()) for t in got] == [(t.shape, t.dtype, t.stride()) for t in want]
@@ -406,6 +410,12 @@ BAD = {
     "dtype of lengths": (dict(lengths=torch.tensor([1.0, 2.0])), "lengths must be torch.int64 on cpu"),
     "long lengths": (dict(lengths=torch.tensor([1, 4])), r"lengths\[1\] must be from 0 to T = 3, got 4"),
     "negative lengths": (dict(lengths=torch.tensor([-1, 2])), r"lengths\[0\] must be from 0 to T = 3, got -1"),
+    "shape of resets": (dict(resets=torch.zeros(2, 3, dtype=torch.bool)), r"resets must be \[3, 2\], got \[2, 3\]"),
+    "dtype of resets": (dict(resets=torch.zeros(3, 2)), "resets must be torch.bool on cpu like input, got torch.float"),
+    "resets of a step": (
+        dict(input=torch.zeros(2, 4), hx=None, cx=None, flags=BIAS | STEP, resets=torch.zeros(1, 2, dtype=torch.bool)),
+        "resets are for padded sequences, not for a packed one or a single step",
+    ),
 }
 
 

@@ -108,7 +108,7 @@ def test_batch_sizes_of_the_op_that_lie(case):
     batch_sizes = torch.as_tensor(BATCH_SIZES[case][0])
     weights = [torch.zeros(12, 3), torch.zeros(12, 4)]
     with pytest.raises(RuntimeError, match=r"batch_sizes .*must"):
-        ops.forward("gru", torch.zeros(3, 3), weights, None, None, batch_sizes, [], PACKED)
+        ops.forward("gru", torch.zeros(3, 3), weights, None, None, batch_sizes, None, [], PACKED)
 
 
 def test_what_a_packed_call_of_the_op_cannot_have():
@@ -119,11 +119,12 @@ def test_what_a_packed_call_of_the_op_cannot_have():
         (torch.zeros(3, 3), sizes, PACKED | STEP, "a single step has no packed sequence"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            ops.forward("gru", x, weights, None, None, lengths, [], flags)
+            ops.forward("gru", x, weights, None, None, lengths, None, [], flags)
     biased = [*weights, torch.zeros(12), torch.zeros(12)] * 2
     biased[4] = torch.zeros(12, 4)
     with pytest.raises(RuntimeError, match=r"mask must be \[3, 4\], got \[2, 2, 4\]"):
-        ops.forward("gru", torch.zeros(3, 3), biased, None, None, sizes, [torch.zeros(2, 2, 4)], PACKED | BIAS | SAVE)
+        args = (None, None, sizes, None, [torch.zeros(2, 2, 4)], PACKED | BIAS | SAVE)
+        ops.forward("gru", torch.zeros(3, 3), biased, *args)
 
 
 # ---- Other backends, memory ----

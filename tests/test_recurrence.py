@@ -12,7 +12,7 @@ from fused_rnn import autograd, backends, native, reference
 from fused_rnn.call import layer_call, one_layer
 from fused_rnn.cell import RNN_RELU
 
-TESTED = [b for b in backends.BACKENDS if b.name not in ("cuda", "torch", "triton", "reference")]
+TESTED = [backends.by_name("cpu")]
 LONG = Size(70, 4, 3, 2)
 # These take longest: many draws of many steps, which the reference runs in Python, or large weights.
 SLOW = (LONG, Size(3, 300, 2, 3), Size(2, 30, 600, 300), Size(40, 2, 4, 260))
@@ -27,20 +27,21 @@ def marked(size):
     return pytest.param(size, marks=pytest.mark.slow) if size in SLOW else size
 
 
-def plain(cell, x, states, weights, lengths, reverse):
+def plain(cell, x, states, weights, lengths, reverse, resets=None):
     """PyTorch's own layer where it can, and otherwise the reference in the same dtype."""
     T, H = x.size(0), states[-1].size(-1)
-    if lengths is None and cell.stock and T > 0 and H > 0:
+    if lengths is None and resets is None and cell.stock and T > 0 and H > 0:
         return stock_layer(cell, x, states, weights, lengths, reverse)
-    return reference.run(cell, x, states, weights, lengths, reverse)
+    return reference.run(cell, x, states, weights, lengths, reverse, resets)
 
 
-def check(backend, cell, dtype, size, *, reverse=False, ragged=False, bias=True):
+def check(backend, cell, dtype, size, *, reverse=False, ragged=False, resets=False, bias=True):
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 30 if size.H < 4 else 2
     if size == LONG and cell is RNN_RELU and dtype == torch.float32:  # its gradients do not fade: luck counts for more
         count = 60
-    draws = [Layer.random(cell, dtype, size, ragged=ragged, bias=bias, seed=seed) for seed in range(count)]
+    options = dict(ragged=ragged, resets=resets, bias=bias)
+    draws = [Layer.random(cell, dtype, size, **options, seed=seed) for seed in range(count)]
     if reason := backend.why_not(draws[0].call()):
         pytest.skip(reason)
     got = [d.results(one_layer(backend.run), reverse) for d in draws]
@@ -86,6 +87,19 @@ def test_options(backend, cell, dtype, bias, reverse, ragged, size):
     if cell is RNN_RELU and size == LONG:
         pytest.skip("rnn_tanh shows the same loops over many steps, at a fraction of the draws")
     check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, bias=bias)
+
+
+RESET_SIZES = (Size(1, 5, 5, 19), Size(7, 3, 5, 63), Size(3, 13, 8, 16), Size(9, 50, 2, 130), Size(40, 9, 3, 17))
+
+
+@pytest.mark.parametrize("size", RESET_SIZES, ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("cell", QUICK_CELLS, ids=str)
+@pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
+def test_resets(backend, cell, dtype, reverse, ragged, size):
+    check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, resets=True)
 
 
 @pytest.mark.parametrize("B", [1, 5, 70, 300])  # unpacked, packed, and gradients summed in two chunks

@@ -67,7 +67,7 @@ def run(cell, math, T, B, H, *, shift=0):
     drawn = Layer.random(cell, dtype, Size(T, B, 3, H), ragged=True)
     states = tuple(torch.cat([s.new_zeros(shift), s.detach().flatten()])[shift:].view_as(s) for s in drawn.states)
     output, final = autograd.run_layer(
-        torch.ops.fused_rnn_triton, cell, drawn.x, states, drawn.weights, drawn.lengths, False, allow_tf32
+        torch.ops.fused_rnn_triton, cell, drawn.x, states, drawn.weights, drawn.lengths, False, drawn.resets, allow_tf32
     )
     torch.autograd.grad((output, *final), drawn.x, drawn.grads)
 

@@ -248,6 +248,11 @@ class Backward {
     multiply_hidden(
         worker, part, t % 2 == 1, hidden_, hidden_weight_, hidden_row(), active,
         left(grads_h(row0 + part.b0, 0, 0), all), [&](int64_t b) { return grad_h(b, 0); }, true);
+    for (int64_t b = part.b0; a.resets && b < active; ++b)
+      for (int64_t p = first_unit(part); a.starts_anew(t, b) && p < last_unit(part); ++p) {
+        store(grad_h(b, p), V(A(0)));
+        if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), V(A(0)));
+      }
   }
 
   // Multiplies `left` by the part's panels of weight_hh. Rows [part.b0, active) of the product go to row_of(b), or are
@@ -275,12 +280,12 @@ class Backward {
     const auto& a = args_;
     const int64_t unit = p * kLanes;
     const int n = units_.count(p);
-    const bool first = t == a.first_step(b);
+    const bool anew = a.starts_anew(t, b), first = anew || t == a.first_step(b);
     const int64_t before = first ? 0 : a.row(a.step_before(t), b);
     typename Cell::State prev;
-    prev.h = load<A>((first ? initial(a.hx, b) : a.output + before * a.output_row) + unit, n);
+    prev.h = load<A>((first ? initial(anew ? nullptr : a.hx, b) : a.output + before * a.output_row) + unit, n);
     if constexpr (Cell::kSavedCell >= 0)
-      prev.c = first ? load<A>(initial(a.cx, b) + unit, n)
+      prev.c = first ? load<A>(initial(anew ? nullptr : a.cx, b) + unit, n)
                      : load<A>(a.saved + (before * Cell::kSaved + Cell::kSavedCell) * a.H + unit, n);
     const typename Cell::State grad = grad_state(t, b, p);
     const Saved saved(*this, t, b, p);
@@ -355,7 +360,7 @@ class Backward {
   const S* h_before(const GradChunk& chunk, int64_t k) const {
     const auto& a = args_;
     const int64_t t = chunk.t(k), b = chunk.b(k);
-    if (!is_active(chunk, k)) return zeros_;
+    if (!is_active(chunk, k) || a.starts_anew(t, b)) return zeros_;
     return t == a.first_step(b) ? initial(a.hx, b) : a.output + a.row(a.step_before(t), b) * a.output_row;
   }
 

@@ -163,6 +163,7 @@ class Forward {
         if (kRoundsH) store(exact_h_at(b, v), initial(a.hx));
         if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
       }
+    begin_sequences(part, a.reverse ? a.T - 1 : 0, h);
     if constexpr (kWhole > kLanes && !kScaled<F>)
       for (int64_t b = part.b0; b < part.b1; ++b)
         for (int64_t j = units_.padded(); v1 == units_.vectors() && j < words<F>(a.H) * kDepth; ++j) {
@@ -359,7 +360,22 @@ class Forward {
       for (int64_t v = v0; v < v1; ++v) store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
     for (int64_t b = end; !a.offsets && b < part.b1; ++b)
       for (int64_t v = v0; v < v1; ++v) store_nothing(a.row(t, b), v);
+    begin_sequences(part, a.reverse ? t - 1 : t + 1, h_next);
     meet(worker);
+  }
+
+  // The state becomes zero, with h in `h`, in the rows where a new sequence begins before step t, if there is that
+  // step.
+  void begin_sequences(const Part& part, int64_t t, Kept* h) const {
+    if (!args_.resets || t < 0 || t >= args_.T) return;
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (!args_.starts_anew(t, b)) continue;
+      for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) {
+        store(h_at(h, b, v), V(A(0)));
+        if (kRoundsH) store(exact_h_at(b, v), V(A(0)));
+        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), V(A(0)));
+      }
+    }
   }
 
   // All of h must be there before the next product.

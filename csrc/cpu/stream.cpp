@@ -50,7 +50,7 @@ class StreamOf final : public Stream {
 // are those of each layer.
 int64_t make_stream(std::string cell, Tensor input, Tensor outputs, Tensors weights, Tensor hx, MaybeTensor cx,
                     int64_t flags) {
-  Call call(cell, input, std::move(weights), hx, cx, std::nullopt, {}, flags, quantized_elements);
+  Call call(cell, input, std::move(weights), hx, cx, std::nullopt, std::nullopt, {}, flags, quantized_elements);
   require(call.T == 1 && call.D == 1 && call.has_steps(), "a stream has single steps, and sizes above 0");
   for (const MaybeTensor& state : {MaybeTensor(hx), cx})
     require(!state || state->is_contiguous(), "the states of a stream must be contiguous");

@@ -138,7 +138,8 @@ class BackwardLayer {
   void finish() const {
     if (!pass_.is_persistent()) {
       S* const grad_hx = or_else(grad_hx_, args_.grad_hx);
-      check_launch(convert<S>({pass_.B * pass_.H, grad_h_.get(), grad_hx}, pass_.stream), "convert");
+      check_launch(copy_kept<float, S>({steps(int(pass_.T) - 1, 1), grad_h_.get(), grad_hx}, pass_.stream),
+                   "copy_kept");
     }
     for (const GrowingGrad<S>* grad : {&weight_ih_, &weight_hh_, &bias_ih_, &bias_hh_}) grad->finish(pass_.stream);
   }

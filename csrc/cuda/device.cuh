@@ -57,11 +57,13 @@ FUSED_RNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta
 
 #endif
 
-// Of a number of 32 or 16 bits, as the low bits of a word.
+// Of a number of 32, 16 or 8 bits, as the low bits of a word.
 template <class S>
 FUSED_RNN_DEVICE uint32_t to_bits(S value) {
   if constexpr (sizeof(S) == 4)
     return bit_cast<uint32_t>(value);
+  else if constexpr (sizeof(S) == 1)
+    return bit_cast<uint8_t>(value);
   else
     return bit_cast<uint16_t>(value);
 }

@@ -46,6 +46,12 @@ FUSED_RNN_DEVICE typename Cell::State initial_state(const ForwardSteps<S>& a, in
   return state;
 }
 
+// The same of one step, zero where a new sequence begins.
+template <class Cell, class S>
+FUSED_RNN_DEVICE typename Cell::State state_before(const ForwardSteps<S>& a, int at) {
+  return a.starts_anew(a.time(a.begin), at / a.H) ? typename Cell::State{} : initial_state<Cell>(a, at);
+}
+
 // The state after the chunk.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void store_state(const ForwardSteps<S>& a, int at, const typename Cell::State& state) {

@@ -22,7 +22,8 @@ class ForwardLayer {
         gates_x_(pass.context, pass.chunk_rows() * pass.GH),
         c_(pass.context, pass.has_c() && !(pass.is_persistent() && pass.is_one_chunk()) ? pass.B * pass.H : 0),
         gates_h_(pass.context, pass.is_persistent() ? 0 : pass.B * pass.GH),
-        reset_h_(pass.context, !pass.is_persistent() && pass.cell().resets_before ? pass.B * pass.H : 0) {
+        reset_h_(pass.context, !pass.is_persistent() && pass.cell().resets_before ? pass.B * pass.H : 0),
+        hx_(pass.context, !pass.is_persistent() && args.resets ? pass.B * pass.H : 0) {
     if (args_.I == 0) fill_with_zeros(gates_x_.tensor());  // a library matmul takes no factor without columns
   }
 
@@ -49,6 +50,10 @@ class ForwardLayer {
     steps.gates_x += place * B * GH;
     const ForwardStep<S> step{steps, gates_h_.get(), reset_h_.get()};
     const S* h = steps.is_first() ? steps.hx : steps.hy;
+    if (steps.is_first() && args_.resets) {
+      check_launch(copy_kept<S, S>({steps, steps.hx, hx_.get()}, pass_.stream), "copy_kept");
+      h = hx_.get();
+    }
     const S* weight = steps.weight_hh;
     pass_.blas.multiply(B, first, H, Matrix<S>{h, H}, {weight, H, true}, step.gates_h, GH);
     if (pass_.cell().resets_before) {
@@ -72,6 +77,7 @@ class ForwardLayer {
   const InitialStates<S> zeros_;
   const DeviceScratch<float> gates_x_, c_, gates_h_;
   const DeviceScratch<S> reset_h_;
+  const DeviceScratch<S> hx_;  // where a matmul reads it and there are resets: zero in rows that begin with one
 };
 
 }  // namespace fused_rnn

@@ -43,6 +43,9 @@ const void* sample_kernel();
 template <class S>
 int copy_active(const ActiveCopy<S>&, Stream);
 
+template <class From, class To>
+int copy_kept(const KeptCopy<From, To>&, Stream);
+
 template <class S>
 int convert(const Conversion<S>&, Stream);
 

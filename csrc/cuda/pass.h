@@ -82,6 +82,7 @@ PassSteps steps_of(const LayerArgs<S>& args, bool down, int begin, int count) {
   PassSteps steps{};
   steps.T = int(args.T), steps.B = int(args.B), steps.H = int(args.H);
   steps.reverse = args.reverse, steps.down = down, steps.lengths = args.lengths;
+  steps.resets = args.resets;
   steps.begin = begin, steps.count = count;
   steps.weight_hh = args.weight_hh, steps.hx = args.hx, steps.cx = args.cx;
   return steps;

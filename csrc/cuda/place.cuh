@@ -1,4 +1,5 @@
-// Where a thread of a persistent kernel is: its elements, their addresses from step to step, and their rows' lengths.
+// Where a thread of a persistent kernel is: its elements, their addresses from step to step, their rows' lengths and
+// where sequences begin in them.
 #pragma once
 
 #include "barriers.cuh"
@@ -102,6 +103,24 @@ struct Lengths {
   }
   FUSED_RNN_DEVICE int of(int e) const { return of_row[Place<true>::row_of(e)]; }
   FUSED_RNN_DEVICE bool is_active(int e, int t) const { return t < of(e); }
+};
+
+// In which of the thread's rows the state before one time is zero, as Steps::starts_anew has it.
+struct Anew {
+  uint32_t of_row[2] = {};
+
+  // For time t, unless `is_any` says that there is no such step.
+  template <class S, class Place>
+  FUSED_RNN_DEVICE void load(const Steps<S>& a, const Place& place, const Lengths& lengths, int t, bool is_any) {
+    const int begin = a.beginning(t);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      of_row[i] = 0;
+      load_if(a.resets && is_any && begin < lengths.of_row[i], a.resets + int64_t(begin) * a.B + place.row + i,
+              of_row[i]);
+    }
+  }
+  FUSED_RNN_DEVICE bool operator()(int e) const { return of_row[Place<true>::row_of(e)]; }
 };
 
 }  // namespace fused_rnn

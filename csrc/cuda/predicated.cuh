@@ -19,6 +19,14 @@ FUSED_RNN_DEVICE void load_if(bool condition, const S* p, uint32_t& bits) {
         "}"
         : "+r"(bits)
         : "l"(p), "r"(int(condition)));
+  else if constexpr (sizeof(S) == 1)
+    asm("{\n"
+        "  .reg .pred condition;\n"
+        "  setp.ne.b32 condition, %2, 0;\n"
+        "  @condition ld.global.u8 %0, [%1];\n"
+        "}"
+        : "+r"(bits)
+        : "l"(p), "r"(int(condition)));
   else
     asm("{\n"
         "  .reg .pred condition;\n"

@@ -17,6 +17,7 @@ struct Steps {
   bool reverse;            // the layer's time runs down
   bool down;               // this pass's time runs down: the forward's with reverse, the backward's without
   const int64_t* lengths;  // [B] or null: row b is active at time t iff t < lengths[b]
+  const uint8_t* resets;   // [T, B] or null: a new sequence begins in row b at time t where it is not 0
   int begin, count;        // steps [begin, begin + count) of the pass, in its own order
   const S* weight_hh;      // [G*H, H]
   const S* hx;             // [B, H]
@@ -36,6 +37,12 @@ struct Steps {
     if (!lengths) return T;
     const int64_t length = lengths[b];
     return length < 0 ? 0 : length > T ? T : int(length);
+  }
+  // The number of the sequence's first step if the state before time t may be zero, as in LayerArgs::starts_anew.
+  FUSED_RNN_INLINE int beginning(int t) const { return reverse ? t + 1 : t; }
+  FUSED_RNN_INLINE bool starts_anew(int t, int b) const {
+    const int begin = beginning(t);
+    return resets && begin < length(b) && resets[int64_t(begin) * B + b];
   }
 };
 
@@ -76,7 +83,7 @@ struct Mailbox {
 };
 
 // A launch of a persistent kernel. Its parts, each some steps of a layer in one direction, run side by side on blocks
-// of their own: part blockIdx.y. Sizes and lengths are the same for all of them, and all save or none.
+// of their own: part blockIdx.y. Sizes, lengths and resets are the same for all of them, and all save or none.
 template <class S>
 struct Recurrence {
   S parts[kMostTogether];  // ForwardSteps or BackwardSteps
@@ -88,6 +95,7 @@ struct Recurrence {
   FUSED_RNN_INLINE S part(unsigned i) const {
     S one = parts[i];
     one.T = parts[0].T, one.B = parts[0].B, one.H = parts[0].H, one.lengths = parts[0].lengths;
+    one.resets = parts[0].resets;
     return one;
   }
 };
@@ -113,6 +121,14 @@ struct ActiveCopy {
   int width;
   const S* from;
   S* to;
+};
+
+// from and to: [B, H]; zeros where a new sequence begins at the first time of the steps.
+template <class From, class To>
+struct KeptCopy {
+  Steps<To> steps;
+  const From* from;
+  To* to;
 };
 
 template <class To>

@@ -36,7 +36,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_reset(const __gri
   for_each_element(a, [&](int at) {
     const int b = at / a.H, unit = at % a.H, r = b * Cell::kGates * a.H + unit;
     const Real r_x = a.gates_x[r] + load(a.bias_ih, unit), r_h = step.gates_h[r] + load(a.bias_hh, unit);
-    step.reset_h[at] = from_float<S>(Cell::reset(r_x, r_h, initial_state<Cell>(a, at)).v);
+    step.reset_h[at] = from_float<S>(Cell::reset(r_x, r_h, state_before<Cell>(a, at)).v);
   });
 }
 
@@ -46,7 +46,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_forward(const __g
   const int t = a.time(a.begin);
   for_each_element(a, [&](int at) {
     const int b = at / a.H, unit = at % a.H;
-    typename Cell::State state = initial_state<Cell>(a, at);
+    typename Cell::State state = state_before<Cell>(a, at);
     typename Cell::Saved saved{};
     S output = from_float<S>(0.0f);
     if (t < a.length(b)) {
@@ -58,7 +58,8 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_forward(const __g
     }
     *of_element<1>(a.output, a, t, b, unit) = output;
     if (a.saved) store_saved<Cell>(true, of_element<Cell::kSaved>(a.saved, a, t, b, unit), a.H, saved);
-    store_state<Cell>(a, at, state);
+    const bool ends = !a.is_last() && a.starts_anew(t + a.to_next(), b);  // the next matmul reads h
+    store_state<Cell>(a, at, ends ? typename Cell::State{} : state);
   });
 }
 
@@ -66,23 +67,30 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_forward(const __g
 template <class Cell, class S>
 struct BackwardElement {
   int b, unit;
-  bool active;
+  bool active, anew;
   S h_before = from_float<S>(0.0f);
   typename Cell::State before{};
   typename Cell::Saved saved{};
   typename Cell::State grad;
 
   FUSED_RNN_DEVICE BackwardElement(const BackwardSteps<S>& a, int t, int at)
-      : b(at / a.H), unit(at % a.H), active(t < a.length(b)), grad(initial_grad<Cell>(a, at)) {
+      : b(at / a.H),
+        unit(at % a.H),
+        active(t < a.length(b)),
+        anew(a.starts_anew(t, b)),
+        grad(initial_grad<Cell>(a, at)) {
+    if (!a.is_first() && a.starts_anew(t - a.to_next(), b)) grad = typename Cell::State{};
     if (!active) return;
     const bool is_first = is_first_step(a, t, a.length(b));
     const int t_before = a.reverse ? t + 1 : t - 1;
-    h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before, b, unit));
-    before.h = to_float(h_before);
-    if constexpr (kHasCellState<Cell>)
-      before.c =
-          to_float(is_first ? a.cx[at]
-                            : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before, b, unit), Cell::kSavedCell, a.H));
+    if (!anew) {
+      h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before, b, unit));
+      before.h = to_float(h_before);
+      if constexpr (kHasCellState<Cell>)
+        before.c = to_float(
+            is_first ? a.cx[at]
+                     : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before, b, unit), Cell::kSavedCell, a.H));
+    }
     const S* from = of_element<Cell::kSaved>(a.saved, a, t, b, unit);
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved[k] = to_float(*rows_on(from, k, a.H));
@@ -102,7 +110,8 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_candidate(const _
   });
 }
 
-// Leaves the direct part of the previous state's gradient in grad_h; the matmul that follows adds the rest.
+// Leaves the direct part of the previous state's gradient in grad_h; the matmul that follows adds the rest. Where a new
+// sequence began, the next step ignores both.
 template <class Cell, class S>
 FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_backward(const __grid_constant__ BackwardStep<S> step) {
   const BackwardSteps<S>& a = step.steps;
@@ -118,6 +127,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_backward(const __
                             of_element<Cell::kGates>(a.grads_h, a, 0, b, unit),
                             of_element<1>(a.h_before, a, 0, b, unit), of_element<1>(a.reset_h, a, 0, b, unit)};
     store_grads<Cell>(true, to, a.H, grads, element.h_before, element.saved[0].v);
+    if (element.anew) grads.prev = typename Cell::State{};
     a.grad_h[at] = grads.prev.h.v;
     if constexpr (kHasCellState<Cell>) {
       if (a.is_last())
@@ -134,6 +144,14 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) copy_active_elements(const
     const int64_t row = i / a.width;
     const int b = int(row % a.steps.B), t = int(row / a.steps.B) + a.steps.lowest_time();
     a.to[i] = t < a.steps.length(b) ? a.from[i] : from_float<S>(0.0f);
+  });
+}
+
+template <class From, class To>
+FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) copy_kept_elements(const __grid_constant__ KeptCopy<From, To> a) {
+  const int t = a.steps.time(a.steps.begin);
+  for_each_element(a.steps, [&](int at) {
+    a.to[at] = a.steps.starts_anew(t, at / a.steps.H) ? from_float<To>(0.0f) : from_float<To>(to_float(a.from[at]));
   });
 }
 

@@ -11,7 +11,8 @@ T, B and t do not belong to what a kernel is compiled for, which is: cell, types
 are not here: ``ops`` takes them by library matmuls, in a fixed order.
 
 In the shapes, G is the number of gates, K of the numbers that a backward needs, S the type of storage. The first HIDDEN
-gates multiply h; if there are more, those multiply r * h. Row b is active at time t iff t < lengths[b].
+gates multiply h; if there are more, those multiply r * h. Row b is active at time t iff t < lengths[b]. Where a new
+sequence begins inside a row (``reference.starts_anew``), no state enters the step, and no gradient leaves it.
 """
 
 import triton
@@ -21,6 +22,8 @@ from . import cells
 from .tiles import (
     add_each,
     choose_each,
+    enters,
+    keep_each,
     load,
     load_bias,
     load_each,
@@ -70,6 +73,7 @@ def block_forward(
     h,  # [B, H] S; in place, like c
     c,  # [B, H] float32, or None if the state is h alone
     lengths,  # [B] int64 or None
+    anew,  # [T, B] uint8 or None: not 0 where the state of a row is zero before that time
     output,  # [T, B, H] S, zero where a row is not active
     saved,  # [T, B, K, H], or None when no backward will come
     T,
@@ -96,6 +100,8 @@ def block_forward(
         step = t * (B.to(tl.int64) * H)
         active = inside & (t < length)[:, None]
         x = add_each(load_each(gates_x + step * G, places(rows, units, G * H), H, active, G), bias_x)
+        if anew is not None:
+            state = keep_each(enters(anew, t, rows, length, B), state)
         gates_h = hidden_gates(x, state[0], weights, bias_h, HIDDEN, PRECISION)
         state = finish_forward(CELL, x, gates_h, state, active, inside, output, saved, step, rows, units, H, K)
     store_state(h, c, places(rows, units, H), inside, state)
@@ -109,6 +115,7 @@ def stepwise_reset(
     bias_hh,
     h,  # [B, H] S
     lengths,
+    anew,
     gates_h,  # [B, HIDDEN, H] float32: the hidden part of the gates that come before the candidate, with bias_hh
     reset_h,  # [B, H] S: r * h
     t,
@@ -125,13 +132,14 @@ def stepwise_reset(
 ):
     """The first launch of a step with the reset before the matmul: the gates that come before the candidate."""
     rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
+    is_kept = enters(anew, t, rows, length, B)
     gates = products(
         h + rows[:, None] * H,
         weight_hh + units[None, :] * H,
         1,
         H * H,
         H,
-        (rows < B)[:, None],
+        is_kept,
         (units < H)[None, :],
         HIDDEN,
         PRECISION,
@@ -142,7 +150,7 @@ def stepwise_reset(
     active = inside & (t < length)[:, None]
     r_x = load(gates_x + t * (B.to(tl.int64) * H) * G, places(rows, units, G * H), active)
     r_x += load_bias(bias_ih, units, H, 1)[0]
-    h_t = load(h, places(rows, units, H), inside)
+    h_t = load(h, places(rows, units, H), inside & is_kept)
     store_each(gates_h, places(rows, units, HIDDEN * H), H, gates, inside, inside, HIDDEN)
     store_each(reset_h, places(rows, units, H), 0, (cells.reset(r_x, gates[0], h_t),), inside, inside, 1)
 
@@ -159,6 +167,7 @@ def stepwise_forward(
     gates_h,  # of stepwise_reset, or None
     reset_h,  # of stepwise_reset, or None
     lengths,
+    anew,
     output,
     saved,
     t,
@@ -179,13 +188,14 @@ def stepwise_forward(
     rows, units, length, inside = tile(tl.program_id(0), tl.program_id(1), lengths, T, B, H, BLOCK_B, BLOCK_N)
     FIRST: tl.constexpr = 0 if reset_h is None else HIDDEN  # the gates before it have come from stepwise_reset
     left = h if reset_h is None else reset_h
+    is_kept = enters(anew, t, rows, length, B)
     gates = products(
         left + rows[:, None] * H,
         weight_hh + FIRST * H * H + units[None, :] * H,
         1,
         H * H,
         H,
-        (rows < B)[:, None],
+        is_kept,
         (units < H)[None, :],
         G - FIRST,
         PRECISION,
@@ -201,7 +211,7 @@ def stepwise_forward(
     active = inside & (t < length)[:, None]
     x = load_each(gates_x + step * G, places(rows, units, G * H), H, active, G)
     x = add_each(x, load_bias(bias_ih, units, H, G))
-    state = load_state(h, c, places(rows, units, H), inside)
+    state = load_state(h, c, places(rows, units, H), inside & is_kept)
     state = finish_forward(CELL, x, gates, state, active, inside, output, saved, step, rows, units, H, K)
     store_state(h_next, c, places(rows, units, H), inside, state)
 
@@ -284,6 +294,7 @@ def block_backward(
     hx,  # [B, H] S
     cx,  # [B, H] S, or None if the state is h alone
     lengths,  # [B] int64 or None
+    anew,  # [T, B] uint8 or None: not 0 where the state of a row is zero before that time
     output,  # [T, B, H] S
     saved,  # [T, B, K, H]
     grads_x,  # [T, B, G*H] S: gradients of the gates; this and the next are zero where a row is not active
@@ -315,7 +326,8 @@ def block_backward(
         step = t * (B.to(tl.int64) * H)
         active = inside & (t < length)[:, None]
         kept = load_saved(saved, step, rows, units, active, H, K)
-        prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
+        is_kept = enters(anew, t, rows, length, B)
+        prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active & is_kept, B, H, K, REVERSE)
         if grad_output is not None:
             grads = with_first(grads, grads[0] + load(grad_output + step, places(rows, units, H), active))
         d_reset = grads[0]
@@ -346,6 +358,8 @@ def block_backward(
             d = tl.where(active, d_h[k], 0.0).to(weight_hh.dtype.element_ty)
             dh_t = tl.dot(d, weights[k], dh_t, input_precision=PRECISION)
         grads = with_first(grads, dh_t)
+        if anew is not None:
+            grads = keep_each(is_kept, grads)
     store_state(dh, dc, places(rows, units, H), inside, grads)
 
 
@@ -353,6 +367,7 @@ def block_backward(
 def state_grad(
     grads,
     weight_hh,
+    anew,
     dh,
     grad_output,
     later,
@@ -360,6 +375,7 @@ def state_grad(
     depth,
     rows,
     units,
+    length,
     active,
     inside,
     B,
@@ -379,7 +395,7 @@ def state_grad(
         H,
         0,
         depth,
-        (rows < B)[:, None],
+        enters(anew, later, rows, length, B),
         (units < H)[None, :],
         1,
         PRECISION,
@@ -397,6 +413,7 @@ def stepwise_candidate(
     grad_output,  # as in block_backward, like all that is not named here
     weight_hh,
     lengths,
+    anew,
     saved,
     grads_x,
     dh,  # [B, H] float32; in place
@@ -422,6 +439,7 @@ def stepwise_candidate(
     total = state_grad(
         grads_x,
         weight_hh,
+        anew,
         dh,
         grad_output,
         later,
@@ -429,6 +447,7 @@ def stepwise_candidate(
         depth,
         rows,
         units,
+        length,
         active,
         inside,
         B,
@@ -451,6 +470,7 @@ def stepwise_backward(
     hx,
     cx,
     lengths,
+    anew,
     output,
     saved,
     grads_x,
@@ -499,6 +519,7 @@ def stepwise_backward(
         total = state_grad(
             grads_x if grads_h is None else grads_h,
             weight_hh,
+            anew,
             dh,
             grad_output,
             later,
@@ -506,6 +527,7 @@ def stepwise_backward(
             depth,
             rows,
             units,
+            length,
             active,
             inside,
             B,
@@ -517,7 +539,8 @@ def stepwise_backward(
         )
         d_reset = total
     kept = load_saved(saved, step, rows, units, active, H, K)
-    prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active, B, H, K, REVERSE)
+    is_kept = enters(anew, t, rows, length, B)
+    prev = load_prev(hx, cx, output, saved, t, step, rows, units, length, active & is_kept, B, H, K, REVERSE)
     grads, _ = finish_backward(
         CELL,
         with_first(load_state(dh, dc, places(rows, units, H), inside), total),
@@ -537,4 +560,6 @@ def stepwise_backward(
         G,
         HIDDEN,
     )
+    if anew is not None:
+        grads = keep_each(is_kept, grads)
     store_state(dh, dc, places(rows, units, H), inside, grads)

@@ -20,10 +20,13 @@ from .passes import Pass, backward, forward
 NAMESPACE = "fused_rnn_triton"
 DISPATCH_KEYS = ("CUDA", "XPU", "CPU")  # AMD's GPUs are CUDA to PyTorch
 
-CALL = "str cell, Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, Tensor? lengths, Tensor[] masks, int flags"
+CALL = (
+    "str cell, Tensor input, Tensor[] weights, Tensor? hx, Tensor? cx, Tensor? lengths, Tensor? resets, "
+    "Tensor[] masks, int flags"
+)
 SCHEMAS = {
     "forward": f"({CALL}) -> Tensor[] results",
-    "inference": f"({CALL.replace('Tensor? lengths, Tensor[] masks, ', '')}) -> Tensor[] results",
+    "inference": f"({CALL.replace('Tensor? lengths, Tensor? resets, Tensor[] masks, ', '')}) -> Tensor[] results",
     "backward": f"(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor[] kept, {CALL}) -> Tensor[] grads",
 }
 _KNOWN_FLAGS = REDUCED_PRECISION | BIAS | NEEDS_ALL | REVERSE | SAVE
@@ -31,7 +34,7 @@ _KNOWN_FLAGS = REDUCED_PRECISION | BIAS | NEEDS_ALL | REVERSE | SAVE
 
 def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
     """The pass for the arguments of an op."""
-    name, x, weights, hx, cx, lengths, masks, flags = args
+    name, x, weights, hx, cx, lengths, resets, masks, flags = args
     cell, states = named(name), [state for state in (hx, cx) if state is not None]
     wanted = 4 if flags & BIAS else 2
     if flags & ~_KNOWN_FLAGS or len(masks) or len(weights) != wanted or len(states) != len(cell.states):
@@ -39,7 +42,8 @@ def _pass(args: Sequence[Any], is_backward: bool) -> Pass:
     weight_ih, weight_hh, bias_ih, bias_hh = (*weights, None, None)[:4]
     states = [_of_layer(state) for state in states]
     reverse, allow_tf32 = bool(flags & REVERSE), bool(flags & REDUCED_PRECISION)
-    return Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, states, lengths, reverse, allow_tf32, is_backward)
+    rows = states, lengths, resets
+    return Pass(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, *rows, reverse, allow_tf32, is_backward)
 
 
 def _of_layer(state: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ def _forward(*args: Any) -> list[Tensor]:
 
 
 def _inference(*args: Any) -> list[Tensor]:
-    return _forward(*args[:-1], None, (), args[-1])
+    return _forward(*args[:-1], None, None, (), args[-1])
 
 
 def _backward(*args: Any) -> list[Tensor]:
@@ -86,8 +90,15 @@ _LIBRARY = _define()  # the ops exist as long as it does
 
 
 def run_layer(
-    cell: Cell, x: Tensor, states: States, weights: Weights, lengths: Tensor | None, reverse: bool
+    cell: Cell,
+    x: Tensor,
+    states: States,
+    weights: Weights,
+    lengths: Tensor | None,
+    reverse: bool,
+    resets: Tensor | None,
 ) -> tuple[Tensor, States]:
     """One layer in one direction through these ops; as :func:`reference.run`."""
     tf32 = x.dtype == torch.float32 and native.allow_tf32()
-    return autograd.run_layer(getattr(torch.ops, NAMESPACE), cell, x, states, weights, lengths, reverse, tf32)
+    ops = getattr(torch.ops, NAMESPACE)
+    return autograd.run_layer(ops, cell, x, states, weights, lengths, reverse, resets, tf32)

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from ..cell import Cell
+from ..reference import starts_anew
 from . import kernels
 from .plan import device_of, make_plan
 
@@ -39,6 +40,7 @@ class Pass:
         bias_hh: MaybeTensor,  # [G*H]
         states: Sequence[Tensor],  # each [B, H]
         lengths: MaybeTensor,  # [B] int64
+        resets: MaybeTensor,  # [T, B] bool
         reverse: bool,
         allow_tf32: bool,
         backward: bool,
@@ -68,6 +70,10 @@ class Pass:
         if self.lengths is not None:
             # A length outside [0, T] would make the kernels read past an array; checking it would wait for the device.
             self.lengths = self.lengths.clamp(0, self.T)
+        self.anew = self.checked_if("resets", resets, (self.T, self.B), torch.bool)
+        if self.anew is not None:
+            starts = starts_anew(self.anew, self.lengths, reverse)
+            self.anew = self.checked("resets", starts, starts.shape, torch.bool).view(torch.uint8)
         self.plan = make_plan(cell, x.dtype, self.B, self.H, backward, allow_tf32, device_of(x.device))
 
     def checked(self, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
@@ -117,7 +123,8 @@ class Pass:
         """Launches a kernel with what a call gives, ``arguments`` and, of what it asks for besides, this pass's own."""
         tiles = self.plan.tiles
         own = {
-            **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx", "lengths")},
+            **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx")},
+            **{"lengths": self.lengths, "anew": self.anew},
             **{name: getattr(self, name) for name in ("T", "B", "H", "G", "K", "HIDDEN")},
             **{"CELL": self.cell.name, "REVERSE": self.reverse, "PRECISION": self.plan.precision},
             **{"BLOCK_B": tiles.rows, "BLOCK_N": tiles.units, "BLOCK_K": tiles.depth, "STAGES": tiles.stages},
@@ -227,6 +234,8 @@ def _backward_steps(layer: Pass, arrays: dict[str, Any], needs_states: bool) -> 
         later, depth = t, layer.HIDDEN * layer.H
     if depth and needs_states:
         grads = arrays["grads_x" if arrays["grads_h"] is None else "grads_h"][later, :, :depth]
+        if layer.anew is not None:
+            grads = grads.masked_fill(layer.anew[later].bool()[:, None], 0)
         arrays["dh"] += product(grads, layer.weight_hh[:depth])
 
 

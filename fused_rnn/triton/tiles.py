@@ -17,6 +17,16 @@ def tile(row_tile, unit_tile, lengths, T, B, H, BLOCK_B: tl.constexpr, BLOCK_N: 
 
 
 @triton.jit
+def enters(anew, t, rows, length, B):
+    """Whether the state of each row enters step t: not where a new sequence begins. [BLOCK_B, 1]."""
+    is_row = rows < B
+    if anew is not None:
+        begins = tl.load(anew + t * B.to(tl.int64) + rows, mask=is_row & (t < length), other=0)
+        is_row = is_row & (begins == 0)
+    return is_row[:, None]
+
+
+@triton.jit
 def places(rows, units, width):
     """Where the elements of a tile stand in an array whose rows are `width` numbers long."""
     return rows[:, None] * width + units[None, :]
@@ -73,6 +83,15 @@ def choose_each(active, tiles, others):
     for k in tl.static_range(len(tiles)):
         chosen = chosen + (tl.where(active, tiles[k].to(others[k].dtype), others[k]),)
     return chosen
+
+
+@triton.jit
+def keep_each(where, tiles):
+    """The tiles, zero elsewhere."""
+    kept = ()
+    for k in tl.static_range(len(tiles)):
+        kept = kept + (tl.where(where, tiles[k], 0.0).to(tiles[k].dtype),)
+    return kept
 
 
 @triton.jit

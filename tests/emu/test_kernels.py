@@ -73,12 +73,13 @@ class Case:
     reverse: bool = False
     ragged: bool = False
     bias: bool = True
+    resets: bool = False
     chunk: int = 0  # steps of a chunk; 0: all of them
     seed: int = 0
     device: str = "H200"
 
     def __str__(self):
-        flags = [name for name in ("reverse", "ragged") if getattr(self, name)] + ["nobias"] * (not self.bias)
+        flags = [name for name in ("reverse", "ragged", "resets") if getattr(self, name)] + ["nobias"] * (not self.bias)
         chunk = [f"chunk{self.chunk}"] if self.chunk else []
         device = [self.device] if self.device != "H200" else []
         return "-".join(
@@ -109,6 +110,9 @@ def cases():
                         yield Case(cell, math, tier, FEWEST, reverse, ragged, bias=reverse)
                 for reverse in (False, True):
                     yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, ragged=True, chunk=1 + 2 * reverse)
+                    options = dict(ragged=not reverse, resets=True)
+                    yield Case(cell, math, tier, FEWEST, reverse, **options)
+                    yield Case(cell, math, tier, Size(7, 9, 3, 17), reverse, **options, chunk=1 + 2 * reverse)
             for i, (division, size) in enumerate(DIVISIONS.items()):
                 for tier in ("cluster", "grid")[division == "1x5x2" :]:  # no cluster has five blocks
                     yield Case(cell, math, f"{tier} {division}", size, reverse=i % 2 == 1, ragged=i % 3 == 0)
@@ -150,8 +154,8 @@ def tier_of(cell, math, T, B, H, backward):
 def runner(math):
     _, allow_tf32 = MATHS[math]
 
-    def run(cell, x, states, weights, lengths, reverse):
-        return autograd.run_layer(ops, cell, x, states, weights, lengths, reverse, allow_tf32)
+    def run(*layer):
+        return autograd.run_layer(ops, *layer, reduced_precision=allow_tf32)
 
     return run
 
@@ -160,7 +164,7 @@ def plain(case):
     """What PyTorch gives in the same arithmetic: its own layer where it has one, and otherwise the reference."""
     if case.math == "tf32":
         return reduced.in_tf32
-    return stock_layer if case.cell.stock and not case.ragged else reference.run
+    return stock_layer if case.cell.stock and not (case.ragged or case.resets) else reference.run
 
 
 def check(case):
@@ -168,9 +172,8 @@ def check(case):
     device_for(case)
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 100 if case.size.H < 16 else 4 if PLAIN else 1
-    draws = [
-        Layer.random(case.cell, dtype, case.size, ragged=case.ragged, bias=case.bias, seed=s) for s in range(count)
-    ]
+    options = dict(ragged=case.ragged, resets=case.resets, bias=case.bias)
+    draws = [Layer.random(case.cell, dtype, case.size, **options, seed=s) for s in range(count)]
     got = [d.results(runner(case.math), case.reverse) for d in draws]
     same = [d.results(plain(case), case.reverse) for d in draws]
     for name, compared in comparisons(draws, got, same, case.reverse).items():
@@ -300,7 +303,7 @@ def test_nothing_is_saved_without_a_backward(cell, tier):
     device_for(replace(one_block(cell), tier=tier))
     layer = Layer.random(cell, torch.bfloat16, Size(6, 9, 3, 17))
     hx, cx, *_ = *(state.unsqueeze(0) for state in layer.states), None
-    arguments = (cell.name, layer.x, layer.weights[:4], hx, cx, None, ())
+    arguments = (cell.name, layer.x, layer.weights[:4], hx, cx, None, None, ())
     with torch.no_grad():
         *results, saved = ops.forward(*arguments, BIAS | SAVE)
         without = ops.forward(*arguments, BIAS)

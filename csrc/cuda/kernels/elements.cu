@@ -10,6 +10,11 @@ int copy_active(const ActiveCopy<S>& args, Stream stream) {
   return launch_elements(copy_active_elements<S>, args, int64_t(args.steps.count) * args.steps.B * args.width, stream);
 }
 
+template <class From, class To>
+int copy_kept(const KeptCopy<From, To>& args, Stream stream) {
+  return launch_elements(copy_kept_elements<From, To>, args, args.steps.B * args.steps.H, stream);
+}
+
 template <class S>
 int convert(const Conversion<S>& args, Stream stream) {
   return launch_elements(convert_elements<S>, args, args.n, stream);
@@ -18,6 +23,11 @@ int convert(const Conversion<S>& args, Stream stream) {
 template int copy_active(const ActiveCopy<float>&, Stream);
 template int copy_active(const ActiveCopy<BFloat16>&, Stream);
 template int copy_active(const ActiveCopy<Float16>&, Stream);
+template int copy_kept(const KeptCopy<float, float>&, Stream);
+template int copy_kept(const KeptCopy<float, BFloat16>&, Stream);
+template int copy_kept(const KeptCopy<float, Float16>&, Stream);
+template int copy_kept(const KeptCopy<BFloat16, BFloat16>&, Stream);
+template int copy_kept(const KeptCopy<Float16, Float16>&, Stream);
 template int convert(const Conversion<float>&, Stream);
 template int convert(const Conversion<BFloat16>&, Stream);
 template int convert(const Conversion<Float16>&, Stream);
