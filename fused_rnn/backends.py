@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import choices, evidence, layered, native, onnx, reference, segments, stock
-from .call import JOINS, PROJECTS, REDUCED_PRECISION, Call, Form, Problem, short
+from .call import JOINS, PROJECTS, REDUCED_PRECISION, Call, Form, Problem, short, time_major
 from .cell import Cell
 from .triton import plan as triton_plan
 
@@ -359,7 +359,7 @@ def _remember(call: Call, inference_op: Callable[[Form], native.InferenceOp]) ->
     if x.dtype == torch.float32 and 0 < native.cpu_reduced_rows() <= call.T * call.B:
         reduces = native.allow_bfloat16()
         flags |= REDUCED_PRECISION if reduces else 0
-    key = call.cell.name, call.form, call.H, x.dtype, x.shape, _forced, torch.get_num_threads()
+    key = call.cell.name, call.form, call.H, x.dtype, x.shape, call.resets is None, _forced, torch.get_num_threads()
     _known[key] = (op, is_spread, flags), reduces
 
 
@@ -369,7 +369,13 @@ def forget() -> None:
 
 
 def run_again(
-    cell: Cell, form: tuple[Any, ...], hidden_size: int, input: Any, weights: Sequence[Any], hx: Any
+    cell: Cell,
+    form: tuple[Any, ...],
+    hidden_size: int,
+    input: Any,
+    weights: Sequence[Any],
+    hx: Any,
+    resets: Any = None,
 ) -> Sequence[Tensor] | None:
     """The results for the arguments of a module, if :func:`run` has run a call like this one; else None.
 
@@ -380,10 +386,11 @@ def run_again(
     Args:
         form: the fields of the module's :class:`Form`.
         weights: as the module has them; of a cell all four, each a tensor or None.
+        resets: as the module gets them.
     """
     if type(input) is not Tensor or not input.is_cpu:
         return None
-    key = cell.name, form, hidden_size, input.dtype, input.shape, _forced, torch.get_num_threads()
+    key = cell.name, form, hidden_size, input.dtype, input.shape, resets is None, _forced, torch.get_num_threads()
     known = _known.get(key)
     if known is None:
         return None
@@ -396,10 +403,13 @@ def run_again(
             hx, cx = hx
             if hx is None or cx is None:
                 return None
+        if resets is not None:
+            resets = time_major(resets, input, Form(*form).batch_first)
+            return torch.ops.fused_rnn.forward.default(cell.name, input, weights, hx, cx, None, resets, (), flags)
         if is_spread:
             return op(cell.name, input, *weights, hx, cx, flags)
         return op(cell.name, input, weights, hx, cx, flags)
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, AttributeError):
         return None  # run raises torch.nn's error
 
 

@@ -337,6 +337,13 @@ def _subclass_among(*tensors: object) -> str:
     return next((kind.__name__ for kind in kinds), "")
 
 
+def time_major(resets: Tensor, input: Tensor, batch_first: bool) -> Tensor:
+    """[T, B] of resets as a module gets them: in the form of its input."""
+    if input.dim() == 2:
+        return resets.unsqueeze(1)
+    return resets.t() if batch_first else resets
+
+
 def layer_call(
     cell: Cell,
     x: Tensor,

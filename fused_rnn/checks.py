@@ -78,17 +78,24 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: tor
     return lengths.to(torch.int64)
 
 
-def checked_resets(resets: Tensor, wanted: tuple[int, ...], device: torch.device) -> Tensor:
-    """resets of a module, of the shape that is wanted. No value is looked at: that would wait for the device."""
+def are_resets(resets: Any, input: Tensor) -> bool:
+    """Whether they fit to an input [T, B, I], [B, T, I] or [T, I]. No value is read: that would wait for the device."""
+    is_bool = isinstance(resets, Tensor) and resets.dtype == torch.bool
+    return is_bool and resets.shape == input.shape[:-1] and resets.device == input.device
+
+
+def check_resets(resets: Any, input: Tensor) -> None:
+    """Raise an error unless :func:`are_resets`."""
+    if are_resets(resets, input):
+        return
     if not isinstance(resets, Tensor):
         raise TypeError(f"resets must be a tensor of torch.bool, got a {type(resets).__name__}")
     if resets.dtype != torch.bool:
         raise RuntimeError(f"resets must have dtype torch.bool, got {resets.dtype}")
-    if resets.shape != wanted:
-        raise RuntimeError(f"resets must be {list(wanted)}, one for each step of a row, got {list(resets.shape)}")
-    if resets.device != device:
-        raise RuntimeError(f"resets must be on {device} like input, got {resets.device}")
-    return resets
+    if resets.shape != input.shape[:-1]:
+        wanted, got = list(input.shape[:-1]), list(resets.shape)
+        raise RuntimeError(f"resets must be {wanted}, one for each step of a row, got {got}")
+    raise RuntimeError(f"resets must be on {input.device} like input, got {resets.device}")
 
 
 def check_no_projection(proj_size: Any) -> None:

@@ -16,7 +16,7 @@ from torch import _VF, Tensor, nn  # noqa: F401  TorchScript looks for _VF here:
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, capture, cell, checks, private
-from .call import Call, Form
+from .call import Call, Form, time_major
 from .cell import Cell
 from .stock_class import StockClass
 
@@ -33,15 +33,14 @@ class Layers(StockClass, nn.RNNBase):
 
     def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor | None) -> Any:
         results: Any = None
-        is_whole = lengths is None and resets is None
-        is_plain = is_whole and private.is_plain() and not (self.training and self.dropout)
+        is_plain = lengths is None and private.is_plain() and not (self.training and self.dropout)
         if is_plain:
-            results = backends.run_again(self._cell, self._form(), self.hidden_size, input, self._weights(), hx)
+            results = backends.run_again(self._cell, self._form(), self.hidden_size, input, self._weights(), hx, resets)
         if results is None:
             if (taken := capture.taken(self, input, hx, lengths, resets)) is not None:
                 return taken
             call = self._call(input, hx, lengths, resets)
-            if call.subclass and is_whole and self._has_stock and backends.forced() is None:
+            if call.subclass and not (call.ragged or call.has_resets) and self._has_stock and backends.forced() is None:
                 return self._stock.forward(self, input, hx)  # some subclasses support little more than torch.nn uses
             results = backends.run(call, remember=is_plain)
             if call.batch_sizes is not None:
@@ -76,15 +75,16 @@ class Layers(StockClass, nn.RNNBase):
         """Make lengths and resets of a module those of its call."""
         if call.packed:
             raise ValueError("lengths and resets are for padded input, got a PackedSequence, which has its own lengths")
-        self._check(call)
+        input = call.input
+        if lengths is not None or not input.numel() or not checks.are_resets(resets, input):
+            self._check(call)
         if lengths is not None:
             if not call.is_batched:
                 raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
             call.lengths = checks.checked_lengths(lengths, call.T, call.B, call.device)
         if resets is not None:
-            resets = checks.checked_resets(resets, tuple(call.input.shape[:-1]), call.device)
-            batch_leads = call.is_batched and self.batch_first
-            call.resets = resets.t() if batch_leads else resets if call.is_batched else resets.unsqueeze(1)
+            checks.check_resets(resets, input)
+            call.resets = time_major(resets, input, self.batch_first)
 
     def _form(self) -> tuple[Any, ...]:
         """The fields of this module's Form, without one: a streaming step has no time for it."""

@@ -237,6 +237,9 @@ DIFFERENCES: dict[str, Callable[[Call], bool]] = {
     "hx of another dtype than input, which fails in some combinations in torch.nn": lambda call: any(
         spec.dtype != call.arguments["init"]["dtype"] for spec in specs_in(call.arguments["hx"])
     ),
+    "an empty input of more steps than torch.nn has memory to count": lambda call: any(
+        0 in spec.shape and max(spec.shape) >= 2**31 for spec in specs_in(call.arguments["input"])
+    ),
     "layouts that the matmuls of one happen to take, and tensors on meta beside weights on the CPU": lambda call: any(
         spec.form in HOSTILE for spec in specs_in([call.arguments["input"], call.arguments["hx"]])
     ),
@@ -253,7 +256,7 @@ def module_results(module: nn.Module, a: dict[str, Any]) -> list[Tensor]:
 
     input, hx = changed(a["input"], leaf), changed(a["hx"], leaf)
     with torch.set_grad_enabled(a["grad"]):
-        results = module(input, hx, **{name: a[name] for name in ("lengths", "resets") if name in a})
+        results = module(input, hx, **{name: a[name] for name in ("lengths", "resets") if a.get(name) is not None})
     outputs = [y for y in tensors_in(results) if y.is_floating_point()]
     if not a["grad"]:
         return outputs

@@ -47,7 +47,7 @@ HARMLESS: dict[str, Callable[[Spec], Tensor]] = {
     "strided": lambda s: numbers((*s.shape, 2), s)[..., 0],
     "offset": lambda s: numbers((2, *s.shape), s)[1],
     "overlapping": lambda s: numbers((sum(s.shape) + 1,), s).as_strided(s.shape, ones(s.shape)),
-    "negative": lambda s: torch._neg_view(numbers(s.shape, s)),
+    "negative": lambda s: numbers(s.shape, s) if s.dtype == "bool" else torch._neg_view(numbers(s.shape, s)),
 }
 HOSTILE: dict[str, Callable[[Spec], Tensor]] = {
     "zero": lambda s: torch._efficientzerotensor(s.shape, dtype=getattr(torch, s.dtype)),
