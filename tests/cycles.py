@@ -163,13 +163,14 @@ REPEATS = {
     "CCTL": ("late looks", "flags"),
     "LDS": ("pairs of slices", ""),
 }
+RESETS = "LDG.E.U8"  # what no call without resets executes
 
 
 def path_of_step(code: Code, repeats: dict[str, int], applies_cell: bool) -> list[Step]:
     """The instructions of a step in the order of their issue by one warp.
 
     repeats: how often each of REPEATS. applies_cell: the warp adds up slices, applies the cell and sends what MOVM has
-    transposed.
+    transposed. The step is of a call without resets.
     """
     step = code.step_loop()
     assert step, "no loop with a barrier of the block"
@@ -187,6 +188,8 @@ def path_of_step(code: Code, repeats: dict[str, int], applies_cell: bool) -> lis
         skipped = Loop(place + 1, target - 1)
         if not step.has(skipped):
             return False  # it would wait for something that is late
+        if any(one.opcode == RESETS for one in code[skipped]) and not any(one.name == "MUFU" for one in code[skipped]):
+            return True
         around = max(loop for loop in trips if loop.start <= place <= loop.end)
         is_empty = any(
             not trips[loop] and parents[loop] == around and (skipped == loop or skipped.has(loop)) for loop in parents

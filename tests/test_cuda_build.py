@@ -15,6 +15,7 @@ import sys
 
 import pytest
 from cuda_kernels import RESOURCES, ROOT, Kernel, built, of_built_kernels, skip_for_another_nvcc
+from cycles import RESETS
 from machine_code import Code, Loop, disassembled
 
 from fused_rnn import native
@@ -105,6 +106,7 @@ def test_no_step_waits_for_a_load_of_the_next_one():
     """A load of the block tier is used after the barrier of its step, and by then it has arrived.
 
     Between blocks that does not matter: loads come after what others wait for, and then their warp waits for others.
+    The two bytes of a step with resets are no part of this: there is no scoreboard left for them.
     """
     blocks = [k for k in built()[1] if "Block" in k.name]
     assert all(k.code.step_loop() for k in blocks)
@@ -112,6 +114,7 @@ def test_no_step_waits_for_a_load_of_the_next_one():
         f"{k.name} for {k.architecture}: {load}  <-  {waiting}"
         for k in blocks
         for load, waiting in k.code.waited_loads()
+        if load.opcode != RESETS
     ]
     assert not waits, "waited for before the barrier:\n" + "\n".join(waits)
 

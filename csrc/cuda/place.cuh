@@ -105,7 +105,8 @@ struct Lengths {
   FUSED_RNN_DEVICE bool is_active(int e, int t) const { return t < of(e); }
 };
 
-// In which of the thread's rows the state before one time is zero, as Steps::starts_anew has it.
+// In which of the thread's rows the state before one time is zero, as Steps::starts_anew has it. For steps with resets;
+// the others pay for one branch, which all threads take.
 struct Anew {
   uint32_t of_row[2] = {};
 
@@ -116,9 +117,14 @@ struct Anew {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       of_row[i] = 0;
-      load_if(a.resets && is_any && begin < lengths.of_row[i], a.resets + int64_t(begin) * a.B + place.row + i,
-              of_row[i]);
+      load_if(is_any && begin < lengths.of_row[i], a.resets + int64_t(begin) * a.B + place.row + i, of_row[i]);
     }
+  }
+  // The same in other registers than those of the next load: a copy would wait for that.
+  FUSED_RNN_DEVICE Anew arrived() const {
+    Anew same;
+    for (int i = 0; i < 2; ++i) same.of_row[i] = of_row[i] + 1 > 1;
+    return same;
   }
   FUSED_RNN_DEVICE bool operator()(int e) const { return of_row[Place<true>::row_of(e)]; }
 };

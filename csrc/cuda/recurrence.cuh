@@ -115,24 +115,16 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
   place.for_elements([&](int e) {
     if (place.exists[e]) state[e] = initial_state<Cell>(a, place.state(e, H));
   });
-  int t = a.time(a.begin + lengths.begin);
-  Anew anew;  // before the next step
-  const auto begin_sequences = [&] {
-    place.for_elements([&](int e) {
-      state[e].h = anew(e) ? 0.0f : state[e].h.v;
-      if constexpr (kHasCellState<Cell>) state[e].c = anew(e) ? 0.0f : state[e].c.v;
-    });
-  };
-  anew.load(a, place, lengths, t, lengths.begin < lengths.end);
-  begin_sequences();
   where_cell_is_applied(place, [&] {
     put_h(0);
     exchange.announce("forward.initial");
   });
   load_x(lengths.begin < lengths.end);
-  anew.load(a, place, lengths, t + to_next, lengths.begin + 1 < lengths.end);
 
   int now = 0;  // the buffer that holds h
+  int t = a.time(a.begin + lengths.begin);
+  Anew anew;
+  if (a.resets) anew.load(a, place, lengths, t, lengths.begin < lengths.end);
 #pragma unroll 1
   for (int left = lengths.end - lengths.begin; left > 0; --left, now = 1 - now, t += to_next) {
     float products[kGates][kElements];
@@ -143,6 +135,16 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
     exchange.template total<0, kFirst>(now, products, "forward.sums", [&](int r, auto& sums) {
       multiply_tiles<kMath, 0, kFirst, true>(sums, weights, place.lane, exchange.right(now, 0, r), 0);
     });
+    if (a.resets)
+      where_cell_is_applied(place, [&] {
+        place.for_elements([&](int e) {
+          if (!anew(e)) return;
+          state[e] = {};
+#pragma unroll
+          for (int gate = 0; gate < kFirst; ++gate) products[gate][e] = bias(true, gate, e);
+        });
+        anew.load(a, place, lengths, t + to_next, left > 1);
+      });
     if constexpr (Cell::kResetBefore) {
       where_cell_is_applied(place, [&] {
         float reset_h[1][kElements];
@@ -177,7 +179,6 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
 #pragma unroll
         for (int k = 0; k < Cell::kSaved; ++k) numbers[e][k] = active ? numbers[e][k].v : 0.0f;
       });
-      begin_sequences();
       put_h(1 - now);
       exchange.announce("forward.step");
       place.for_elements([&](int e) { store(e, h[e], numbers[e]); });
@@ -185,7 +186,6 @@ FUSED_RNN_DEVICE void run_forward(const Recurrence<ForwardSteps<S>>& recurrence)
       keep_order();
       gates_x.advance(left > 1 ? hop : 0);
       load_x(true);
-      anew.load(a, place, lengths, t + 2 * to_next, left > 2);
     });
   }
   exchange.finish(now);
@@ -266,9 +266,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
   Cursor<const S, Cell::kSaved> saved(a.saved, a, place, begin_time);
   typename Cell::State grad[kElements] = {};
   BackwardInputs<Cell> in[kElements] = {};
-  Anew next_anew;  // loaded with the inputs
   const auto load_in = [&](int time, bool is_any) {
-    next_anew.load(a, place, lengths, time, is_any);
     // The state before is the output and saved c of the next step of this pass, or the initial one.
     auto output_before = output;
     auto saved_before = saved;
@@ -282,21 +280,39 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
     });
   };
   place.for_elements([&](int e) {
-    const int at = place.state(e, H);
+    const int at = place.state(e, H), row = place.row + place.row_of(e);
     if (place.exists[e]) grad[e] = initial_grad<Cell>(a, at);
-    hx[e] = place.exists[e] ? a.hx[at] : from_float<S>(0.0f);
-    if constexpr (kHasCellState<Cell>) cx[e] = place.exists[e] ? a.cx[at] : from_float<S>(0.0f);
+    const bool enters = place.exists[e] && !a.starts_anew(a.first_time(row), row);
+    hx[e] = enters ? a.hx[at] : from_float<S>(0.0f);
+    if constexpr (kHasCellState<Cell>) cx[e] = enters ? a.cx[at] : from_float<S>(0.0f);
   });
   load_in(begin_time, lengths.begin < lengths.end);
 
   int now = 0;  // the buffer of this step
   int t = begin_time;
+  Anew anew, next_anew;  // of the step before in this pass, and of this one
+  if (a.resets) next_anew.load(a, place, lengths, t, lengths.begin < lengths.end);
+  const auto drop_grads = [&] {
+    place.for_elements([&](int e) {
+      grad[e].h = anew(e) ? 0.0f : grad[e].h.v;
+      if constexpr (kHasCellState<Cell>) grad[e].c = anew(e) ? 0.0f : grad[e].c.v;
+    });
+  };
 #pragma unroll 1
   for (int left = lengths.end - lengths.begin; left > 0; --left, now = 1 - now, t += to_next) {
     float totals[Pass::kSums][kElements] = {};
-    const Anew anew = next_anew;
     typename Cell::Saved numbers[kElements];
     typename Cell::State grad_now[kElements];
+    if (a.resets)
+      where_cell_is_applied(place, [&] {
+        drop_grads();
+        anew = next_anew.arrived();
+        place.for_elements([&](int e) {
+          in[e].h_before = anew(e) ? 0 : in[e].h_before;
+          if constexpr (kHasCellState<Cell>) in[e].c_before = anew(e) ? 0 : in[e].c_before;
+        });
+        next_anew.load(a, place, lengths, t + to_next, left > 1);
+      });
     where_cell_is_applied(place, [&] {
       place.for_elements([&](int e) {
         saved_of<Cell, S>(in[e], numbers[e]);
@@ -325,15 +341,15 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
         const bool active = lengths.is_active(e, t), is_first = is_first_step(a, t, lengths.of(e));
         const float h_before = to_float(from_bits<S>(in[e].h_before)), h_initial = to_float(hx[e]);
         typename Cell::State before;
-        before.h = anew(e) ? 0.0f : is_first ? h_initial : h_before;
+        before.h = is_first ? h_initial : h_before;
         if constexpr (kHasCellState<Cell>) {
           const float c_initial = to_float(cx[e]);
-          before.c = anew(e) ? 0.0f : is_first ? c_initial : to_float(from_bits<S>(in[e].c_before));
+          before.c = is_first ? c_initial : to_float(from_bits<S>(in[e].c_before));
         }
         grads[e] = step_backward<Cell>(grad_now[e], before, numbers[e], totals[kReset][e]);
         h[e] = active ? from_float<S>(before.h.v) : from_float<S>(0.0f);
         grad[e].h = active ? grads[e].prev.h.v : grad[e].h.v;
-        if constexpr (kHasCellState<Cell>) grad[e].c = anew(e) ? 0.0f : active ? grads[e].prev.c.v : grad[e].c.v;
+        if constexpr (kHasCellState<Cell>) grad[e].c = active ? grads[e].prev.c.v : grad[e].c.v;
 #pragma unroll
         for (int gate = 0; gate < kGates; ++gate) {
           grads[e].x[gate] = active ? grads[e].x[gate].v : 0.0f;
@@ -355,12 +371,12 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
     exchange.template receive<0, kFirst>(now, "backward.grads");
     add_products<kMath, 0, kFirst, 0>(exchange, weights, place.lane, now, totals, "backward.sums");
     where_cell_is_applied(place, [&] {
-      place.for_elements([&](int e) {
-        grad[e].h = anew(e) ? 0.0f : lengths.is_active(e, t) ? (grad[e].h + totals[0][e]).v : grad[e].h.v;
-      });
+      place.for_elements(
+          [&](int e) { grad[e].h = lengths.is_active(e, t) ? (grad[e].h + totals[0][e]).v : grad[e].h.v; });
     });
   }
   skip(a.count - lengths.end);
+  if (a.resets) drop_grads();
   place.for_elements([&](int e) {
     if (place.exists[e]) store_grad<Cell>(a, place.state(e, H), grad[e]);
   });

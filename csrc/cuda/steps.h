@@ -38,8 +38,9 @@ struct Steps {
     const int64_t length = lengths[b];
     return length < 0 ? 0 : length > T ? T : int(length);
   }
-  // The number of the sequence's first step if the state before time t may be zero, as in LayerArgs::starts_anew.
+  // Where a sequence must begin for the state before time t to be zero, as LayerArgs::starts_anew has it.
   FUSED_RNN_INLINE int beginning(int t) const { return reverse ? t + 1 : t; }
+  FUSED_RNN_INLINE int first_time(int b) const { return reverse ? length(b) - 1 : 0; }
   FUSED_RNN_INLINE bool starts_anew(int t, int b) const {
     const int begin = beginning(t);
     return resets && begin < length(b) && resets[int64_t(begin) * B + b];
