@@ -106,7 +106,7 @@ def _call(kernel: Kernel, T: int, device: torch.device) -> Callable[[], object]:
     x = tensor(T, B, H)
     weights = [tensor(G * H, H), tensor(G * H, H), tensor(G * H), tensor(G * H)]
     hx, cx, *_ = *(tensor(1, B, H) for _ in cell.states), None
-    inputs = (cell.name, x, weights, hx, cx, None, ())
+    inputs = (cell.name, x, weights, hx, cx, None, None, ())
     flags = BIAS | REDUCED_PRECISION * kernel.tf32 | SAVE * (kernel.op != "forward")
     ops = torch.ops.fused_rnn
 

@@ -161,7 +161,7 @@ def arguments_of(cell, tensors, lengths=None, flags=0):
     x, *rest = tensors
     states, weights = rest[: len(cell.states)], rest[len(cell.states) :]
     hx, cx, *_ = *(state.unsqueeze(0) for state in states), None
-    return cell.name, x, weights, hx, cx, lengths, (), BIAS | flags
+    return cell.name, x, weights, hx, cx, lengths, None, (), BIAS | flags
 
 
 def run(cell, tensors):
@@ -398,7 +398,16 @@ def test_bad_input(case):
     drawn = Layer.random(LSTM, torch.float32, Size(3, 2, 4, 5))
     weights = {name: w for name, w in drawn.weights._asdict().items() if w is not None}
     hx, cx = (state.unsqueeze(0) for state in drawn.states)
-    named = {"x": drawn.x, **weights, "hx": hx, "cx": cx, "lengths": None, "masks": [], "flags": BIAS} | changes
+    named = {
+        "x": drawn.x,
+        **weights,
+        "hx": hx,
+        "cx": cx,
+        "lengths": None,
+        "resets": None,
+        "masks": [],
+        "flags": BIAS,
+    } | changes
     weights = [named.pop(name) for name in weights]
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
         ops.forward("lstm", named.pop("x"), weights, *named.values())
