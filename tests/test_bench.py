@@ -485,6 +485,24 @@ def test_rows_of_tune(tmp_path):
     assert "| lstm, inference, float32 " in table and "| gru, training, float32 " in table
 
 
+@pytest.mark.parametrize("work", BATCHED)
+def test_rows_of_resets(work, tmp_path, monkeypatch):
+    """All ways give the same results and have a time; one that ignores resets is found."""
+    resets, rows, recorded = load("resets"), load("rows"), load("recorded")
+    results = rows.Results(tmp_path / "machine" / "resets.csv", resets.FIELDS, resets.KEY)
+    results.put(resets.measure(tiny("GRU", work, T=6), 0.5, 1, 0.0))
+    (row,) = results
+    assert tuple(row[name] for name in resets.KEY) == resets.key(tiny("GRU", work, T=6), 0.5, 1)
+    assert all(float(row[name]) > 0 for name in ("us_per_step", "plain", "packed", "loop"))
+    table = load("tables").resets_table(recorded.Recorded(tmp_path / "machine"), "1")
+    assert f"GRU, {work}, float32, 0.5 a step" in table
+    ours = resets._ours
+    given = iter((True, True, False))  # twice to torch.nn, then to ours
+    monkeypatch.setattr(resets, "_ours", lambda rnn, where: ours(rnn, where if next(given) else None))
+    with pytest.raises(ValueError, match="tiny GRU"):
+        next(resets.measure(tiny("GRU", work, T=6), 0.5, 1, 0.0))
+
+
 def test_readme_and_pages_are_what_the_rows_say():
     recorded, report, pictures = load("recorded"), load("report"), load("pictures")
     results = ROOT / "bench" / "results"
