@@ -1,9 +1,8 @@
 """Sequences that begin inside a row: `resets` of a layer give what each sequence gives when it is run alone."""
 
-import itertools
-
 import pytest
 import torch
+from alone import alone, as_tuple
 from problems import DTYPES
 from torch import nn
 
@@ -24,41 +23,6 @@ def module_of(kind, *sizes, **options):
 def states_of(kind, shape, proj_size=0, dtype=torch.float64):
     h = torch.randn(*shape[:-1], proj_size or shape[-1], dtype=dtype)
     return (h, torch.randn(shape, dtype=dtype)) if kind == "LSTM" else h
-
-
-def as_tuple(states):
-    return states if isinstance(states, tuple) else (states,)
-
-
-def alone(module, x, hx, lengths, resets):
-    """The results for x [T, B, I] of the module on every sequence by itself, one call each."""
-    directions = 2 if module.bidirectional else 1
-    kind = as_tuple(hx)
-    outputs, finals = [], []
-    for b in range(x.size(1)):
-        length = x.size(0) if lengths is None else int(lengths[b])
-        begins = [0] + [t for t in range(1, length) if resets[t, b]]
-        rows = []
-        final = [state[:, b].clone() for state in kind]
-        for begin, end in itertools.pairwise([*begins, length] if length else []):
-            entering = [torch.zeros_like(state[:, b]) for state in kind]
-            for state, initial in zip(entering, kind, strict=True):
-                if begin == 0 and not resets[0, b]:
-                    state[0::directions] = initial[0::directions, b]
-                if end == length and directions == 2:
-                    state[1::2] = initial[1::2, b]
-            given = tuple(entering) if len(entering) > 1 else entering[0]
-            output, states = module(x[begin:end, b], given)
-            rows.append(output)
-            for state, left in zip(final, as_tuple(states), strict=True):
-                if end == length:
-                    state[0::directions] = left[0::directions]
-                if begin == 0 and directions == 2:
-                    state[1::2] = left[1::2]
-        padding = x.new_zeros(x.size(0) - length, directions * (module.proj_size or module.hidden_size))
-        outputs.append(torch.cat([*rows, padding]))
-        finals.append(final)
-    return torch.stack(outputs, 1), *(torch.stack(states, 1) for states in zip(*finals, strict=True))
 
 
 def gradients(results, leaves):

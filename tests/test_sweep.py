@@ -1,10 +1,11 @@
 """Random module configurations against torch.nn with the same parameters: outputs, states, every gradient."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
+from alone import alone_in_any_form
 from closeness import assert_within_budget
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -34,6 +35,7 @@ class Configuration:
     form: str  # padded, unbatched, sorted, unsorted, strided
     with_hx: bool
     training: bool
+    resets: bool
 
     @staticmethod
     def random(seed):
@@ -43,7 +45,8 @@ class Configuration:
         dtype = draw.choice((torch.float64,) * 4 + (torch.float32, torch.bfloat16))
         layers = draw.randint(1, 3)
         form = draw.choice(("padded", "padded", "unbatched", "sorted", "unsorted", "strided"))
-        return Configuration(
+        is_padded = form in ("padded", "unbatched", "strided")
+        drawn = Configuration(
             kind=kind,
             # In bfloat16, rounding decides which units of inner layers ReLU passes, and with that the gradients.
             nonlinearity=draw.choice(("tanh", "relu")) if kind == "RNN" and dtype != torch.bfloat16 else "",
@@ -61,7 +64,10 @@ class Configuration:
             form=form,
             with_hx=draw.random() < 0.5,
             training=draw.random() < 0.7,
+            resets=is_padded and draw.random() < 0.4,
         )
+        has_masks = drawn.dropout > 0 and drawn.training  # which are not the same for every sequence alone
+        return replace(drawn, resets=drawn.resets and drawn.B > 0 and not has_masks)
 
     def __str__(self):
         words = [
@@ -70,7 +76,7 @@ class Configuration:
             f"T{self.T}-B{self.B}-I{self.input_size}",
         ]
         words += [f"H{self.hidden_size}x{self.num_layers}", self.form]
-        flags = ("batch_first", "bidirectional", "with_hx", "training")
+        flags = ("batch_first", "bidirectional", "with_hx", "training", "resets")
         words += [name for name in flags if getattr(self, name)]
         words += [f"{name}{value}" for name in ("dropout", "proj_size") if (value := getattr(self, name))]
         return "-".join(words + ([] if self.bias else ["nobias"]))
@@ -112,6 +118,14 @@ class Configuration:
         return x, lengths, states if self.with_hx else []
 
 
+def with_resets(module, x, hx):
+    """The results with random resets; those of torch.nn are of every sequence in a call of its own."""
+    resets = torch.rand(x.shape[:-1], generator=torch.Generator().manual_seed(5)) < 0.3
+    if isinstance(module, fused_rnn.modules.Layers):
+        return module(x, hx, resets=resets)
+    return alone_in_any_form(module, x, hx, resets)
+
+
 def results(configuration, module, dtype):
     """Everything that comes out of the module and all gradients, by name."""
     module = module.to(dtype)
@@ -125,7 +139,7 @@ def results(configuration, module, dtype):
         )
     hx = None if not states else tuple(states) if configuration.kind == "LSTM" else states[0]
     torch.manual_seed(3)
-    output, final = module(given, hx)
+    output, final = with_resets(module, x, hx) if configuration.resets else module(given, hx)
     out = {}
     if isinstance(given, PackedSequence):
         assert isinstance(output, PackedSequence) and torch.equal(output.batch_sizes, given.batch_sizes)
@@ -156,7 +170,8 @@ def test_equals_torch_nn(seed):
     got, plain = results(configuration, ours, dtype), results(configuration, theirs, dtype)
     if dtype == torch.float64:
         for name, expected in plain.items():
-            assert (got[name].shape == expected.shape and got[name].stride() == expected.stride()) or name != "output"
+            assert got[name].shape == expected.shape
+            assert got[name].stride() == expected.stride() or name != "output" or configuration.resets
             torch.testing.assert_close(got[name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     elif configuration.dropout == 0 or not configuration.training:  # the masks of another dtype differ
         truth = results(configuration, theirs, torch.float64)
