@@ -66,6 +66,12 @@ def stock_layer(cell, x, states, weights, lengths=None, reverse=False, resets=No
     return output.flip(0) if reverse else output, final
 
 
+def rows_on(of, device):
+    """The lengths and resets of a layer or call on a device, by name."""
+    given = {"lengths": of.lengths, "resets": of.resets}
+    return {name: None if tensor is None else tensor.to(device) for name, tensor in given.items()}
+
+
 @dataclass(frozen=True)
 class Layer:
     """A random layer: its tensors and the gradients that come into it."""
@@ -132,9 +138,7 @@ class Layer:
 
     def to(self, device):
         """The same layer on another device."""
-        given = {"lengths": self.lengths, "resets": self.resets}
-        rows = {name: None if tensor is None else tensor.to(device) for name, tensor in given.items()}
-        return replace(self.changed(lambda t: t.to(device)), **rows)
+        return replace(self.changed(lambda t: t.to(device)), **rows_on(self, device))
 
     def results(self, run, reverse=False):
         """Outputs and all gradients of `run` (with the signature of reference.run), by name."""
@@ -207,6 +211,11 @@ CPU_CALLS = CALLS | {
     "packed": dict(layers=2, directions=2, packed=True, masks=True),
     "packed, no states": dict(packed=True, states=False, reverse=True),
 }
+
+
+def on_device(call, device):
+    """The same call, whose input is on that device already, with all else there."""
+    return call.changed(**rows_on(call, device), masks=[mask.to(device) for mask in call.masks])
 
 
 def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):

@@ -7,7 +7,7 @@ import pytest
 import reduced
 import torch
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, SIZES, Layer, Size, comparisons, whole_call
+from problems import CALLS, CELLS, SIZES, Layer, Size, comparisons, on_device, whole_call
 
 import fused_rnn
 from fused_rnn import backends, layered, native, reference
@@ -92,9 +92,7 @@ def test_a_whole_call(cell, kind, monkeypatch):
     results = []
     for device, dtype, run in (("cuda", torch.float32, native.run), ("cpu", torch.float64, by_reference)):
         moved = [tensor.detach().to(device, dtype).requires_grad_() for tensor in tensors]
-        posed = call(*moved)
-        lengths, masks = posed.lengths, posed.masks and [mask.to(device) for mask in posed.masks]
-        outputs = run(posed.changed(lengths=None if lengths is None else lengths.to(device), masks=masks))
+        outputs = run(on_device(call(*moved), device))
         grads = torch.autograd.grad(sum(y.sin().sum() for y in outputs), moved)
         results.append([value.double().cpu() for value in (*outputs, *grads)])
     for got, want in zip(*results, strict=True):
@@ -107,14 +105,14 @@ def by_reference(call):
 
 def test_the_current_stream_and_no_waiting():
     rnn, x = fused_rnn.LSTM(32, 64, device="cuda"), torch.randn(50, 8, 32, device="cuda")
-    lengths = torch.full((8,), 40, device="cuda")
-    wanted = rnn(x, lengths=lengths)[0]
+    rows = {"lengths": torch.full((8,), 40, device="cuda"), "resets": torch.rand(50, 8, device="cuda") < 0.1}
+    wanted = rnn(x, **rows)[0]
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.cuda.stream(stream):
-            output, _ = rnn(x, lengths=lengths)
+            output, _ = rnn(x, **rows)
             output.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

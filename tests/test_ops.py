@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer, whole_call
+from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer, on_device, whole_call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn
@@ -357,12 +357,7 @@ def test_compiles_in_one_graph(cell, dynamic):
 def test_meta_tensors(cell, kind):
     call, tensors = whole_call(cell, kind)
     on_meta = call(*(tensor.detach().to("meta").requires_grad_() for tensor in tensors))
-    if on_meta.lengths is not None:
-        on_meta.lengths = on_meta.lengths.to("meta")
-    if on_meta.resets is not None:
-        on_meta.resets = on_meta.resets.to("meta")
-    on_meta.masks = [mask.to("meta") for mask in on_meta.masks]
-    got, want = autograd.run(ops, on_meta), autograd.run(ops, call(*tensors))
+    got, want = autograd.run(ops, on_device(on_meta, "meta")), autograd.run(ops, call(*tensors))
     assert [(t.shape, t.dtype, t.stride()) for t in got] == [(t.shape, t.dtype, t.stride()) for t in want]
 
 
