@@ -156,8 +156,9 @@ def tuned_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]
 
 
 def resets_todo(args: argparse.Namespace, device: torch.device) -> Iterator[Todo]:
+    cases = select(resets.CASES, args.case) if args.case else resets.CASES
     for threads in threads_of(args, device):
-        for task, rate in resets.tasks():
+        for task, rate in resets.tasks(cases, args.cell):
             measure = partial(resets.measure, task, rate, threads, args.seconds)
             yield Todo(f"{task} {rate}", [resets.key(task, rate, threads)], measure)
 

@@ -1,9 +1,9 @@
-"""What ``resets`` cost and spare: the same call without them, PyTorch's ways of doing the same, and ours."""
+"""The time of layers with ``resets``, next to the same calls without them and to PyTorch's ways to reset a state."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_rnn
-from fused_rnn.cases import Case
+from fused_rnn.cases import BATCHED, Case
 from fused_rnn.timing import in_turns, ratios, spread
 
 from . import compare, layers, machine, torch_systems
@@ -35,11 +35,9 @@ CASES = (
 )
 
 
-def tasks() -> Iterator[tuple[Task, float]]:
-    """Every task, each at every rate."""
-    for case, cell, work, dtype, rate in product(
-        CASES, ("LSTM", "GRU"), ("inference", "training"), ("float32", "bfloat16"), RATES
-    ):
+def tasks(cases: Sequence[Case], cells: Sequence[str]) -> Iterator[tuple[Task, float]]:
+    """All that is done with those cases, each at every rate."""
+    for case, cell, work, dtype, rate in product(cases, cells, BATCHED, ("float32", "bfloat16"), RATES):
         yield Task(case, cell, work, dtype), rate
 
 

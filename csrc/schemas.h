@@ -3,10 +3,10 @@
 // `weights` are those of all layers and directions in torch.nn's order. The states hx and cx are torch.nn's, or absent
 // for zeros. `lengths` end the rows of a batch; with kPacked they are batch_sizes. `resets`, [T, B], say where a new
 // sequence begins inside a row. `masks` multiply the output of every layer but the last; there may be none. `flags` are
-// those of enum Flag. `results` are the output and the final states,
-// of a step the states alone; with kSave, tensors that the backward needs follow. `kept` is the first result and those
-// tensors. `grads` are those of the input, of the weights and of the states that are there, each empty if it is not
-// needed. Fake kernels and derivatives: fused_rnn/autograd.py.
+// those of enum Flag. `results` are the output and the final states, of a step the states alone; with kSave, tensors
+// that the backward needs follow. `kept` is the first result and those tensors. `grads` are those of the input, of the
+// weights and of the states that are there, each empty if it is not needed. Fake kernels and derivatives:
+// fused_rnn/autograd.py.
 #pragma once
 
 namespace fused_rnn {

@@ -10,7 +10,7 @@ has 128 steps of 64 environments, in which episodes begin and end anywhere.
 
 The policy is a GRU with two linear heads, trained by PPO (Schulman et al. 2017, arXiv:1707.06347). Two copies of it
 learn from every rollout, from the same weights. One runs `fused_rnn.GRU` once over all steps, and `resets=` says where
-episodes begin. The other does what one does without that: it takes the steps one by one, with `torch.nn.GRUCell`, and
+episodes begin. The other is the usual way without that: it takes the steps one by one, with `torch.nn.GRUCell`, and
 sets the states of new episodes to zero.
 
 Expect a share of right answers that rises from 0.25 to 0.9, losses of both copies that agree to six digits, both times,
@@ -109,7 +109,7 @@ class LoopPolicy(Policy):
 
 
 class Rollout(NamedTuple):
-    """What the agent saw and did, [T, B, ...], and the state that it began with."""
+    """Observations, actions and the targets of learning, [T, B, ...], and the state before the first step."""
 
     seen: Tensor
     is_first: Tensor

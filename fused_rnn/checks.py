@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .cell import Cell, States
 
+Lengths = Tensor | Sequence[int]  # of the rows of a batch
+
 
 def checked_flag(name: str, value: bool) -> bool:
     """value. Raises TypeError unless it is a bool."""
@@ -61,7 +63,7 @@ def checked_packed(data: Tensor, batch_sizes: Tensor, *permutations: Tensor | No
     return batch_sizes
 
 
-def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: torch.device) -> Tensor:
+def checked_lengths(lengths: Lengths, T: int, B: int, device: torch.device) -> Tensor:
     """lengths as [B] int64 on the device. Their range is checked on the CPU only: elsewhere it would wait for it."""
     if not isinstance(lengths, Tensor):
         lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
@@ -78,24 +80,21 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, device: tor
     return lengths.to(torch.int64)
 
 
-def are_resets(resets: Any, input: Tensor) -> bool:
-    """Whether they fit to an input [T, B, I], [B, T, I] or [T, I]. No value is read: that would wait for the device."""
-    is_bool = isinstance(resets, Tensor) and resets.dtype == torch.bool
-    return is_bool and resets.shape == input.shape[:-1] and resets.device == input.device
+def resets_error(resets: Any, input: Tensor) -> Exception | None:
+    """The error of resets that do not fit to an input [T, B, I], [B, T, I] or [T, I], or None if they do.
 
-
-def check_resets(resets: Any, input: Tensor) -> None:
-    """Raise an error unless :func:`are_resets`."""
-    if are_resets(resets, input):
-        return
+    No value is read: that would wait for the device.
+    """
     if not isinstance(resets, Tensor):
-        raise TypeError(f"resets must be a tensor of torch.bool, got a {type(resets).__name__}")
+        return TypeError(f"resets must be a tensor of torch.bool, got a {type(resets).__name__}")
     if resets.dtype != torch.bool:
-        raise RuntimeError(f"resets must have dtype torch.bool, got {resets.dtype}")
+        return RuntimeError(f"resets must have dtype torch.bool, got {resets.dtype}")
     if resets.shape != input.shape[:-1]:
         wanted, got = list(input.shape[:-1]), list(resets.shape)
-        raise RuntimeError(f"resets must be {wanted}, one for each step of a row, got {got}")
-    raise RuntimeError(f"resets must be on {input.device} like input, got {resets.device}")
+        return RuntimeError(f"resets must be {wanted}, one for each step of a row, got {got}")
+    if resets.device != input.device:
+        return RuntimeError(f"resets must be on {input.device} like input, got {resets.device}")
+    return None
 
 
 def check_no_projection(proj_size: Any) -> None:

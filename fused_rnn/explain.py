@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from . import backends, choices, evidence
 from .call import Problem
 from .cells import OneStep
+from .checks import Lengths
 from .modules import Layers
 
 
@@ -38,7 +38,7 @@ def explain(
     x: Any,
     hx: Any = None,
     *,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths | None = None,
     resets: Tensor | None = None,
     gpu: str | None = None,
 ) -> Explanation:

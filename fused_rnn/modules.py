@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import backends, capture, cell, checks, private
 from .call import Call, Form, time_major
 from .cell import Cell
+from .checks import Lengths
 from .stock_class import StockClass
 
 
@@ -31,7 +32,7 @@ class Layers(StockClass, nn.RNNBase):
     def _cell(self) -> Cell:
         raise NotImplementedError
 
-    def _forward(self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor | None) -> Any:
+    def _forward(self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None) -> Any:
         results: Any = None
         is_plain = lengths is None and private.is_plain() and not (self.training and self.dropout)
         if is_plain:
@@ -48,9 +49,7 @@ class Layers(StockClass, nn.RNNBase):
                 results = output, *_permuted(results[1:], input.unsorted_indices)
         return results[0], results[1] if len(results) == 2 else (results[1], results[2])
 
-    def _call(
-        self, input: Any, hx: Any, lengths: Tensor | Sequence[int] | None = None, resets: Tensor | None = None
-    ) -> Call:
+    def _call(self, input: Any, hx: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> Call:
         """The call of this module.
 
         Raises:
@@ -71,19 +70,21 @@ class Layers(StockClass, nn.RNNBase):
             self._check(call)
         return call
 
-    def _take_rows(self, call: Call, lengths: Tensor | Sequence[int] | None, resets: Tensor | None) -> None:
+    def _take_rows(self, call: Call, lengths: Lengths | None, resets: Tensor | None) -> None:
         """Make lengths and resets of a module those of its call."""
         if call.packed:
             raise ValueError("lengths and resets are for padded input, got a PackedSequence, which has its own lengths")
         input = call.input
-        if lengths is not None or not input.numel() or not checks.are_resets(resets, input):
+        error = None if resets is None else checks.resets_error(resets, input)
+        if lengths is not None or error or not input.numel():
             self._check(call)
         if lengths is not None:
             if not call.is_batched:
                 raise ValueError("lengths need a batch: input must be 3-D, got 2-D")
             call.lengths = checks.checked_lengths(lengths, call.T, call.B, call.device)
+        if error:
+            raise error
         if resets is not None:
-            checks.check_resets(resets, input)
             call.resets = time_major(resets, input, self.batch_first)
 
     def _form(self) -> tuple[Any, ...]:
@@ -212,13 +213,7 @@ class LSTM(Layers):
         super().__init__("LSTM", *sizes, device=device, dtype=dtype)
 
     @capture.scripted_as(nn.LSTM.forward)
-    def forward(
-        self,
-        input: Any,
-        hx: Any = None,
-        lengths: Tensor | Sequence[int] | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths | None = None, resets: Tensor | None = None) -> Any:
         """Run all layers over a batch of sequences.
 
         Args:
@@ -316,13 +311,7 @@ class GRU(GruMixin, Layers):
         self.reset_after = checks.checked_flag("reset_after", reset_after)
 
     @capture.scripted_as(nn.GRU.forward)
-    def forward(
-        self,
-        input: Any,
-        hx: Any = None,
-        lengths: Tensor | Sequence[int] | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths | None = None, resets: Tensor | None = None) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
         return self._forward(input, hx, lengths, resets)
 
@@ -371,12 +360,6 @@ class RNN(Layers):
         return cell.named(self.mode.lower())  # what nn.RNN runs, whatever nonlinearity has become
 
     @capture.scripted_as(nn.RNN.forward)
-    def forward(
-        self,
-        input: Any,
-        hx: Any = None,
-        lengths: Tensor | Sequence[int] | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths | None = None, resets: Tensor | None = None) -> Any:
         """Run all layers over a batch of sequences: as :meth:`LSTM.forward`, with the one state h_0 for hx, and h_n."""
         return self._forward(input, hx, lengths, resets)

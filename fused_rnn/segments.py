@@ -1,6 +1,6 @@
 """PyTorch's own layers for rows that hold several sequences: each is cut out, and all are packed into one batch.
 
-What people do without ``resets``. The cuts are made on the host.
+The usual way where there is no ``resets``. The cuts are made on the host.
 """
 
 from __future__ import annotations

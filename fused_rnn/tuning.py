@@ -126,7 +126,7 @@ def calls_of(module: nn.Module, inputs: Sequence[Any], training: bool) -> list[P
     def record(call: Call) -> None:
         problem = call.problem._replace(has_resets=False)  # which do not change what kernel is the fastest
         if not (problem.transformed or problem.subclass):
-            # the module checks what it makes of its own dtype
+            # without the module's check, which would refuse the call in float64
             unchecked = call.changed(check=lambda call: None, resets=None)
             posed.setdefault(choices.kind_of(problem), Posed(problem, unchecked))
 

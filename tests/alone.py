@@ -1,4 +1,4 @@
-"""What `resets` mean, literally: every sequence in a call of its own."""
+"""A reference for `resets` that follows their definition: every sequence in a call of its own."""
 
 import itertools
 

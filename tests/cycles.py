@@ -163,7 +163,7 @@ REPEATS = {
     "CCTL": ("late looks", "flags"),
     "LDS": ("pairs of slices", ""),
 }
-RESETS = "LDG.E.U8"  # what no call without resets executes
+RESETS = "LDG.E.U8"  # the load of a reset: calls without resets skip the code around it
 
 
 def path_of_step(code: Code, repeats: dict[str, int], applies_cell: bool) -> list[Step]:

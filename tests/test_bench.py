@@ -262,6 +262,7 @@ def test_the_whole_way(tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (("cpu", "--case", "typ7"), "no case is called 'typ7'"),
+        (("resets", "--case", "typ7"), "no case is called 'typ7'"),
         (("cpu", "--peers", "cudnn"), "no peer is called 'cudnn'"),
         (("report", "--out", "nowhere"), "there are no rows under"),
         (("gpu",), "gpu needs an NVIDIA GPU"),

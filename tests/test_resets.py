@@ -1,4 +1,4 @@
-"""Sequences that begin inside a row: `resets` of a layer give what each sequence gives when it is run alone."""
+"""`resets` begin new sequences inside a row: results and gradients are those of each sequence run alone."""
 
 import pytest
 import torch

@@ -123,8 +123,9 @@ class Pass:
         """Launches a kernel with what a call gives, ``arguments`` and, of what it asks for besides, this pass's own."""
         tiles = self.plan.tiles
         own = {
-            **{name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx")},
-            **{"lengths": self.lengths, "anew": self.anew},
+            **{
+                name: getattr(self, name) for name in ("weight_hh", "bias_ih", "bias_hh", "hx", "cx", "lengths", "anew")
+            },
             **{name: getattr(self, name) for name in ("T", "B", "H", "G", "K", "HIDDEN")},
             **{"CELL": self.cell.name, "REVERSE": self.reverse, "PRECISION": self.plan.precision},
             **{"BLOCK_B": tiles.rows, "BLOCK_N": tiles.units, "BLOCK_K": tiles.depth, "STAGES": tiles.stages},
