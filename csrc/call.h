@@ -32,6 +32,7 @@ enum Flag : int64_t {
   kNeedsStates = 1024,      // the backward gives the gradients of the initial states
   kInt8 = 2048,             // weights are panels of int8, with scales
   kBFloat16Weights = 4096,  // weights are panels of bfloat16, as int16, and there are biases
+  kProjected = 8192,        // h is projected: weight_hr follows the other weights of each layer and direction
   // How the CPU kernels run the call, where a user's own measurement says so; without these bits they decide.
   kJoins = 1 << 16,     // x and h are multiplied in one tile
   kProjects = 1 << 17,  // x is projected before
@@ -69,9 +70,6 @@ class Call {
         quantized_elements_(quantized_elements) {
     read_steps(lengths);
     read_sizes();
-    if (!has(kStep)) state_shape_.append(count());
-    if (is_batched_) state_shape_.append(B);
-    state_shape_.append(H);
     prepare_weights();
     prepare_states(hx, cx);
     if (lengths && !has(kPacked)) ragged_.read_lengths(*lengths, T, B, input);
@@ -86,11 +84,20 @@ class Call {
   bool has(Flag flag) const { return flags & flag; }
   Quantized quantized() const { return quantized_of(flags); }
   int64_t count() const { return L * D; }  // of layers and directions
-  int64_t width() const { return D * H; }  // of a layer's output
+  int64_t width() const { return D * P; }  // of a layer's output
   int64_t input_size(int64_t layer) const { return layer ? width() : I; }
   bool has_steps() const { return T > 0 && B > 0 && H > 0; }
 
-  const TensorShape& state_shape() const { return state_shape_; }
+  int64_t state_size(size_t i) const { return i == 0 ? P : H; }  // numbers of h, and of c
+
+  // Of h, and of c.
+  TensorShape state_shape(size_t i) const {
+    TensorShape shape;
+    if (!has(kStep)) shape.append(count());
+    if (is_batched_) shape.append(B);
+    shape.append(state_size(i));
+    return shape;
+  }
 
   // [T, B, ...], of a packed sequence [N, ...].
   TensorShape steps_shape(std::initializer_list<int64_t> each) const {
@@ -124,7 +131,7 @@ class Call {
   // The arguments of layer and direction k, but for the biases.
   template <class S>
   void fill(LayerArgs<S>& args, int64_t k, const Tensor& layer_input) const {
-    args.T = T, args.B = B, args.I = input_size(k / D), args.H = H;
+    args.T = T, args.B = B, args.I = input_size(k / D), args.H = H, args.P = P;
     args.output_row = width();
     args.reverse = has(kReverse) != (k % D == 1);
     args.joining = has(kJoins) ? Joining::kAlways : has(kProjects) ? Joining::kNever : Joining::kByRows;
@@ -137,7 +144,8 @@ class Call {
       args.quantized_ih = quantized_weight(k, 0);
       args.quantized_hh = quantized_weight(k, 1);
     }
-    args.hx = states.empty() ? nullptr : const_data<S>(states[0]) + k * B * H;
+    args.weight_hr = has(kProjected) ? const_data<S>(weight(k, weights_each() - 1)) : nullptr;
+    args.hx = states.empty() ? nullptr : const_data<S>(states[0]) + k * B * P;
     args.cx = states.size() < 2 ? nullptr : const_data<S>(states[1]) + k * B * H;
   }
 
@@ -150,13 +158,15 @@ class Call {
     args.bias_ih = has(kBias) ? const_data<S>(weight(k, biases)) : nullptr;
     args.bias_hh = has(kBias) ? const_data<S>(weight(k, biases + 1)) : nullptr;
     args.output = output;
-    args.hy = data<S>(finals[0]) + k * B * H;
+    args.hy = data<S>(finals[0]) + k * B * P;
     args.cy = finals.size() > 1 ? data<S>(finals[1]) + k * B * H : nullptr;
   }
 
-  // weight_ih, weight_hh and, if there are, bias_ih, bias_hh; where weights are panels, they come last, and before all
-  // else the scales of int8, scale_ih and scale_hh
-  int64_t weights_each() const { return 2 + (has(kBias) ? 2 : 0) + (quantized() == Quantized::kInt8 ? 2 : 0); }
+  // weight_ih, weight_hh and, if there are, bias_ih, bias_hh, weight_hr; where weights are panels, they come last, and
+  // before all else the scales of int8, scale_ih and scale_hh
+  int64_t weights_each() const {
+    return 2 + (has(kBias) ? 2 : 0) + (has(kProjected) ? 1 : 0) + (quantized() == Quantized::kInt8 ? 2 : 0);
+  }
   const Tensor& weight(int64_t k, int64_t i) const { return weights[size_t(k * weights_each() + i)]; }
 
   const CellTraits& cell;
@@ -164,8 +174,8 @@ class Call {
   const Tensor input;
   const ScalarType dtype = input.scalar_type();
   Tensors weights, states, masks;
-  Tensor x;  // [T, B, I]
-  int64_t L, D, T, B, I, H;
+  Tensor x;                     // [T, B, I]
+  int64_t L, D, T, B, I, H, P;  // P: numbers of h, of the projection or H
 
  private:
   static const Tensor& defined(const Tensor& input) {
@@ -203,12 +213,17 @@ class Call {
     L = given / each;
     require(!has(kStep) || count() == 1, "a single step has one layer and one direction, got ", count());
 
+    require(!has(kProjected) || cell.projects, cell.name, " has no projection");
     if (quantized() != Quantized::kNone) return read_quantized_sizes();
     const Tensor& weight_hh = weights[1];
     const auto got = weight_hh.defined() ? weight_hh.sizes() : Sizes();
-    const bool fits = got.size() == 2 && got[0] % cell.gates == 0 && got[0] / cell.gates == got[1];
-    if (!fits) fail(name(1).text(), " must be [G*H, H] with G = ", cell.gates, ", got ", shape_text(got));
-    H = got[1];
+    const bool is_matrix = got.size() == 2 && got[0] % cell.gates == 0;
+    const bool fits = is_matrix && (has(kProjected) ? got[0] > 0 && got[1] > 0 : got[0] / cell.gates == got[1]);
+    if (!fits)
+      fail(name(1).text(),
+           has(kProjected) ? " must be [G*H, P], above 0, with G = " : " must be [G*H, H] with G = ", cell.gates,
+           ", got ", shape_text(got));
+    H = got[0] / cell.gates, P = got[1];
   }
 
   // From the size of bias_hh or scale_hh.
@@ -218,12 +233,13 @@ class Call {
     require(quantized_elements_ && input.is_cpu() && dtype == ScalarType::Float, kind,
             " weights need an input of float32 on cpu, got ", dtype_text(dtype), " on ", device_text(input));
     require(!has(kSave), kind, " weights have no gradient");
+    require(!has(kProjected), kind, " weights have no projection");
     require(is_int8 || has(kBias), "bfloat16 weights come with biases");
     const Tensor& vector = weights[1];
     const auto got = vector.defined() ? vector.sizes() : Sizes();
     if (got.size() != 1 || got[0] % cell.gates)
       fail(name(1).text(), " must be [G*H] with G = ", cell.gates, ", got ", shape_text(got));
-    H = got[0] / cell.gates;
+    H = P = got[0] / cell.gates;
     constexpr int64_t kMost = int64_t(1) << 17;  // products of two int8 whose sum is sure to fit into int32
     for (const int64_t size : {I, D * H})
       require(!is_int8 || size <= kMost, "int8 weights have at most ", kMost, " columns, got ", size);
@@ -231,9 +247,10 @@ class Call {
 
   // Of the weights of a layer in one direction, the place of weight_ih, which weight_hh follows.
   int64_t first_matrix() const { return quantized() == Quantized::kNone ? 0 : weights_each() - 2; }
-  // 0 if weight i is a weight_ih, 1 if it is a weight_hh, -1 if it is a vector.
+  // 0 if weight i is a weight_ih, 1 a weight_hh, 2 a weight_hr, -1 if it is a vector.
   int64_t matrix(size_t i) const {
     const int64_t place = int64_t(i) % weights_each() - first_matrix();
+    if (has(kProjected) && place == weights_each() - 1) return 2;
     return place == 0 || place == 1 ? place : -1;
   }
 
@@ -247,9 +264,11 @@ class Call {
   void prepare_weights() {
     const int64_t rows = cell.gates * H;
     for (size_t i = 0; i < weights.size(); ++i) {
-      const int64_t layer = int64_t(i) / weights_each() / D, columns = matrix(i) == 0 ? input_size(layer) : H;
+      const int64_t layer = int64_t(i) / weights_each() / D, columns = matrix(i) == 0 ? input_size(layer) : P;
       if (matrix(i) < 0)
         prepare(weights[i], name(i), {rows}, dtype, input);
+      else if (matrix(i) == 2)
+        prepare(weights[i], name(i), {P, H}, dtype, input);
       else if (quantized() == Quantized::kNone)
         prepare(weights[i], name(i), {rows, columns}, dtype, input);
       else
@@ -260,7 +279,8 @@ class Call {
 
   // Of weight i.
   Name name(size_t i) const {
-    constexpr const char* kNames[] = {"scale_ih", "scale_hh", "bias_ih", "bias_hh", "weight_ih", "weight_hh"};
+    constexpr const char* kNames[] = {"scale_ih",  "scale_hh",  "bias_ih",  "bias_hh",
+                                      "weight_ih", "weight_hh", "weight_hr"};
     const int64_t k = int64_t(i) / weights_each();
     const int64_t vector = int64_t(i) % weights_each() + (quantized() == Quantized::kBFloat16 ? 2 : 0);
     return {kNames[matrix(i) < 0 ? vector : 4 + matrix(i)], has(kStep) ? -1 : k / D, k % D};
@@ -272,7 +292,7 @@ class Call {
     for (const MaybeTensor* state : {&hx, &cx})
       if (*state) {
         states.push_back(**state);
-        prepare(states.back(), {states.size() > 1 ? "cx" : "hx"}, state_shape(), dtype, input);
+        prepare(states.back(), {states.size() > 1 ? "cx" : "hx"}, state_shape(states.size() - 1), dtype, input);
       }
   }
 
@@ -299,7 +319,6 @@ class Call {
   QuantizedElements quantized_elements_;  // null: the device takes no quantised weights
   bool is_batched_;
   bool batch_leads_ = false;  // input and output are [B, T, ...]
-  TensorShape state_shape_;
   Ragged ragged_;
 };
 

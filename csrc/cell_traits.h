@@ -19,6 +19,7 @@ struct CellTraits {
   int states;          // 1: h, 2: h and c
   bool resets_before;  // the last gate multiplies r * h instead of h
   bool grads_differ;   // the backward gives gates_x and gates_h different gradients
+  bool projects;       // h may be projected after the step
 
   // Rows of weight_hh that multiply h itself, for H units.
   int64_t hidden_rows(int64_t H) const { return (gates - resets_before) * H; }
@@ -27,9 +28,9 @@ struct CellTraits {
 template <template <class> class... Cells>
 constexpr auto traits_of(CellList<Cells...>) {
   size_t index = 0;
-  return std::array<CellTraits, sizeof...(Cells)>{
-      CellTraits{Cells<float>::kName, index++, Cells<float>::kGates, Cells<float>::kSaved,
-                 Cells<float>::kSavedCell < 0 ? 1 : 2, Cells<float>::kResetBefore, Cells<float>::kGradsDiffer}...};
+  return std::array<CellTraits, sizeof...(Cells)>{CellTraits{
+      Cells<float>::kName, index++, Cells<float>::kGates, Cells<float>::kSaved, Cells<float>::kSavedCell < 0 ? 1 : 2,
+      Cells<float>::kResetBefore, Cells<float>::kGradsDiffer, Cells<float>::kProjects}...};
 }
 
 inline constexpr auto kCells = traits_of(AllCells{});

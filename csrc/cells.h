@@ -44,6 +44,7 @@ struct StepGrads {
 //   kResetBefore           gates_h of the last gate multiplies r * h instead of h
 //   kGradsDiffer           the backward gives x and h different gradients
 //   kApart                 number of trailing gates whose x and h parts are not simply added
+//   kProjects              h may be projected after the step
 
 // torch.nn.LSTM: gates i, f, g, o.
 template <class A>
@@ -56,6 +57,7 @@ struct LstmCell {
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = false;
   static constexpr int kApart = 0;
+  static constexpr bool kProjects = true;
   struct State {
     A h, c;
   };
@@ -68,7 +70,12 @@ struct LstmCell {
     s[kG] = tanh(x[kG] + h[kG]);
     s[kO] = sigmoid(x[kO] + h[kO]);
     s[kC] = s[kF] * prev.c + s[kI] * s[kG];
-    return {s[kO] * tanh(s[kC]), s[kC]};
+    return {output(s[kO], s[kC]), s[kC]};
+  }
+
+  FUSED_RNN_INLINE static A output(A o, A c) {
+    using std::tanh;
+    return o * tanh(c);
   }
 
   FUSED_RNN_INLINE static StepGrads<A, State, kGates> backward(State grad, State prev, const Saved& s) {
@@ -97,6 +104,7 @@ struct GruCell {
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = true;
   static constexpr int kApart = 1;
+  static constexpr bool kProjects = false;
   using State = HiddenState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation, and n_h
 
@@ -135,6 +143,7 @@ struct GruResetBeforeCell {
   static constexpr bool kResetBefore = true;
   static constexpr bool kGradsDiffer = false;
   static constexpr int kApart = 0;
+  static constexpr bool kProjects = false;
   using State = HiddenState<A>;
   using Saved = A[kSaved];  // r, z, n after their activation
 
@@ -174,6 +183,7 @@ struct RnnCell {
   static constexpr bool kResetBefore = false;
   static constexpr bool kGradsDiffer = false;
   static constexpr int kApart = 0;
+  static constexpr bool kProjects = false;
   using State = HiddenState<A>;
   using Saved = A[kSaved];  // h_t
 

@@ -14,6 +14,7 @@ constexpr int kMostTogether = 8;  // layers, each in one direction, that a devic
 // Steps, batch, input size, hidden size.
 struct LayerSizes {
   int64_t T, B, I, H;
+  int64_t P;     // numbers of h: of the projection, or without one H
   int64_t rows;  // of all steps, each up to its last active row; T * B without lengths
 };
 
@@ -32,7 +33,7 @@ struct QuantizedWeight {
 // Arguments of a loop, for one layer in one direction; T, B and H are at least 1. G: gates of the cell.
 template <class S>
 struct LayerArgs : LayerSizes {
-  int64_t output_row;      // from a row of output and grad_output to the next: H, or with two directions 2 H
+  int64_t output_row;      // from a row of output and grad_output to the next: P, or with two directions 2 P
   bool reverse;            // time runs from T-1 down to 0
   const int64_t* lengths;  // [B] or null: row b is active at step t iff t < lengths[b]; 0 <= lengths[b] <= T
   const int64_t* active;   // [T] or null: one past the last row that is active at step t; on the CPU with lengths
@@ -40,8 +41,9 @@ struct LayerArgs : LayerSizes {
   const uint8_t* resets;   // [T, B] or null: a new sequence begins in row b at step t where it is not 0
   const S* x;              // [T, B, I]
   const S* weight_ih;      // [G*H, I]
-  const S* weight_hh;      // [G*H, H]
-  const S* hx;             // [B, H] or null for zeros
+  const S* weight_hh;      // [G*H, P]
+  const S* weight_hr;      // [P, H] or null: h is projected, weight_hr m with the cell's own h as m; LSTM only
+  const S* hx;             // [B, P] or null for zeros
   const S* cx;             // [B, H] or null for zeros, LSTM only
   Joining joining;
   // In place of weight_ih and weight_hh in loops of quantised weights, which are on the CPU.
@@ -73,26 +75,27 @@ template <class S, class Saved = accumulate_t<S>>
 struct ForwardArgs : LayerArgs<S> {
   const S* bias_ih;  // [G*H] or null
   const S* bias_hh;  // [G*H] or null
-  S* output;         // [T, B, H], zero where a row is not active
-  S* hy;             // [B, H]
+  S* output;         // [T, B, P], zero where a row is not active
+  S* hy;             // [B, P]
   S* cy;             // [B, H], LSTM only
   Saved* saved;      // [T, B, kSaved, H], or null when no backward will come
 };
 
 template <class S, class Saved = accumulate_t<S>>
 struct BackwardArgs : LayerArgs<S> {
-  const S* grad_output;  // [T, B, H] or null for zeros
-  const S* grad_hy;      // [B, H] or null for zeros
+  const S* grad_output;  // [T, B, P] or null for zeros
+  const S* grad_hy;      // [B, P] or null for zeros
   const S* grad_cy;      // [B, H] or null for zeros
-  const S* output;       // [T, B, H], from the forward
+  const S* output;       // [T, B, P], from the forward
   const Saved* saved;    // [T, B, kSaved, H], from the forward
   S* grad_x;             // [T, B, I] or null if not needed
   bool adds_grad_x;      // add to grad_x, which holds the other direction's gradient
   S* grad_weight_ih;     // [G*H, I]; null with grad_weight_hh, or if I = 0
-  S* grad_weight_hh;     // [G*H, H] or null if no weight's gradient is needed
+  S* grad_weight_hh;     // [G*H, P] or null if no weight's gradient is needed
+  S* grad_weight_hr;     // [P, H]; null with grad_weight_hh, or without a projection
   S* grad_bias_ih;       // [G*H], or null if there is none or it is not needed
   S* grad_bias_hh;       // [G*H], or null if there is none or it is not needed
-  S* grad_hx;            // [B, H] or null if not needed
+  S* grad_hx;            // [B, P] or null if not needed
   S* grad_cx;            // [B, H] or null if not needed, LSTM only
 };
 

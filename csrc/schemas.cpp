@@ -18,9 +18,11 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   // The instruction sets that are here, by their numbers from 1 as in the flags; "" for one that is not here or runs
   // such a call as one before it does.
   m.def("cpu_instruction_sets(str cell, ScalarType dtype, int flags) -> str[]");
-  // How a layer runs on the CPU in one direction, in words: instruction set and threads. Of the flags, those of
-  // precision count.
-  m.def("cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, bool training, int flags) -> str");
+  // How a layer runs on the CPU in one direction, in words: instruction set and threads. projection: its size, or 0. Of
+  // the flags, those of precision count.
+  m.def(
+      "cpu_plan(str cell, ScalarType dtype, int T, int B, int I, int H, int projection, bool training, int flags) -> "
+      "str");
   // The least rows (step, batch) of a float32 call whose products may have factors of bfloat16; 0: none has.
   m.def("cpu_reduced_rows() -> int");
   // The layout of the panels of quantised weights of a cell: lanes of a vector, vectors of units in a panel, vectors of
@@ -34,6 +36,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   // The plan for a layer, in words, or why there is none; `device` is a GPU that is here, "cuda:0", or one of the table
   // in csrc/cuda/plan.cpp.
   m.def(
-      "cuda_plan(str cell, str dtype, int T, int B, int H, int L, int D, bool backward, bool allow_tf32, str device) "
+      "cuda_plan(str cell, str dtype, int T, int B, int H, int projection, int L, int D, bool backward, bool "
+      "allow_tf32, "
+      "str device) "
       "-> (str plan, str why_not)");
 }

@@ -81,7 +81,7 @@ class Stack {
   Tensors forward() const {
     const bool save = call_.has(kSave);
     Tensors results, finals, saved, inner;
-    for (int i = 0; i < call_.cell.states; ++i) finals.push_back(call_.allocate(call_.state_shape()));
+    for (int i = 0; i < call_.cell.states; ++i) finals.push_back(call_.allocate(call_.state_shape(size_t(i))));
     if (!call_.has(kStep)) results.push_back(call_.allocate_like_input(call_.width()));
     results.insert(results.end(), finals.begin(), finals.end());
     for (int64_t k = 0; save && k < call_.count(); ++k) saved.push_back(allocate_saved());
@@ -100,9 +100,8 @@ class Stack {
   // Gradients of results may be absent, which means zero. `kept`: the first result of the forward and its saved
   // tensors.
   Tensors backward(const MaybeTensor& grad_output, MaybeTensor grad_hy, MaybeTensor grad_cy, Tensors kept) const {
-    for (MaybeTensor* grad : {&grad_hy, &grad_cy})
-      if (*grad)
-        prepare(**grad, {grad == &grad_hy ? "grad_hy" : "grad_cy"}, call_.state_shape(), call_.dtype, call_.input);
+    if (grad_hy) prepare(*grad_hy, {"grad_hy"}, call_.state_shape(0), call_.dtype, call_.input);
+    if (grad_cy) prepare(*grad_cy, {"grad_cy"}, call_.state_shape(1), call_.dtype, call_.input);
     MaybeTensor grad_y;
     if (grad_output) grad_y = call_.time_major(*grad_output, "grad_output", call_.width());
     prepare_kept(kept);
@@ -114,7 +113,7 @@ class Stack {
       grads.push_back(needs_weights ? call_.allocate(weight.sizes()) : call_.allocate({0}));
     const size_t first_state = grads.size();
     for (size_t i = 0; i < call_.states.size(); ++i)
-      grads.push_back(needs_states ? call_.allocate(call_.state_shape()) : call_.allocate({0}));
+      grads.push_back(needs_states ? call_.allocate(call_.state_shape(i)) : call_.allocate({0}));
     if (!call_.has_steps()) {
       for (size_t i = 0; i < first_state; ++i) fill_with_zeros(grads[i]);
       for (size_t i = first_state; needs_states && i < grads.size(); ++i)
@@ -183,7 +182,7 @@ class Stack {
   using LayerForward = ForwardArgs<S, Saved<S>>;
   template <class S>
   using LayerBackward = BackwardArgs<S, Saved<S>>;
-  LayerSizes sizes() const { return {call_.T, call_.B, call_.I, call_.H, call_.T * call_.B}; }
+  LayerSizes sizes() const { return {call_.T, call_.B, call_.I, call_.H, call_.P, call_.T * call_.B}; }
 
   template <class S>
   void run_forward(const Tensor& output, const Tensors& finals, const Tensors& saved, Tensors* inner) const {
@@ -211,11 +210,11 @@ class Stack {
   template <class S>
   void add_forward(Layers<LayerForward<S>>& layers, int64_t layer, const Tensor& x, const Tensor& y,
                    const Tensors& finals, const Tensors& saved) const {
-    const int64_t D = call_.D, H = call_.H;
+    const int64_t D = call_.D;
     for (int64_t direction = 0; direction < D; ++direction) {
       const int64_t k = layer * D + direction;
       LayerForward<S>& args = layers.add();
-      call_.fill(args, k, x, data<S>(y) + direction * H, finals);
+      call_.fill(args, k, x, data<S>(y) + direction * call_.P, finals);
       args.saved = saved.empty() ? nullptr : data<Saved<S>>(saved[size_t(k)]);
     }
   }
@@ -245,29 +244,31 @@ class Stack {
   void add_backward(Layers<LayerBackward<S>>& layers, int64_t layer, const Tensor& x, const Tensors& kept,
                     const MaybeTensor& grad_y, const MaybeTensor& grad_hy, const MaybeTensor& grad_cy,
                     const MaybeTensor& grad_x, const Tensors& grads) const {
-    const int64_t D = call_.D, H = call_.H;
+    const int64_t D = call_.D;
     for (int64_t direction = 0; direction < D; ++direction) {
-      const int64_t k = layer * D + direction, at = k * call_.B * H, each = call_.weights_each();
-      const auto grad_of_weight = [&](int64_t i) {
-        return call_.has(kNeedsWeights) && i < each ? data<S>(grads[size_t(1 + k * each + i)]) : nullptr;
+      const int64_t k = layer * D + direction, each = call_.weights_each();
+      const auto grad_of_weight = [&](int64_t i, bool is_there = true) {
+        return call_.has(kNeedsWeights) && is_there ? data<S>(grads[size_t(1 + k * each + i)]) : nullptr;
       };
+      const auto at = [&](size_t i) { return k * call_.B * call_.state_size(i); };  // in state i
       const auto grad_of_state = [&](size_t i) {
         const size_t states = call_.states.size();
-        return call_.has(kNeedsStates) && i < states ? data<S>(grads[grads.size() - states + i]) + at : nullptr;
+        return call_.has(kNeedsStates) && i < states ? data<S>(grads[grads.size() - states + i]) + at(i) : nullptr;
       };
       LayerBackward<S>& args = layers.add();
       call_.fill(args, k, x);
-      args.grad_output = grad_y ? const_data<S>(*grad_y) + direction * H : nullptr;
-      args.grad_hy = grad_hy ? const_data<S>(*grad_hy) + at : nullptr;
-      args.grad_cy = grad_cy ? const_data<S>(*grad_cy) + at : nullptr;
-      args.output = const_data<S>(output_of(layer, kept)) + direction * H;
+      args.grad_output = grad_y ? const_data<S>(*grad_y) + direction * call_.P : nullptr;
+      args.grad_hy = grad_hy ? const_data<S>(*grad_hy) + at(0) : nullptr;
+      args.grad_cy = grad_cy ? const_data<S>(*grad_cy) + at(1) : nullptr;
+      args.output = const_data<S>(output_of(layer, kept)) + direction * call_.P;
       args.saved = const_data<Saved<S>>(saved_of(k, kept));
       args.grad_x = grad_x ? data<S>(*grad_x) : nullptr;
       args.adds_grad_x = direction > 0;
       args.grad_weight_ih = grad_of_weight(0);
       args.grad_weight_hh = grad_of_weight(1);
-      args.grad_bias_ih = grad_of_weight(2);
-      args.grad_bias_hh = grad_of_weight(3);
+      args.grad_bias_ih = grad_of_weight(2, call_.has(kBias));
+      args.grad_bias_hh = grad_of_weight(3, call_.has(kBias));
+      args.grad_weight_hr = grad_of_weight(each - 1, call_.has(kProjected));
       args.grad_hx = grad_of_state(0);
       args.grad_cx = grad_of_state(1);
     }

@@ -24,6 +24,7 @@ from .call import (
     NEEDS_STATES,
     NEEDS_WEIGHTS,
     PACKED,
+    PROJECTED,
     REDUCED_PRECISION,
     REVERSE,
     SAVE,
@@ -249,9 +250,10 @@ def asked(
     """The call that the arguments of the forward op ask for."""
     has_bias, directions = bool(flags & BIAS), 2 if flags & BIDIRECTIONAL else 1
     quantized = next((dtype for dtype, flag in panels.FLAGS.items() if flags & flag), None)
-    layers = len(weights) // (directions * (2 + 2 * has_bias + 2 * (quantized is torch.int8)))
+    projected = bool(flags & PROJECTED)
+    layers = len(weights) // (directions * (2 + 2 * has_bias + projected + 2 * (quantized is torch.int8)))
     batch_first, step, reverse = bool(flags & BATCH_FIRST), bool(flags & STEP), bool(flags & REVERSE)
-    made = Form(layers, directions, has_bias, False, batch_first, step, reverse, quantized)
+    made = Form(layers, directions, has_bias, projected, batch_first, step, reverse, quantized)
     rows: dict[str, Any] = {"batch_sizes" if flags & PACKED else "lengths": lengths}
     return Call(named(name), x, _there(hx, cx), weights, made, resets=resets, masks=masks, **rows)
 
@@ -260,20 +262,19 @@ def _forward_fake(*args: Any) -> list[Tensor]:
     call, flags = asked(*args), args[-1]
     _check_devices(call)
     x, cell, step = call.input, call.cell, call.form.step
-    H, count = call.H, call.layers * call.directions
+    H, count, width = call.H, call.layers * call.directions, call.directions * call.output_size
     if call.states:  # the batch of a packed sequence is a number in a tensor, which no graph knows
-        state: tuple[int, ...] = call.states[0].shape
+        leading: tuple[int, ...] = call.states[0].shape[:-1]
     else:
-        batch = (call.B,) if call.packed or call.is_batched else ()
-        state = (*((count,) * (not step)), *batch, H)
-    results = [] if step else [_empty_like_input(call, call.directions * H)]
-    results += [x.new_empty(state) for _ in cell.states]
+        leading = (*((count,) * (not step)), *((call.B,) if call.packed or call.is_batched else ()))
+    results = [] if step else [_empty_like_input(call, width)]
+    results += [x.new_empty((*leading, size)) for size in (call.output_size, H)[: len(cell.states)]]
     if flags & SAVE:
         wide = x.device.type in ("cpu", "meta") and x.dtype in (torch.bfloat16, torch.float16)  # GPUs save x's dtype
         dtype = torch.float32 if wide else x.dtype
         rows = (x.size(0),) if call.packed else (call.T, call.B)
         results += [x.new_empty((*rows, cell.saved, H), dtype=dtype) for _ in range(count)]
-        results += [x.new_empty((*rows, call.directions * H)) for _ in range(call.layers - 1)]
+        results += [x.new_empty((*rows, width)) for _ in range(call.layers - 1)]
     return results
 
 

@@ -55,8 +55,6 @@ _NO_INT8 = "it has no kernel for int8 weights"  # weights of bfloat16 become flo
 
 def _kernels_why_not(problem: Asked) -> str | None:
     """What none of our kernels can run, whatever the device."""
-    if problem.projection:
-        return "it has no kernel for proj_size"
     if problem.transformed:
         return "its ops have no rule for torch.func transforms and forward-mode differentiation"
     if problem.subclass:
@@ -102,7 +100,7 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     p = problem
     if reason := _no_cuda_kernel(p):
         return "", reason
-    shape = p.cell, p.dtype, p.T, p.B, p.H, p.layers, p.directions
+    shape = p.cell, p.dtype, p.T, p.B, p.H, p.projection, p.layers, p.directions
     forward, reason = native.cuda_plan(*shape, False, gpu)
     if reason or not p.training:
         return forward, reason
@@ -115,7 +113,7 @@ _cpu_why_not = functools.partial(_native_why_not, dtypes=native.DTYPES)
 
 def _cpu_plan(problem: Asked, plan: int = 0) -> str:
     p = problem
-    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.training, p.quantized, plan)
+    return native.cpu_plan(p.cell, p.dtype, p.T, p.B, p.I, p.H, p.projection, p.training, p.quantized, plan)
 
 
 def _why_later(name: str, problem: Asked) -> str | None:
@@ -166,6 +164,8 @@ def _triton_why_not(problem: Asked) -> str | None:
         return _NO_INT8
     if problem.dtype not in triton_plan.DTYPES:
         return f"it has no kernel for {problem.dtype}"
+    if problem.projection:
+        return "it has no kernel for proj_size"
     return _kernels_why_not(problem) or triton_plan.why_not(problem.device)
 
 

@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     B: int
     I: int
     H: int
-    projection: bool = False
+    projection: int = 0  # proj_size: numbers of h, where it is projected
     ragged: bool = False  # lengths are given
     packed: bool = False  # input is the data of a PackedSequence
     training: bool = False  # a backward may come
@@ -40,8 +40,9 @@ class Problem(NamedTuple):
     has_resets: bool = False  # resets are given: sequences may begin inside a row
 
     def __str__(self) -> str:
-        named = ("step", "projection", "ragged", "packed", "training", "transformed")
+        named = ("step", "ragged", "packed", "training", "transformed")
         flags = [f"weights={short(self.quantized)}"] if self.quantized else []
+        flags += [f"proj_size={self.projection}"] if self.projection else []
         flags += [name for name in named if getattr(self, name)] + ["resets"] * self.has_resets
         sizes = f"T={self.T} B={self.B} I={self.I} H={self.H}"
         flags += [self.subclass] if self.subclass else []
@@ -59,7 +60,7 @@ def short(dtype: torch.dtype) -> str:
 BIAS, BIDIRECTIONAL, REVERSE, BATCH_FIRST, STEP, REDUCED_PRECISION, SAVE = (1 << k for k in range(7))
 NEEDS_INPUT, NEEDS_WEIGHTS, NEEDS_STATES = 128, 256, 1024  # of the backward
 NEEDS_ALL = NEEDS_INPUT | NEEDS_WEIGHTS | NEEDS_STATES
-PACKED = 512
+PACKED, PROJECTED = 512, 8192
 JOINS, PROJECTS, SET = 1 << 16, 1 << 17, 1 << 18  # how the CPU kernels run the call
 
 
@@ -80,7 +81,8 @@ def flags_of(form: Form) -> int:
     """The flags that say what the form does."""
     flags = (BIAS if form.bias else 0) | (BIDIRECTIONAL if form.directions > 1 else 0)
     flags |= (BATCH_FIRST if form.batch_first else 0) | (STEP if form.step else 0)
-    return flags | (REVERSE if form.reverse else 0) | (panels.FLAGS[form.quantized] if form.quantized else 0)
+    flags |= (REVERSE if form.reverse else 0) | (PROJECTED if form.projection else 0)
+    return flags | (panels.FLAGS[form.quantized] if form.quantized else 0)
 
 
 class Call:
@@ -180,8 +182,8 @@ class Call:
         return self.form.directions
 
     @property
-    def projection(self) -> bool:
-        return self.form.projection
+    def projection(self) -> int:
+        return self.weights[1].size(1) if self.form.projection else 0
 
     @property
     def step(self) -> bool:
@@ -246,7 +248,7 @@ class Call:
     @property
     def output_size(self) -> int:
         """Size of h: H, or proj_size."""
-        return self.weights[1].size(1) if self.projection else self.H
+        return self.projection or self.H
 
     @property
     def _weight_names(self) -> list[str]:
@@ -254,7 +256,7 @@ class Call:
         weights, biases = ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"] * self.form.bias
         if self.quantized:
             return [*["scale_ih", "scale_hh"] * (self.quantized is torch.int8), *biases, *weights]
-        return [*weights, *biases] + ["weight_hr"] * self.projection
+        return [*weights, *biases] + ["weight_hr"] * self.form.projection
 
     def layer_weights(self) -> list[Weights]:
         """The weights of each layer and direction; those of int8 as :class:`int8.Rows`."""

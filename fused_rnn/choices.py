@@ -47,15 +47,16 @@ class Kind(NamedTuple):
     directions: int
     ragged: bool
     packed: bool
-    projection: bool
+    projection: int  # proj_size
     T: int  # the lowest of its band, as B
     B: int
     I: int
     H: int
 
     def __str__(self) -> str:
-        named = ("training", "step", "ragged", "packed", "projection")
+        named = ("training", "step", "ragged", "packed")
         flags = [f"weights={self.weights}"] * bool(self.weights) + [name for name in named if getattr(self, name)]
+        flags += [f"proj_size={self.projection}"] * bool(self.projection)
         flags += [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * (self.directions > 1)
         flags += [f"threads={self.threads}"] * bool(self.threads)
         math = self.dtype if self.math == self.dtype else f"{self.dtype} in {self.math}"
@@ -110,7 +111,7 @@ def choice(problem: Problem | Call) -> Choice | None:
     p, x = problem, problem.input
     form: tuple[Any, ...] = p.cell.name, p.form, p.lengths is None, p.training, torch.get_num_threads()
     rounds = native.allow_bfloat16() if x.is_cpu else native.allow_tf32()
-    key = *form, rounds, x.shape, x.dtype, x.device, p.weights[0].shape
+    key = *form, rounds, x.shape, x.dtype, x.device, p.weights[1].shape  # which has H and proj_size
     try:
         return _found[key]
     except KeyError:

@@ -122,7 +122,7 @@ def why_later(problem: Problem | Call, backend: str, gpu: str | None = None) -> 
     gpu = gpu or gpu_name(p.device.type, p.device.index)
     math = math_of(p.dtype, p.device)
     shapes = measured_shapes(gpu, backend, str(p.cell), math, p.training, p.layers, p.directions, p.packed)
-    found = speedup(shapes, p.T, p.B, p.H)
+    found = None if p.projection else speedup(shapes, p.T, p.B, p.H)  # no row has proj_size
     if found is None:
         return f"not measured on this GPU ({gpu}) at such sizes, so PyTorch's kernels come first"
     if found < MARGIN:

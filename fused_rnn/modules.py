@@ -183,7 +183,8 @@ class LSTM(Layers):
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
         dropout: probability of an element of a layer's output, but the last layer's, to be zeroed in training.
         bidirectional: a second set of layers runs from the last step to the first; outputs are concatenated.
-        proj_size: if not 0, h is projected to this size after each step.
+        proj_size: if not 0, h is projected to this size after each step: h' = W_hr (o * tanh(c')), Sak et al. 2014,
+            arXiv:1402.1128.
         device, dtype: of the parameters; float32, float64, bfloat16 and float16 have kernels.
 
     Raises:

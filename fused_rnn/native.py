@@ -84,6 +84,7 @@ def cpu_plan(
     B: int,
     I: int,
     H: int,
+    projection: int,
     training: bool,
     quantized: torch.dtype | None,
     plan: int = 0,
@@ -91,7 +92,7 @@ def cpu_plan(
     """The plan of the CPU kernels for a layer in one direction, in words, given ``torch.get_num_threads()``."""
     flags = plan | (REDUCED_PRECISION if dtype == torch.float32 and allow_bfloat16() else 0)
     flags |= panels.FLAGS[quantized] if quantized else 0
-    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, training, flags)
+    return torch.ops.fused_rnn.cpu_plan(str(cell), dtype, T, B, I, H, projection, training, flags)
 
 
 @functools.cache
@@ -154,7 +155,16 @@ def cuda_architectures() -> str:
 
 
 def cuda_plan(
-    cell: Cell, dtype: torch.dtype, T: int, B: int, H: int, layers: int, directions: int, backward: bool, device: str
+    cell: Cell,
+    dtype: torch.dtype,
+    T: int,
+    B: int,
+    H: int,
+    projection: int,
+    layers: int,
+    directions: int,
+    backward: bool,
+    device: str,
 ) -> tuple[str, str | None]:
     """The plan of the CUDA kernels for a call, in words, and why there is none: one of the two is empty.
 
@@ -166,7 +176,7 @@ def cuda_plan(
         RuntimeError: there is no such device.
     """
     tf32 = dtype == torch.float32 and allow_tf32()
-    sizes = T, B, H, layers, directions
+    sizes = T, B, H, projection, layers, directions
     plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), short(dtype), *sizes, backward, tf32, device)
     return plan, why_not or None
 
@@ -192,7 +202,8 @@ def run(call: Call, plan: int = 0) -> Sequence[Tensor]:
 def inference_op(form: Form, plan: int = 0) -> InferenceOp:
     """The op for the inference of a module of that form on the CPU, where it needs no :func:`run`."""
     flags = flags_of(form) | plan
-    if form.quantized is not torch.int8 and (form.step or (form.bias and form.layers * form.directions == 1)):
+    is_one = form.step or (form.bias and form.layers * form.directions == 1 and not form.projection)
+    if is_one and form.quantized is not torch.int8:
         return torch.ops.fused_rnn.layer_inference.default, True, flags
     return torch.ops.fused_rnn.inference.default, False, flags
 

@@ -69,7 +69,7 @@ def _why_not(module: nn.Module, dtype: torch.dtype) -> str | None:
     if parametrize.is_parametrized(module):
         return "it is parametrised; torch.nn.utils.parametrize.remove_parametrizations comes first"
     if getattr(module, "proj_size", 0):
-        return "it has proj_size, for which there is no kernel; filter_fn can leave it out"
+        return "it has proj_size, for which there is no kernel of such weights; filter_fn can leave it out"
     if module.hidden_size == 0:
         return "it has no units"
     for name, weight in module.named_parameters():

@@ -75,7 +75,7 @@ def _check_shapes(call: Call) -> None:
     for k in range(call.layers * call.directions):
         inputs = call.I if k < call.directions else call.directions * output_size
         shapes += [(rows, inputs), (rows, output_size), *[(rows,)] * (2 * call.form.bias)]
-        shapes += [(output_size, H)] * call.projection
+        shapes += [(output_size, H)] * call.form.projection
     for k, (weight, shape) in enumerate(zip(call.weights, shapes, strict=True)):
         if weight.shape != shape:
             name = call.names()[len(call.states) + k]

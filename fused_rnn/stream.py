@@ -140,9 +140,7 @@ class Stream:
         """Whether the CPU kernels run the steps."""
         plain = PLAIN.issuperset(map(type, weights)) and self._device.type == "cpu"
         chosen = native.load_error is None and backends.forced() in (None, "cpu")
-        return (
-            plain and chosen and self._dtype in native.DTYPES and not self._form.projection and self._output.numel() > 0
-        )
+        return plain and chosen and self._dtype in native.DTYPES and self._output.numel() > 0
 
     def _native_step(self, weights: list[Tensor], outputs: Tensor) -> Callable[[int], bool]:
         """A function from the address of x to whether the step was made."""

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn import autograd, native, panels
 from fused_rnn.call import JOINS, PROJECTS, SET, short
-from fused_rnn.cell import CELLS
+from fused_rnn.cell import CELLS, LSTM
 
 # ---- Tensors as data ----
 
@@ -231,8 +231,11 @@ def op_calls(draw: Any) -> Call:
     on |= {name: name == quantized for name in QUANTIZED}
     on["SAVE"] &= not quantized
     on["BIAS"] |= quantized == "bfloat16"
+    on["PROJECTED"] &= cell is LSTM and not quantized
     layers, directions = 1 if step else draw(st.integers(1, 3)), 1 + on["BIDIRECTIONAL"]
     I, H = draw(sizes), draw(sizes)
+    on["PROJECTED"] &= H > 0
+    P = draw(st.integers(1, H)) if on["PROJECTED"] else H
     T, B = 1 if step else draw(sizes), draw(sizes) if batched else 1
     rows, steps = (B,) * batched, (T,) * (not step)
     form, count = rows + steps if on["BATCH_FIRST"] else steps + rows, layers * directions
@@ -247,17 +250,17 @@ def op_calls(draw: Any) -> Call:
 
     weights = []
     for k in range(count):
-        inputs, rows_of_weights = I if k < directions else directions * H, cell.gates * H
+        inputs, rows_of_weights = I if k < directions else directions * P, cell.gates * H
         biases = [tensor(rows_of_weights)] * 2 * on["BIAS"]
-        matrices = [tensor(rows_of_weights, inputs), tensor(rows_of_weights, H)]
+        matrices = [tensor(rows_of_weights, inputs), tensor(rows_of_weights, P)]
         if quantized:
             weights += [tensor(rows_of_weights)] * 2 * on["int8"] + biases
             weights += [panels_of(cell, *m.shape, quantized, is_hidden=k == 1) for k, m in enumerate(matrices)]
         else:
-            weights += matrices + biases
-    state = tensor(*(() if step else (count,)), *rows, H)
-    states = dict(zip(("hx", "cx"), [state] * len(cell.states) * draw(flags)))
-    between = [tensor(*inner, directions * H)] * (layers - 1)
+            weights += matrices + biases + [tensor(P, H)] * on["PROJECTED"]
+    final = [tensor(*(() if step else (count,)), *rows, size) for size in (P, H)]
+    states = dict(zip(("hx", "cx"), final[: len(cell.states) * draw(flags)]))
+    between = [tensor(*inner, directions * P)] * (layers - 1)
     arguments: dict[str, Any] = dict(
         input=tensor(*form, I),
         weights=weights,
@@ -268,8 +271,8 @@ def op_calls(draw: Any) -> Call:
         masks=list(between) if draw(flags) else [],
     )
     if backward:
-        output = tensor(*form, directions * H)
-        grads = dict(grad_output=output, grad_hy=state, grad_cy=state)
+        output = tensor(*form, directions * P)
+        grads = dict(grad_output=output, grad_hy=final[0], grad_cy=final[1])
         saved = [Spec((*inner, cell.saved, H), "float64" if dtype == "float64" else "float32")] * count
         grads = {n: g if draw(flags) and (n != "grad_output" or not step) else None for n, g in grads.items()}
         arguments = {**grads, "kept": [output, *saved, *between], **arguments}
@@ -307,8 +310,9 @@ def plan_calls(draw: Any) -> Call:
     text = st.sampled_from(["lstm", "gru", "gru(reset_after=False)", *WRONG_DTYPES, "H100", "T4", "cuda:0", "cpu", ""])
     names = {"cell": text, "dtype": text, "device": text, "backward": flags, "allow_tf32": flags}
     size = st.sampled_from([1, 0, 64, 1024, -1, 2**31, 2**62, 2**63 - 1, -(2**63)])
-    arguments = {name: draw(values) for name, values in (names | dict.fromkeys("TBHLD", size)).items()}
-    layer = {name: arguments[name] for name in ("cell", "T", "B", "H")} | {"I": draw(size), "training": draw(flags)}
+    arguments = {name: draw(values) for name, values in (names | dict.fromkeys([*"TBHLD", "projection"], size)).items()}
+    layer = {name: arguments[name] for name in ("cell", "T", "B", "H", "projection")}
+    layer |= {"I": draw(size), "training": draw(flags)}
     layer |= {"flags": draw(st.sampled_from([*PLANS, *FLAGS.values(), SET * 99, -1]))}
     layer["dtype"] = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
     calls = Call("cuda_plan", arguments, valid=False), Call("cpu_plan", layer, valid=False)

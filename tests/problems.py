@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from fused_rnn import autograd, reference, stock
 from fused_rnn.call import Call, Form, layer_call, one_layer
 from fused_rnn.cell import CELLS as CELLS
-from fused_rnn.cell import RNN_RELU, Cell, Weights
+from fused_rnn.cell import LSTM, RNN_RELU, Cell, Weights
 
 # Cells that differ in more than the activation of an RNN, for tests of what no activation changes.
 LOOPS = tuple(cell for cell in CELLS if cell is not RNN_RELU)
@@ -85,11 +85,15 @@ class Layer:
     grads: tuple  # for output and each final state
 
     @staticmethod
-    def random(cell, dtype, size, *, ragged=False, resets=False, bias=True, seed=0):
-        """Inputs of unit variance and torch.nn's initial weights, representable in `dtype`; leaves of autograd."""
+    def random(cell, dtype, size, *, ragged=False, resets=False, bias=True, projection=0, seed=0):
+        """Inputs of unit variance and torch.nn's initial weights, representable in `dtype`; leaves of autograd.
+
+        projection: numbers of h, or 0 for H and no projection.
+        """
         generator = torch.Generator().manual_seed(seed)
         T, B, I, H = size.T, size.B, size.I, size.H
-        rows = cell.gates * H
+        rows, P = cell.gates * H, projection or H
+        sizes = (P, H)[: len(cell.states)]
 
         def normal(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -102,11 +106,11 @@ class Layer:
         return Layer(
             cell=cell,
             x=normal(T, B, I),
-            states=tuple(normal(B, H) for _ in cell.states),
-            weights=Weights(uniform(rows, I), uniform(rows, H), *biases),
+            states=tuple(normal(B, size) for size in sizes),
+            weights=Weights(uniform(rows, I), uniform(rows, P), *biases, uniform(P, H) if projection else None),
             lengths=torch.randint(1, T + 1, (B,), generator=generator) if ragged else None,
             resets=torch.rand(T, B, generator=generator) < 0.3 if resets else None,
-            grads=tuple(normal(*shape).detach() for shape in ((T, B, H), *((B, H),) * len(cell.states))),
+            grads=tuple(normal(*shape).detach() for shape in ((T, B, P), *((B, size) for size in sizes))),
         )
 
     def call(self):
@@ -204,13 +208,21 @@ CALLS = {
     "a step": dict(step=True),
     "a step without states": dict(step=True, states=False),
     "a step without a batch": dict(step=True, batched=False, bias=False),
+    "projection": dict(layers=2, directions=2, projection=True, ragged=True, resets=True),
+    "projection, no biases, no states": dict(layers=2, projection=True, bias=False, states=False, masks=True),
 }
 
 # For other devices than the CPU, a packed sequence is padded before any op runs.
 CPU_CALLS = CALLS | {
     "packed": dict(layers=2, directions=2, packed=True, masks=True),
     "packed, no states": dict(packed=True, states=False, reverse=True),
+    "packed, projection": dict(layers=2, packed=True, projection=True),
 }
+
+
+def posed(cells, kinds):
+    """Each cell with each kind of call that it can have."""
+    return [(cell, kind) for cell in cells for kind in kinds if cell is LSTM or "projection" not in kind]
 
 
 def on_device(call, device):
@@ -222,7 +234,7 @@ def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     """A function from tensors to a call of that kind, and random tensors: input, states, weights."""
     asked = CPU_CALLS[kind]
     made = Form(**{name: asked[name] for name in Form._fields if name in asked})
-    count = made.layers * made.directions
+    count, P = made.layers * made.directions, H - 1 if made.projection else H
     rows = [B] if asked.get("batched", True) else []
     steps = rows if made.step else [*rows, T] if made.batch_first else [T, *rows]
     lengths = torch.randint(1, T + 1, (B,)) if asked.get("ragged") else None
@@ -231,16 +243,17 @@ def whole_call(cell, kind, dtype=torch.float64, T=3, B=2, I=3, H=4):
     if asked.get("packed"):
         batch_sizes = torch.tensor([B] + [max(1, B - 1)] * (T - 1))
         steps = [int(batch_sizes.sum())]
-    state = [*([] if made.step else [count]), *rows, H]
+    leading = [*([] if made.step else [count]), *rows]
     weights = []
     for k in range(count):
-        inputs = I if k < made.directions else made.directions * H
-        shapes = [(cell.gates * H, inputs), (cell.gates * H, H), (cell.gates * H,), (cell.gates * H,)]
-        weights += [torch.randn(shape, dtype=dtype) / 2 for shape in shapes[: 4 if made.bias else 2]]
-    states = [torch.randn(state, dtype=dtype) for _ in cell.states] if asked.get("states", True) else []
+        inputs, gates = I if k < made.directions else made.directions * P, cell.gates * H
+        shapes = [(gates, inputs), (gates, P), *[(gates,)] * (2 * made.bias), *[(P, H)] * made.projection]
+        weights += [torch.randn(shape, dtype=dtype) / 2 for shape in shapes]
+    sizes = (P, H)[: len(cell.states)] if asked.get("states", True) else ()
+    states = [torch.randn(*leading, size, dtype=dtype) for size in sizes]
     masks = []
     if asked.get("masks"):
-        shape = (*(steps if asked.get("packed") else (T, B)), made.directions * H)
+        shape = (*(steps if asked.get("packed") else (T, B)), made.directions * P)
         masks = [torch.randint(3, shape).to(dtype) for _ in range(made.layers - 1)]
     tensors = [torch.randn([*steps, I], dtype=dtype), *states, *weights]
     n = 1 + len(states)

@@ -41,7 +41,7 @@ def test_the_kind_of_a_call():
         "directions": 2,
         "ragged": True,
         "packed": True,
-        "projection": True,
+        "projection": 3,
         "quantized": torch.int8,
         "step": True,
     }

@@ -7,7 +7,7 @@ import pytest
 import reduced
 import torch
 from closeness import assert_within_budget
-from problems import CALLS, CELLS, SIZES, Layer, Size, comparisons, on_device, whole_call
+from problems import CALLS, CELLS, SIZES, Layer, Size, comparisons, on_device, posed, whole_call
 
 import fused_rnn
 from fused_rnn import backends, layered, native, reference
@@ -83,8 +83,7 @@ def on_cpu(results):
     return {name: value.cpu() for name, value in results.items()}
 
 
-@pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize(("cell", "kind"), posed(CELLS, CALLS), ids=str)
 def test_a_whole_call(cell, kind, monkeypatch):
     """Several layers, both directions, masks, absent states, every form of input."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

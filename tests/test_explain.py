@@ -55,9 +55,15 @@ def test_what_runs_is_what_is_explained(monkeypatch):
 
 
 def test_refusals_are_sentences():
-    text = str(fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3)))
+    rnn = fused_rnn.LSTM(3, 4, dtype=torch.complex64)
+    text = str(fused_rnn.explain(rnn, torch.zeros(5, 2, 3, dtype=torch.complex64)))
     assert "  torch" in text
-    assert "not cpu: it has no kernel for proj_size" in text
+    assert "not cpu: it has no kernel for torch.complex64" in text
+
+
+def test_a_projection_is_explained():
+    explained = fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3))
+    assert explained.backend == "cpu" and "proj_size=2" in str(explained)
 
 
 def test_a_forced_backend_is_named():
@@ -65,8 +71,8 @@ def test_a_forced_backend_is_named():
         text = str(fused_rnn.explain(fused_rnn.GRU(3, 4), torch.zeros(5, 2, 3)))
     assert "  reference, forced" in text
     assert "not cpu: reference is forced" in text
-    with fused_rnn.use_backend("cpu"), pytest.raises(ValueError, match="proj_size"):
-        fused_rnn.explain(fused_rnn.LSTM(3, 4, proj_size=2), torch.zeros(5, 2, 3))
+    with fused_rnn.use_backend("cpu"), pytest.raises(ValueError, match="complex64"):
+        fused_rnn.explain(fused_rnn.LSTM(3, 4, dtype=torch.complex64), torch.zeros(5, 2, 3, dtype=torch.complex64))
 
 
 def test_only_our_modules():
@@ -101,7 +107,7 @@ def test_a_gpu_that_is_not_here(monkeypatch):
     assert turing.backend == "torch"
     assert "not cuda: bfloat16 needs compute capability 8.0 or later, and this GPU has 7.5" in str(turing)
     projected = fused_rnn.explain(fused_rnn.LSTM(32, 70, proj_size=5), x, gpu="A100")
-    assert "not cuda: it has no kernel for proj_size" in str(projected)
+    assert "cuda (on A100: stepwise: two matmuls and two kernels a step, because no persistent kernel" in str(projected)
     with pytest.raises(RuntimeError, match="'Voodoo' is neither here nor one of T4, A100"):
         fused_rnn.explain(fused_rnn.LSTM(32, 64), x, gpu="Voodoo")
 

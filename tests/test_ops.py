@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer, on_device, whole_call
+from problems import CELLS, CPU_CALLS, DTYPES, LOOPS, Layer, Size, native_layer, on_device, posed, whole_call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn
@@ -18,6 +18,7 @@ from fused_rnn.call import (
     NEEDS_STATES,
     NEEDS_WEIGHTS,
     PACKED,
+    PROJECTED,
     REVERSE,
     SAVE,
     STEP,
@@ -59,11 +60,11 @@ SOME_CALLS = [
     (GRU_RESET_BEFORE, "reverse"),
     (LSTM, "packed"),
     (GRU, "resets, ragged"),
+    *((LSTM, kind) for kind in ("projection", "projection, no biases, no states", "packed, projection")),
 ]
 
 
-@pytest.mark.parametrize("kind", CPU_CALLS)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize(("cell", "kind"), posed(CELLS, CPU_CALLS), ids=str)
 def test_a_whole_call(cell, kind):
     """Results and gradients are those of the reference, layer by layer; so are second gradients."""
     call, tensors = whole_call(cell, kind)
@@ -352,8 +353,7 @@ def test_compiles_in_one_graph(cell, dynamic):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind", CPU_CALLS)
-@pytest.mark.parametrize("cell", LOOPS, ids=str)
+@pytest.mark.parametrize(("cell", "kind"), posed(LOOPS, CPU_CALLS), ids=str)
 def test_meta_tensors(cell, kind):
     call, tensors = whole_call(cell, kind)
     on_meta = call(*(tensor.detach().to("meta").requires_grad_() for tensor in tensors))
@@ -363,6 +363,7 @@ def test_meta_tensors(cell, kind):
 
 # What an op refuses of a layer with T 3, B 2, I 4, H 5, and its words.
 WEIGHTS = [torch.zeros(20, 4), torch.zeros(20, 5), torch.zeros(20), torch.zeros(20)]
+PROJECTING = [WEIGHTS[0], torch.zeros(20, 2), *WEIGHTS[2:], torch.zeros(2, 5)]
 BAD = {
     "cell": (dict(cell="elman"), "cell 'elman' is not one of lstm, gru"),
     "rank of input": (dict(input=torch.zeros(4)), r"input must be \[T, B, I\] or \[T, I\], got \[4\]"),
@@ -382,6 +383,27 @@ BAD = {
     "weight_hh": (
         dict(weights=[WEIGHTS[0], torch.zeros(20, 6)], flags=0),
         r"weight_hh_l0 must be \[G\*H, H\] with G = 4, got \[20, 6\]",
+    ),
+    "projection of a GRU": (
+        dict(cell="gru", weights=[torch.zeros(15, 4), torch.zeros(15, 2), torch.zeros(2, 5)], flags=PROJECTED),
+        "gru has no projection",
+    ),
+    "no weight_hr": (dict(weights=PROJECTING[:-1], flags=BIAS | PROJECTED), "weights must be 5 for each layer, got 4"),
+    "weight_hh of nothing": (
+        dict(weights=[WEIGHTS[0], torch.zeros(20, 0), torch.zeros(0, 5)], flags=PROJECTED),
+        r"weight_hh_l0 must be \[G\*H, P\], above 0, with G = 4, got \[20, 0\]",
+    ),
+    "weight_hr": (
+        dict(weights=[*PROJECTING[:-1], torch.zeros(5, 2)], flags=BIAS | PROJECTED),
+        r"weight_hr_l0 must be \[2, 5\], got \[5, 2\]",
+    ),
+    "hx of a projection": (
+        dict(weights=PROJECTING, flags=BIAS | PROJECTED),
+        r"hx must be \[1, 2, 2\], got \[1, 2, 5\]",
+    ),
+    "second layer of a projection": (
+        dict(weights=[*PROJECTING, torch.zeros(20, 5), *PROJECTING[1:]], flags=BIAS | PROJECTED),
+        r"weight_ih_l1 must be \[20, 2\], got \[20, 5\]",
     ),
     "bias_ih": (dict(weights=[*WEIGHTS[:2], torch.zeros(19), WEIGHTS[3]]), r"bias_ih_l0 must be \[20\], got \[19\]"),
     "batch of hx": (dict(hx=torch.zeros(1, 3, 5)), r"hx must be \[1, 2, 5\], got \[1, 3, 5\]"),

@@ -10,7 +10,7 @@ from problems import CELLS, DTYPES, LOOPS, NOTHING, SIZES, Layer, Size, comparis
 
 from fused_rnn import autograd, backends, native, reference
 from fused_rnn.call import layer_call, one_layer
-from fused_rnn.cell import RNN_RELU
+from fused_rnn.cell import LSTM, RNN_RELU
 
 TESTED = [backends.by_name("cpu")]
 LONG = Size(70, 4, 3, 2)
@@ -35,12 +35,12 @@ def plain(cell, x, states, weights, lengths, reverse, resets=None):
     return reference.run(cell, x, states, weights, lengths, reverse, resets)
 
 
-def check(backend, cell, dtype, size, *, reverse=False, ragged=False, resets=False, bias=True):
+def check(backend, cell, dtype, size, *, reverse=False, ragged=False, resets=False, bias=True, projection=0):
     # Small problems are drawn often, so that the largest error of PyTorch is not small by luck.
     count = 30 if size.H < 4 else 2
     if size == LONG and cell is RNN_RELU and dtype == torch.float32:  # its gradients do not fade: luck counts for more
         count = 60
-    options = dict(ragged=ragged, resets=resets, bias=bias)
+    options = dict(ragged=ragged, resets=resets, bias=bias, projection=projection)
     draws = [Layer.random(cell, dtype, size, **options, seed=seed) for seed in range(count)]
     if reason := backend.why_not(draws[0].call()):
         pytest.skip(reason)
@@ -100,6 +100,31 @@ RESET_SIZES = (Size(7, 3, 5, 63), Size(9, 50, 2, 130), Size(40, 9, 3, 17))  # sl
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
 def test_resets(backend, cell, dtype, reverse, ragged, size):
     check(backend, cell, dtype, size, reverse=reverse, ragged=ragged, resets=True)
+
+
+PROJECTIONS = {  # proj_size by size
+    Size(1, 1, 1, 2): 1,
+    Size(1, 3, 64, 64): 16,  # weights that are not packed; the last of two panels
+    Size(1, 90, 64, 64): 33,  # panels that are packed late, two and a half
+    Size(7, 3, 5, 63): 17,  # no size divides a vector, a tile or a panel
+    Size(3, 6, 7, 20): 19,
+    Size(2, 32, 16, 48): 16,  # 64 rows and whole vectors: the backward uses the weights where they are
+    Size(5, 13, 16, 48): 32,  # one more
+    Size(9, 50, 2, 130): 65,  # more rows than go through all steps together
+    Size(40, 9, 3, 17): 5,  # chunks of steps
+    Size(3, 300, 2, 3): 2,  # one step is more than a chunk of the backward
+    Size(12, 16, 80, 200): 64,  # an ordinary layer
+}
+
+
+@pytest.mark.parametrize("size", [marked(size) for size in PROJECTIONS], ids=str)
+@pytest.mark.parametrize("rows", ["padded", "ragged", "resets", "ragged, resets"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
+def test_projections(backend, dtype, reverse, rows, size):
+    options = dict(ragged="ragged" in rows, resets="resets" in rows, bias=not reverse)
+    check(backend, LSTM, dtype, size, reverse=reverse, projection=PROJECTIONS[size], **options)
 
 
 @pytest.mark.parametrize("B", [1, 5, 70, 300])  # unpacked, packed, and gradients summed in two chunks

@@ -66,9 +66,9 @@ def test_bits_of_single_steps(name, batch):
 
 def test_native_is_what_runs(monkeypatch):
     """On a CPU the module is not called."""
-    stream = fused_rnn.Stream(fused_rnn.LSTM(9, 20))
+    stream, projected = fused_rnn.Stream(fused_rnn.LSTM(9, 20)), fused_rnn.Stream(fused_rnn.LSTM(9, 20, proj_size=7))
     monkeypatch.setattr(fused_rnn.LSTM, "forward", None)
-    assert stream(torch.ones(1, 9)).shape == (1, 20)
+    assert stream(torch.ones(1, 9)).shape == (1, 20) and projected(torch.ones(1, 9)).shape == (1, 7)
     with fused_rnn.use_backend("reference"):
         other = fused_rnn.Stream(fused_rnn.LSTM(9, 20))
     with pytest.raises(TypeError):

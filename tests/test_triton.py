@@ -228,7 +228,7 @@ def posed(device="cpu", dtype=torch.float32, **flags):
 def test_says_why_not(monkeypatch):
     why_not = backends.by_name("triton").why_not
     assert "float64" in why_not(posed(dtype=torch.float64))
-    assert "proj_size" in why_not(posed(projection=True))
+    assert "proj_size" in why_not(posed(projection=3))
     assert "torch.func" in why_not(posed(transformed=True))
     assert "TRITON_INTERPRET=1" in why_not(posed())
     assert "on meta" in why_not(posed("meta"))

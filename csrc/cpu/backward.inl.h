@@ -32,7 +32,7 @@ struct GradChunk : Chunk {
 
   template <class Args>
   FUSED_RNN_INLINE GradChunk(const Args& args, int64_t done)
-      : Chunk(args, {0, args.B, 0, 0}, !args.reverse, done, [](int64_t, int64_t rows) { return rows <= kChunkRows; }) {
+      : Chunk(args, {0, args.B}, !args.reverse, done, [](int64_t, int64_t rows) { return rows <= kChunkRows; }) {
     for (int64_t i = 0; n > 1 && i < n; ++i)
       for (int64_t k = begins[i]; k < begins[i + 1]; ++k) step[k] = i;
   }
@@ -56,46 +56,54 @@ class Backward {
   explicit Backward(const BackwardArgs<S>& args)
       : args_(args),
         units_{args.H},
+        h_units_{args.P},
         rows_(most(args.B, least(args.rows, kChunkRows))),
-        width_(words<F>(kGates * args.H) * kDepth + kLanes * kDepth),
-        hidden_(right_of(args.weight_hh, args.T > 1 || args.grad_hx ? kFirst * args.H : 0, args.H)),
-        candidate_(right_of(args.weight_hh + kFirst * args.H * args.H,
-                            Cell::kResetBefore && args.multiplies_h() ? args.H : 0, args.H)),
+        width_(row_width(kGates * args.H)),
+        h_width_(projects() ? row_width(args.P) : 0),
+        hidden_(right_of(args.weight_hh, args.T > 1 || args.grad_hx ? kFirst * args.H : 0, args.P)),
+        second_(right_of(second_weight(), multiplied_second(), args.H)),
         input_{args.grad_x ? kGates * args.H : 0, args.I},
         x_{args.grad_weight_hh ? least(rows_, kChunkRows) : 0, args.I},
         h_(h_like(x_)),
+        between_(between_like(x_)),
         division_(division(args)),
         is_one_chunk_(args.rows <= kChunkRows && args.T <= Chunk::kSteps),
         is_one_step_(is_one_chunk_ && args.T == 1),
         hidden_weight_(is_one_step_ ? 0 : hidden_.packed_elements()),
-        candidate_weight_(is_one_step_ ? 0 : candidate_.packed_elements()),
+        second_weight_(is_one_step_ ? 0 : second_.packed_elements()),
         input_weight_(is_one_chunk_ ? 0 : input_.packed_elements()),
         block_(is_one_chunk_ ? division_.workers * block_elements() : 0),
         once_sums_(is_one_chunk_ ? sums_elements() : 0),
         grads_x_(rows_ * width_),
         grads_h_(Cell::kGradsDiffer ? rows_ * width_ : 0),
-        grad_states_((Cell::kResetBefore ? 3 : 2) * args.B * units_.padded()),
+        grads_output_(rows_ * h_width_),
+        grad_h_(args.B * h_units_.padded()),
+        grad_c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0),
+        grad_between_(second_.K ? args.B * units_.padded() : 0),
         packed_x_(x_.elements()),
         packed_h_(h_.elements()),
-        packed_reset_(Cell::kResetBefore ? h_.elements() : 0),
-        reset_(Cell::kResetBefore ? h_.K * args.H : 0),
-        zeros_(most(args.I, args.H)),
+        packed_between_(between_.elements()),
+        between_rows_(between_.K * args.H),
+        zeros_(most(args.I, most(args.H, args.P))),
         columns_(division_.workers * columns_size()),
         sums_ih_(kInPlace ? 0 : weight_rows() * args.I),
-        sums_hh_(kInPlace ? 0 : weight_rows() * args.H),
+        sums_hh_(kInPlace ? 0 : weight_rows() * args.P),
+        sums_hr_(kInPlace || !args.grad_weight_hr ? 0 : args.P * args.H),
         sums_bias_ih_(weight_rows()),
         sums_bias_hh_(Cell::kGradsDiffer ? weight_rows() : 0) {
-    copy_padded<S, S>(nullptr, 0, zeros_, most(args.I, args.H));
-    for (int64_t row = 0; row < rows_; ++row)
-      for (int64_t j = kGates * args.H; j < width_; ++j) {
-        grads_x_[row * width_ + j] = F(A(0));
-        if constexpr (Cell::kGradsDiffer) grads_h_[row * width_ + j] = F(A(0));
-      }
+    copy_padded<S, S>(nullptr, 0, zeros_, most(args.I, most(args.H, args.P)));
+    const auto end_rows = [&](F* rows, int64_t n, int64_t width) {
+      for (int64_t row = 0; rows && row < rows_; ++row)
+        for (int64_t j = n; j < width; ++j) rows[row * width + j] = F(A(0));
+    };
+    end_rows(grads_x_, kGates * args.H, width_);
+    end_rows(grads_h_, kGates * args.H, width_);
+    end_rows(grads_output_, args.P, h_width_);
   }
 
   static Division division(const LayerSizes& sizes) {
-    return {sizes, Panels<F>{0, sizes.H, nullptr, tile_vectors<4>(sizes.B)}.count(), 4.0 * kGates,
-            kGates * int64_t(sizeof(F))};
+    const auto panels = [&](int64_t n) { return Panels<F>{0, n, nullptr, tile_vectors<4>(sizes.B)}.count(); };
+    return {sizes, panels(sizes.H), panels(sizes.P), 4.0 * kGates, kGates * int64_t(sizeof(F))};
   }
 
   void run() {
@@ -103,7 +111,18 @@ class Backward {
   }
 
  private:
-  // weight_hh, or rows of it, as the right-hand matrix [K, N]. Few rows are multiplied faster than it is packed.
+  bool projects() const { return Cell::kProjects && args_.weight_hr; }
+  // From a row of n numbers to the next: not a power of two, for most n.
+  static int64_t row_width(int64_t n) { return words<F>(n) * kDepth + kLanes * kDepth; }
+
+  // The matrix of a step's second product, [K, H]: weight_hn with the reset before, weight_hr with a projection.
+  const S* second_weight() const { return projects() ? args_.weight_hr : args_.weight_hh + kFirst * args_.H * args_.P; }
+  int64_t multiplied_second() const {
+    return projects() ? args_.P : Cell::kResetBefore && args_.multiplies_h() ? args_.H : 0;
+  }
+
+  // weight_hh, rows of it, or weight_hr as the right-hand matrix [K, N]. Few rows are multiplied faster than it is
+  // packed.
   Panels<F> right_of(const S* weight, int64_t K, int64_t N) const {
     if constexpr (std::is_same<S, F>::value && kDepth == 1)
       if (args_.T > 1 && args_.rows <= kUnpackedRows && N % kLanes == 0)
@@ -112,13 +131,16 @@ class Backward {
   }
 
   // What weight_hh multiplied, as the right-hand matrix for the rows of x: nothing, in a single step from zeros.
-  Panels<F> h_like(const Panels<F>& x) const { return {args_.multiplies_h() ? x.K : 0, args_.H}; }
+  Panels<F> h_like(const Panels<F>& x) const { return {args_.multiplies_h() ? x.K : 0, args_.P}; }
+  // The same of the second product.
+  Panels<F> between_like(const Panels<F>& x) const { return {second_.K ? x.K : 0, args_.H}; }
 
   // ---- Places ----
 
-  A* grad_h(int64_t b, int64_t p) const { return grad_states_ + b * units_.padded() + p * kLanes; }
-  A* grad_c(int64_t b, int64_t p) const { return grad_h(args_.B + b, p); }
-  A* grad_reset(int64_t b, int64_t p) const { return grad_h(2 * args_.B + b, p); }  // of r * h
+  A* grad_h(int64_t b, int64_t p) const { return grad_h_ + b * h_units_.padded() + p * kLanes; }
+  A* grad_c(int64_t b, int64_t p) const { return grad_c_ + b * units_.padded() + p * kLanes; }
+  A* grad_between(int64_t b, int64_t p) const { return grad_between_ + b * units_.padded() + p * kLanes; }
+  F* grads_output(int64_t row, int64_t p) const { return grads_output_ + row * h_width_ + p * kLanes; }
   F* grads_x(int64_t row, int g, int64_t p) const { return grads_x_ + row * width_ + g * args_.H + p * kLanes; }
   F* grads_h(int64_t row, int g, int64_t p) const {
     return (Cell::kGradsDiffer ? grads_h_ : grads_x_) + row * width_ + g * args_.H + p * kLanes;
@@ -132,13 +154,23 @@ class Backward {
     if constexpr (kInPlace) return args_.grad_weight_hh;
     return sums_hh_;
   }
-  int64_t block_elements() const { return most(hidden_.block_elements(), input_.block_elements()); }
-  int64_t sums_elements() const { return most(hidden_.sums_elements(rows_), input_.sums_elements(rows_)); }
+  A* sums_hr() const {
+    if constexpr (kInPlace) return args_.grad_weight_hr;
+    return sums_hr_;
+  }
+  int64_t block_elements() const {
+    return most(second_.block_elements(), most(hidden_.block_elements(), input_.block_elements()));
+  }
+  int64_t sums_elements() const {
+    return most(second_.sums_elements(rows_), most(hidden_.sums_elements(rows_), input_.sums_elements(rows_)));
+  }
   F* block_of(const Worker& worker) const { return block_ + worker.begin * block_elements(); }
   int64_t columns_size() const { return columns_elements<F>(x_.K, kGatheredRows); }
-  // Vectors of units that belong to panels [p0, p1) of hidden_ and candidate_.
-  int64_t first_unit(const Part& part) const { return hidden_.first_vector(part.p0); }
-  int64_t last_unit(const Part& part) const { return hidden_.first_vector(part.p1); }
+  // Vectors of units that belong to panels [p0, p1) of second_, and of h that belong to panels [q0, q1) of hidden_.
+  int64_t first_unit(const Part& part) const { return second_.first_vector(part.p0); }
+  int64_t last_unit(const Part& part) const { return second_.first_vector(part.p1); }
+  int64_t first_of_h(const Part& part) const { return hidden_.first_vector(part.q0); }
+  int64_t end_of_h(const Part& part) const { return hidden_.first_vector(part.q1); }
 
   // ---- The pass of one worker ----
 
@@ -147,17 +179,16 @@ class Backward {
     const auto& a = args_;
     if (!is_one_step_) {
       pack_share(worker, hidden_, hidden_weight_, hidden_row());
-      pack_share(worker, candidate_, candidate_weight_, candidate_row());
+      pack_share(worker, second_, second_weight_, second_row());
     }
     if (!is_one_chunk_) pack_share(worker, input_, input_weight_, input_row());
-    const auto load_or_zero = [&](const S* from, int64_t b, int64_t p) {
-      return from ? load<A>(from + b * a.H + p * kLanes, units_.count(p)) : V(A(0));
-    };
-    for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
-        store(grad_h(b, p), load_or_zero(a.grad_hy, b, p));
-        if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), load_or_zero(a.grad_cy, b, p));
-      }
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      for (int64_t p = first_of_h(part); p < end_of_h(part); ++p)
+        store(grad_h(b, p), a.grad_hy ? load<A>(a.grad_hy + b * a.P + p * kLanes, h_units_.count(p)) : V(A(0)));
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t p = first_unit(part); p < last_unit(part); ++p)
+          store(grad_c(b, p), a.grad_cy ? load<A>(a.grad_cy + b * a.H + p * kLanes, units_.count(p)) : V(A(0)));
+    }
     worker.wait();
     for (int64_t done = 0; done < a.T;) {  // in the opposite order of the forward's
       const GradChunk chunk(a, done);
@@ -177,21 +208,21 @@ class Backward {
       done += chunk.n;
     }
     if (a.grad_weight_hh) write_sums(worker);
-    for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
-        const int64_t at = b * a.H + p * kLanes;
-        if (a.grad_hx) store(a.grad_hx + at, load<A>(grad_h(b, p)), units_.count(p));
-        if constexpr (Cell::kSavedCell >= 0)
-          if (a.grad_cx) store(a.grad_cx + at, load<A>(grad_c(b, p)), units_.count(p));
-      }
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      for (int64_t p = first_of_h(part); a.grad_hx && p < end_of_h(part); ++p)
+        store(a.grad_hx + b * a.P + p * kLanes, load<A>(grad_h(b, p)), h_units_.count(p));
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t p = first_unit(part); a.grad_cx && p < last_unit(part); ++p)
+          store(a.grad_cx + b * a.H + p * kLanes, load<A>(grad_c(b, p)), units_.count(p));
+    }
   }
 
-  // From k to row k of the matrices hidden_, candidate_ and input_.
+  // From k to row k of the matrices hidden_, second_ and input_.
   auto hidden_row() const {
-    return [this](int64_t k) { return args_.weight_hh + k * args_.H; };
+    return [this](int64_t k) { return args_.weight_hh + k * args_.P; };
   }
-  auto candidate_row() const {
-    return [this](int64_t k) { return args_.weight_hh + (kFirst * args_.H + k) * args_.H; };
+  auto second_row() const {
+    return [this](int64_t k) { return second_weight() + k * args_.H; };
   }
   auto input_row() const {
     return [this](int64_t k) { return args_.weight_ih + k * args_.I; };
@@ -231,10 +262,23 @@ class Backward {
             store(grads_x(row0 + b, kFirst, p), grad, units_.count(p));
           }
         meet(worker);
-        multiply_hidden(
-            worker, part, t % 2 == 1, candidate_, candidate_weight_, candidate_row(), active,
-            left(grads_x(row0 + part.b0, kFirst, 0), all), [&](int64_t b) { return grad_reset(b, 0); }, false);
+        multiply_second(worker, part, t, active, left(grads_x(row0 + part.b0, kFirst, 0), all));
       }
+    if (projects()) {
+      for (int64_t b = part.b0; b < active; ++b)
+        for (int64_t p = first_of_h(part); p < end_of_h(part); ++p) {
+          V grad(A(0));
+          if (t < a.length(b)) {
+            grad = grad_of_h(t, b, p);
+            store(grad_h(b, p), V(A(0)));
+          }
+          store(grads_output(row0 + b, p), grad, h_units_.count(p));
+        }
+      meet(worker);
+      const int64_t block = most(2 * kLeastBlock, sum_block(a.P));
+      multiply_second(worker, part, t, active,
+                      {grads_output(row0 + part.b0, 0), h_width_, kDepth, block, chains_for(all)});
+    }
     for (int64_t b = part.b0; b < active; ++b)
       for (int64_t p = first_unit(part); p < last_unit(part); ++p) {
         if (t < a.length(b))
@@ -245,32 +289,39 @@ class Backward {
     const bool is_first = t == (a.reverse ? a.T - 1 : 0);  // in the forward's order: before it there is hx only
     if (is_first && !a.grad_hx) return;
     meet(worker);
-    multiply_hidden(
-        worker, part, t % 2 == 1, hidden_, hidden_weight_, hidden_row(), active,
-        left(grads_h(row0 + part.b0, 0, 0), all), [&](int64_t b) { return grad_h(b, 0); }, true);
-    for (int64_t b = part.b0; a.resets && b < active; ++b)
-      for (int64_t p = first_unit(part); a.starts_anew(t, b) && p < last_unit(part); ++p) {
-        store(grad_h(b, p), V(A(0)));
-        if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), V(A(0)));
-      }
+    multiply_step(
+        worker, {part.b0, active, part.q0, part.q1}, t % 2 == 1, hidden_, hidden_weight_, hidden_row(),
+        left(grads_h(row0 + part.b0, 0, 0), all), [&](int64_t b) { return grad_h(b, 0); }, h_units_.padded(), true);
+    for (int64_t b = part.b0; a.resets && b < active; ++b) {
+      if (!a.starts_anew(t, b)) continue;
+      for (int64_t p = first_of_h(part); p < end_of_h(part); ++p) store(grad_h(b, p), V(A(0)));
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t p = first_unit(part); p < last_unit(part); ++p) store(grad_c(b, p), V(A(0)));
+    }
   }
 
-  // Multiplies `left` by the part's panels of weight_hh. Rows [part.b0, active) of the product go to row_of(b), or are
-  // added to the numbers there if `onto`.
+  // The second product of step t, to grad_between.
+  void multiply_second(const Worker& worker, const Part& part, int64_t t, int64_t active, const Left<F>& left) const {
+    multiply_step(
+        worker, {part.b0, active, part.p0, part.p1}, t % 2 == 1, second_, second_weight_, second_row(), left,
+        [&](int64_t b) { return grad_between(b, 0); }, units_.padded(), false);
+  }
+
+  // Multiplies `left` by panels [part.p0, part.p1) of a weight. Rows [part.b0, part.b1) of the product go to row_of(b),
+  // each of `columns` numbers, or are added to the numbers there if `onto`.
   template <class SourceOf, class RowOf>
-  void multiply_hidden(const Worker& worker, const Part& part, bool down, const Panels<F>& weight, const F* packed,
-                       const SourceOf& source_of, int64_t active, const Left<F>& left, const RowOf& row_of,
-                       bool onto) const {
+  void multiply_step(const Worker& worker, const Part& part, bool down, const Panels<F>& weight, const F* packed,
+                     const SourceOf& source_of, const Left<F>& left, const RowOf& row_of, int64_t columns,
+                     bool onto) const {
     if (is_one_step_)
       return weight.multiply_once(
-          part.p0, part.p1, source_of, block_of(worker), once_sums_ + weight.sums_elements(part.b0), active - part.b0,
-          left, [&](int64_t m) { return row_of(part.b0 + m); }, units_.padded(), onto);
-    in_slices(part.b0, active, width_ * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
+          part.p0, part.p1, source_of, block_of(worker), once_sums_ + weight.sums_elements(part.b0), part.rows(), left,
+          [&](int64_t m) { return row_of(part.b0 + m); }, columns, onto);
+    in_slices(part.b0, part.b1, left.row * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
       Left<F> rows = left;
-      rows.data += (b0 - part.b0) * width_;
+      rows.data += (b0 - part.b0) * left.row;
       each_panel(part.p0, part.p1, down, [&](int64_t p, int64_t next) {
-        weight.multiply(
-            p, next, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, units_.padded(), onto);
+        weight.multiply(p, next, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, columns, onto);
       });
     });
   }
@@ -283,28 +334,34 @@ class Backward {
     const bool anew = a.starts_anew(t, b), first = anew || t == a.first_step(b);
     const int64_t before = first ? 0 : a.row(a.step_before(t), b);
     typename Cell::State prev;
-    prev.h = load<A>((first ? initial(anew ? nullptr : a.hx, b) : a.output + before * a.output_row) + unit, n);
+    if constexpr (!Cell::kProjects)  // which does not look at h
+      prev.h = load<A>((first ? initial_h(b, anew) : a.output + before * a.output_row) + unit, n);
     if constexpr (Cell::kSavedCell >= 0)
-      prev.c = first ? load<A>(initial(anew ? nullptr : a.cx, b) + unit, n)
+      prev.c = first ? load<A>((a.cx && !anew ? a.cx + b * a.H : zeros_) + unit, n)
                      : load<A>(a.saved + (before * Cell::kSaved + Cell::kSavedCell) * a.H + unit, n);
     const typename Cell::State grad = grad_state(t, b, p);
     const Saved saved(*this, t, b, p);
     Grads d;
     if constexpr (Cell::kResetBefore)
-      d = Cell::backward(grad, prev, saved.s, a.multiplies_h() ? load<A>(grad_reset(b, p)) : V(A(0)));
+      d = Cell::backward(grad, prev, saved.s, a.multiplies_h() ? load<A>(grad_between(b, p)) : V(A(0)));
     else
       d = Cell::backward(grad, prev, saved.s);
     for (int g = 0; g < kGates; ++g) store_grads(row, g, p, d.x[g], d.h[g]);
-    store(grad_h(b, p), d.prev.h);
+    if (!projects()) store(grad_h(b, p), d.prev.h);
     if constexpr (Cell::kSavedCell >= 0) store(grad_c(b, p), d.prev.c);
   }
 
-  // d loss / d state after step t
-  FUSED_RNN_INLINE typename Cell::State grad_state(int64_t t, int64_t b, int64_t p) const {
+  // d loss / d h after step t
+  FUSED_RNN_INLINE V grad_of_h(int64_t t, int64_t b, int64_t p) const {
     const auto& a = args_;
+    V grad = load<A>(grad_h(b, p));
+    if (a.grad_output) grad += load<A>(a.grad_output + a.row(t, b) * a.output_row + p * kLanes, h_units_.count(p));
+    return grad;
+  }
+  // d loss / d state of the cell after step t; with a projection its own h
+  FUSED_RNN_INLINE typename Cell::State grad_state(int64_t t, int64_t b, int64_t p) const {
     typename Cell::State grad;
-    grad.h = load<A>(grad_h(b, p));
-    if (a.grad_output) grad.h += load<A>(a.grad_output + a.row(t, b) * a.output_row + p * kLanes, units_.count(p));
+    grad.h = projects() ? load<A>(grad_between(b, p)) : grad_of_h(t, b, p);
     if constexpr (Cell::kSavedCell >= 0) grad.c = load<A>(grad_c(b, p));
     return grad;
   }
@@ -349,8 +406,10 @@ class Backward {
     }
   }
 
-  // Row b of an initial state.
-  FUSED_RNN_INLINE const S* initial(const S* state, int64_t b) const { return state ? state + b * args_.H : zeros_; }
+  // h of row b before its first step, or zeros.
+  FUSED_RNN_INLINE const S* initial_h(int64_t b, bool anew) const {
+    return args_.hx && !anew ? args_.hx + b * args_.P : zeros_;
+  }
 
   int64_t row_of(const GradChunk& chunk, int64_t k) const { return args_.row(chunk.t(k), chunk.b(k)); }
   bool is_active(const GradChunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
@@ -361,30 +420,40 @@ class Backward {
     const auto& a = args_;
     const int64_t t = chunk.t(k), b = chunk.b(k);
     if (!is_active(chunk, k) || a.starts_anew(t, b)) return zeros_;
-    return t == a.first_step(b) ? initial(a.hx, b) : a.output + a.row(a.step_before(t), b) * a.output_row;
+    return t == a.first_step(b) ? initial_h(b, false) : a.output + a.row(a.step_before(t), b) * a.output_row;
   }
 
   int64_t rows_from(const GradChunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
 
-  // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and r * h for a
-  // reset before the matmul.
+  // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and what the
+  // second product of the forward multiplied.
   void pack_rows(const Worker& worker, const GradChunk& chunk, int64_t k0) const {
     const auto& a = args_;
-    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x);
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x), between = between_like(x);
     pack_share(worker, x, packed_x_, [&](int64_t k) {
       return is_active(chunk, k0 + k) ? a.x + row_of(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
     pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k0 + k); });
-    if constexpr (Cell::kResetBefore) {
-      const int64_t begin = worker.first(h.count()), end = worker.last(h.count());
-      for (int64_t k = 0; k < h.K; ++k)
-        for (int64_t v = h.first_vector(begin); v < h.first_vector(end); ++v) {
+    if constexpr (Cell::kResetBefore || Cell::kProjects) {
+      const int64_t begin = worker.first(between.count()), end = worker.last(between.count());
+      for (int64_t k = 0; k < between.K; ++k)
+        for (int64_t v = between.first_vector(begin); v < between.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const V r = load<A>(a.saved + row_of(chunk, k0 + k) * Cell::kSaved * a.H + j, units_.count(v));
-          store(reset_ + k * a.H + j, r * load<A>(h_before(chunk, k0 + k) + j, units_.count(v)), units_.count(v));
+          const A* const saved = a.saved + row_of(chunk, k0 + k) * Cell::kSaved * a.H + j;
+          store(between_rows_ + k * a.H + j, between_at(chunk, k0 + k, saved, j, units_.count(v)), units_.count(v));
         }
-      pack_share(worker, h, packed_reset_, [&](int64_t k) { return static_cast<const F*>(reset_) + k * a.H; });
+      pack_share(worker, between, packed_between_,
+                 [&](int64_t k) { return static_cast<const F*>(between_rows_) + k * a.H; });
     }
+  }
+
+  // What the second product of the forward multiplied: numbers [j, j + n) of row k of the chunk.
+  FUSED_RNN_INLINE V between_at(const GradChunk& chunk, int64_t k, const A* saved, int64_t j, int n) const {
+    const auto field = [&](int i) { return load<A>(saved + i * args_.H, n); };
+    if constexpr (Cell::kProjects)
+      return Cell::output(field(Cell::kO), field(Cell::kC));
+    else
+      return field(0) * load<A>(h_before(chunk, k) + j, n);  // r * h
   }
 
   // Rows of a block of the weights' gradients: at most kGatheredRows, and about as many for every worker.
@@ -397,7 +466,7 @@ class Backward {
   // of gate rows; no block crosses from the gates that multiply h to the one that multiplies r * h.
   void add_weight_grads(const Worker& worker, const GradChunk& chunk, int64_t k0, bool onto) const {
     const auto& a = args_;
-    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x);
+    const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x), between = between_like(x);
     F* const columns = columns_ + worker.begin * columns_size();
     const int64_t first = kFirst * a.H, all = kGates * a.H, at_once = gathered_rows();
     const int64_t split = ceil_div(first, at_once), blocks = split + ceil_div(all - first, at_once);
@@ -410,7 +479,18 @@ class Backward {
       Left<F> left = columns_of_gates(grads_x_, sums_bias_ih_);
       add_block(x, packed_x_, left, r0, count, sums_ih(), onto);
       if constexpr (Cell::kGradsDiffer) left = columns_of_gates(grads_h_, sums_bias_hh_);
-      add_block(h, i < split ? packed_h_ : packed_reset_, left, r0, count, sums_hh(), onto);
+      if (i < split)
+        add_block(h, packed_h_, left, r0, count, sums_hh(), onto);
+      else
+        add_block(between, packed_between_, left, r0, count, sums_hh(), onto);
+    }
+    if (!projects()) return;
+    const int64_t parts = ceil_div(a.P, at_once);
+    for (int64_t i = worker.first(parts); i < worker.last(parts); ++i) {
+      const int64_t r0 = i * at_once, count = least(at_once, a.P - r0);
+      const Left<F> left =
+          columns_of<F, A>(grads_output_ + k0 * h_width_ + r0, h_width_, x.K, count, columns, nullptr, onto);
+      add_block(between, packed_between_, left, r0, count, sums_hr(), onto);
     }
   }
 
@@ -433,30 +513,33 @@ class Backward {
     const auto& a = args_;
     if constexpr (!kInPlace) {
       write_share(worker, a.grad_weight_ih, sums_ih_, weight_rows() * a.I);
-      write_share(worker, a.grad_weight_hh, sums_hh_, weight_rows() * a.H);
+      write_share(worker, a.grad_weight_hh, sums_hh_, weight_rows() * a.P);
+      write_share(worker, a.grad_weight_hr, sums_hr_, a.P * a.H);
     }
     write_share(worker, a.grad_bias_ih, sums_bias_ih_, weight_rows());
     write_share(worker, a.grad_bias_hh, Cell::kGradsDiffer ? sums_bias_hh_ : sums_bias_ih_, weight_rows());
   }
 
   const BackwardArgs<S>& args_;
-  const Units<A> units_;
-  const int64_t rows_;                          // of a chunk, at most
-  const int64_t width_;                         // from a row of grads_x and grads_h to the next, not a power of two
-  const Panels<F> hidden_, candidate_, input_;  // weight_hh, reset before: its last gate, weight_ih
-  const Panels<F> x_, h_;                       // of the most rows that are packed at once
+  const Units<A> units_, h_units_;           // h_units_: numbers of h
+  const int64_t rows_;                       // of a chunk, at most
+  const int64_t width_, h_width_;            // from a row of grads_x and grads_h to the next, and of grads_output
+  const Panels<F> hidden_, second_, input_;  // weight_hh, what second_weight says, weight_ih
+  const Panels<F> x_, h_, between_;          // of the most rows that are packed at once
   const Division division_;
   const bool is_one_chunk_, is_one_step_;  // then weight_ih is multiplied once, and weight_hh
-  const Scratch<F> hidden_weight_, candidate_weight_, input_weight_;
+  const Scratch<F> hidden_weight_, second_weight_, input_weight_;
   const Scratch<F> block_;              // of multiply_once: each worker's packed rows of a weight
   const Scratch<A> once_sums_;          // of multiply_once: the sums of all rows
   const Scratch<F> grads_x_, grads_h_;  // [rows, width]: d loss / d gates_x, d gates_h where it differs
-  const Scratch<A> grad_states_;        // d loss / d h, d c or d (r * h) between two steps: [B, padded] each
-  const Scratch<F> packed_x_, packed_h_, packed_reset_;
-  const Scratch<F> reset_;  // [rows, H]: r * h
+  const Scratch<F> grads_output_;       // [rows, h_width]: d loss / d h, where it is projected
+  const Scratch<A> grad_h_, grad_c_;    // d loss / d h and d c between two steps: [B, padded] each
+  const Scratch<A> grad_between_;       // [B, padded]: the same of what the second product of the forward multiplied
+  const Scratch<F> packed_x_, packed_h_, packed_between_;
+  const Scratch<F> between_rows_;  // [rows, H]: what the second product of the forward multiplied
   const Scratch<S> zeros_;
   const Scratch<F> columns_;                      // each worker's gates' gradients as a left-hand matrix
-  const Scratch<A> sums_ih_, sums_hh_;            // [G*H, I] and [G*H, H], unless they grow in place
+  const Scratch<A> sums_ih_, sums_hh_, sums_hr_;  // [G*H, I], [G*H, P] and [P, H], unless they grow in place
   const Scratch<A> sums_bias_ih_, sums_bias_hh_;  // [G*H]; sums_bias_hh_ where it differs
 };
 

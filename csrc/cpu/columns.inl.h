@@ -14,7 +14,7 @@ int64_t columns_elements(int64_t K, int64_t count) {
 
 constexpr int64_t kSummedRows = 16;  // in a part of a column's sum: PyTorch's sums are as exact
 
-// from[:, r] for r < count as a left-hand matrix in tiles of `to`, and its sum to or onto sums[r].
+// from[:, r] for r < count as a left-hand matrix in tiles of `to`, and its sum to or onto sums[r], if that is not null.
 template <class F, class A = typename Factor<F>::A>
 Left<F> columns_in_tiles(const F* from, int64_t from_row, int64_t K, int64_t count, F* to, A* sums, bool onto) {
   using V = Vec<A>;
@@ -47,7 +47,7 @@ Left<F> columns_in_tiles(const F* from, int64_t from_row, int64_t K, int64_t cou
           part[v] = V(A(0));
         }
     }
-    for (int v = 0; v < kVectors && v * kLanes < n; ++v) {
+    for (int v = 0; sums && v < kVectors && v * kLanes < n; ++v) {
       A* const sum = sums + r + v * kLanes;
       const int lanes = int(least(kLanes, n - v * kLanes));
       store(sum, onto ? load<A>(sum, lanes) + total[v] + part[v] : total[v] + part[v], lanes);
@@ -66,7 +66,7 @@ Left<F> columns_in_rows(const F* from, int64_t from_row, int64_t K, int64_t coun
   const int64_t row = words<F>(K) * kDepth;
   for (int64_t r = 0; r < count; r += kLanes) {
     const int lanes = int(least(kLanes, count - r));
-    V total = onto ? load<A>(sums + r, lanes) : V(A(0));
+    V total = sums && onto ? load<A>(sums + r, lanes) : V(A(0));
     for (int64_t k0 = 0; k0 < K; k0 += kLanes * kDepth) {
       V part(A(0)), pairs[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
@@ -80,7 +80,7 @@ Left<F> columns_in_rows(const F* from, int64_t from_row, int64_t K, int64_t coun
       transpose(pairs);
       for (int i = 0; i < lanes; ++i) std::memcpy(to + (r + i) * row + k0, &pairs[i].v, sizeof(pairs[i].v));
     }
-    store(sums + r, total, lanes);
+    if (sums) store(sums + r, total, lanes);
   }
   return {to, row};
 }

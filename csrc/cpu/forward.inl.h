@@ -31,20 +31,27 @@ class Forward {
   static constexpr int64_t kWhole = kDepth * Factor<F>::kWords;  // numbers of K that a product takes at once
   // Vectors of units in a panel: a tile that is one vector wide would load about one factor for each product.
   static constexpr int kWide = kGates == 1 ? 2 : 1;
+  // Of a step's second product: of weight_hn and r * h with the reset before, of weight_hr and the cell's own h, called
+  // m, with a projection. A panel of that has two vectors for the same reason.
+  static constexpr bool kMayProject = Cell::kProjects && !kQuantized<F>;
+  static constexpr bool kTwoProducts = Cell::kResetBefore || kMayProject;
+  static constexpr int kSecondWide = kMayProject ? 2 : kWide;
 
  public:
   explicit Forward(const ForwardArgs<S>& args)
       : args_(args),
         units_{args.H},
+        h_units_{args.P},
         division_(division(args)),
         x_in_place_(std::is_same<S, Row>::value && args.I % kWhole == 0 && (!kAmx || packs())),
         x_row_(x_in_place_ ? args.I : factors(args.I)),
         packs_late_(!kQuantized<F> && args.T == 1 && !division_.by_rows &&
                     !are_many(args.B * (x_row_ + h_row()) * sizeof(Row))),
-        input_(panels<kGates, kWide>(args.weight_ih, args.quantized_ih, 0, args.I, args.T == 1 ? args.B : args.rows)),
-        hidden_(panels<kFirst, kWide>(args.weight_hh, args.quantized_hh, 0, multiplied_h(), args.B)),
-        candidate_(panels<1, kWide>(args.weight_hh, args.quantized_hh, Cell::kResetBefore ? kFirst : 0,
-                                    Cell::kResetBefore ? multiplied_h() : 0, args.B)),
+        input_(panels<kGates, kWide>(args.weight_ih, args.quantized_ih, 0, args.I, args.H,
+                                     args.T == 1 ? args.B : args.rows)),
+        hidden_(panels<kFirst, kWide>(args.weight_hh, args.quantized_hh, 0, multiplied_h(), args.H, args.B)),
+        second_(panels<1, kSecondWide>(projects() ? args.weight_hr : args.weight_hh, args.quantized_hh,
+                                       Cell::kResetBefore ? kFirst : 0, multiplied_second(), args.P, args.B)),
         joined_rows_(input_.bytes() + hidden_.bytes() > near_bytes() ? kJoinedFar : kJoinedNear),
         bias_x_(units_.vectors() * kGates * kLanes),
         bias_h_(units_.vectors() * Cell::kApart * kLanes),
@@ -57,13 +64,14 @@ class Forward {
         scales_x_(kScaled<F> ? division_.workers * rows_ : 0),
         scales_h_(kScaled<F> ? division_.workers * division_.most_rows() : 0),
         h_(2 * args.B * h_row()),
-        exact_h_(kRoundsH ? args.B * units_.padded() : 0),
-        reset_(Cell::kResetBefore ? args.B * h_row() : 0),
+        exact_h_(kRoundsH ? args.B * h_units_.padded() : 0),
+        between_(Cell::kResetBefore || projects() ? args.B * between_row() : 0),
         first_(Cell::kResetBefore ? units_.vectors() * args.B * kFirst * kLanes : 0),
         c_(Cell::kSavedCell >= 0 ? args.B * units_.padded() : 0) {}
 
   static Division division(const LayerSizes& sizes) {
-    return {sizes, Units<A, kWide>{sizes.H}.panels(), 2.0 * kGates, kGates * int64_t(sizeof(F))};
+    return {sizes, Units<A, kWide>{sizes.H}.panels(), Units<A, kSecondWide>{sizes.P}.panels(), 2.0 * kGates,
+            kGates * int64_t(sizeof(F))};
   }
 
   static PanelLayout panel_layout() {
@@ -75,17 +83,20 @@ class Forward {
   }
 
  private:
-  // Numbers of a row of h that weight_hh multiplies.
-  int64_t multiplied_h() const { return args_.multiplies_h() ? args_.H : 0; }
+  bool projects() const { return kMayProject && args_.weight_hr; }
+  // Numbers of a row of h that weight_hh multiplies, and of a row in the second product of a step.
+  int64_t multiplied_h() const { return args_.multiplies_h() ? args_.P : 0; }
+  int64_t multiplied_second() const { return Cell::kResetBefore ? multiplied_h() : projects() ? args_.H : 0; }
   bool packs() const { return packing_pays<F, S>(args_.rows, args_.B, words<F>(args_.I) + words<F>(multiplied_h())); }
-  int64_t places() const { return !packs() ? 0 : packs_late_ ? division_.workers : units_.panels(); }
+  // Of `rows` at once and K numbers each, with the rows of a weight for NG gates of `units` units, from gate0 on.
   template <int NG, int NU>
   GatePanels<NG, NU, S, F> panels(const S* weight, const QuantizedWeight& quantized, int gate0, int64_t K,
-                                  int64_t rows) const {
+                                  int64_t units, int64_t rows) const {
     if constexpr (kQuantized<F>)
-      return {quantized, gate0, K, args_.H};
+      return {quantized, gate0, K, units};
     else
-      return {weight, gate0, K, args_.H, rows, places()};
+      return {weight, gate0, K,
+              units,  rows,  !packs() ? 0 : packs_late_ ? division_.workers : Units<A, NU>{units}.panels()};
   }
   // Panel p, to be multiplied before panel `next`. If panels are packed late, this packs p of each of `weights`.
   template <class... Weights>
@@ -95,14 +106,19 @@ class Forward {
     return {p, worker.begin, -1};
   }
   // Some more than H: rows that are a power of two apart would share few lines of the first-level cache.
-  int64_t h_row() const { return most(units_.padded(), words<F>(args_.H) * kDepth) + kLanes * kDepth; }
+  int64_t h_row() const { return most(h_units_.padded(), words<F>(args_.P) * kDepth) + kLanes * kDepth; }
+  int64_t between_row() const { return most(units_.padded(), words<F>(args_.H) * kDepth) + kLanes * kDepth; }
   Kept* h_at(Kept* h, int64_t b, int64_t v) const { return h + b * h_row() + v * kLanes; }
-  A* exact_h_at(int64_t b, int64_t v) const { return exact_h_ + b * units_.padded() + v * kLanes; }
+  Kept* between_at(int64_t b, int64_t v) const { return between_ + b * between_row() + v * kLanes; }
+  A* exact_h_at(int64_t b, int64_t v) const { return exact_h_ + b * h_units_.padded() + v * kLanes; }
   // h of row b before a step, where `h` has its factors.
   FUSED_RNN_INLINE V h_before(Kept* h, int64_t b, int64_t v) const {
     return kRoundsH ? load<A>(exact_h_at(b, v)) : load<A>(h_at(h, b, v));
   }
   A* c_at(int64_t b, int64_t v) const { return c_ + b * units_.padded() + v * kLanes; }
+  // The vectors of h that a part writes.
+  int64_t first_of_h(const Part& part) const { return projects() ? second_.first(part.q0) : units_.first(part.p0); }
+  int64_t end_of_h(const Part& part) const { return projects() ? second_.first(part.q1) : units_.first(part.p1); }
   // Workers that own rows project other rows of the same units.
   int64_t regions() const { return division_.by_rows ? division_.workers : 1; }
   // Row k of a chunk: the kGates vectors of gates_x for the first units; for the next they are gates_x_vector()
@@ -126,10 +142,12 @@ class Forward {
       if (!packs_late_) {
         input_.pack(p, p);
         hidden_.pack(p, p);
-        if constexpr (Cell::kResetBefore) candidate_.pack(p, p);
       }
       for (int64_t v = units_.first(p); v < units_.first(p + 1); ++v) pack_biases(v);
     }
+    if constexpr (kTwoProducts)
+      for (int64_t q = worker.first(second_.count()); multiplied_second() && q < worker.last(second_.count()); ++q)
+        if (!packs_late_) second_.pack(q, q);
     worker.wait();
     for (int64_t i = 0; i < division_.slices(part); ++i) run_slice(worker, division_.slice(part, i));
   }
@@ -155,21 +173,24 @@ class Forward {
     const auto& a = args_;
     Kept *h = h_, *h_next = h + a.B * h_row();
     const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
-    for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t v = v0; v < v1; ++v) {
-        const int64_t at = b * a.H + v * kLanes;
-        const auto initial = [&](const S* state) { return state ? load<A>(state + at, units_.count(v)) : V(A(0)); };
-        for (Kept* const to : {h, h_next}) store(h_at(to, b, v), initial(a.hx));
-        if (kRoundsH) store(exact_h_at(b, v), initial(a.hx));
-        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), initial(a.cx));
+    const int64_t h0 = first_of_h(part), h1 = end_of_h(part);
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      for (int64_t v = h0; v < h1; ++v) {
+        const V initial = a.hx ? load<A>(a.hx + b * a.P + v * kLanes, h_units_.count(v)) : V(A(0));
+        for (Kept* const to : {h, h_next}) store(h_at(to, b, v), initial);
+        if (kRoundsH) store(exact_h_at(b, v), initial);
       }
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t v = v0; v < v1; ++v)
+          store(c_at(b, v), a.cx ? load<A>(a.cx + b * a.H + v * kLanes, units_.count(v)) : V(A(0)));
+    }
     begin_sequences(part, a.reverse ? a.T - 1 : 0, h);
     if constexpr (kWhole > kLanes && !kScaled<F>)
-      for (int64_t b = part.b0; b < part.b1; ++b)
-        for (int64_t j = units_.padded(); v1 == units_.vectors() && j < words<F>(a.H) * kDepth; ++j) {
-          h[b * h_row() + j] = h_next[b * h_row() + j] = Row(A(0));
-          if constexpr (Cell::kResetBefore) reset_[b * h_row() + j] = Row(A(0));
-        }
+      for (int64_t b = part.b0; b < part.b1; ++b) {
+        for (Kept* const to : {h, h_next})
+          if (h1 == h_units_.vectors()) end_row(h_at(to, b, 0), h_units_.padded(), a.P);
+        if (between_ && v1 == units_.vectors()) end_row(between_at(b, 0), units_.padded(), a.H);
+      }
     meet(worker);
     for (int64_t done = 0; done < a.T;) {
       const bool joined = is_joined(a.reverse ? a.T - 1 - done : done);
@@ -183,6 +204,7 @@ class Forward {
           joined_step(worker, part, chunk, t, h, h_next);
         else
           step(worker, part, chunk, t, h, h_next);
+        if (projects()) project_h(worker, part, chunk, t, h, h_next);
         end_step(worker, part, t, h, h_next);
         Kept* const swapped = h;
         h = h_next;
@@ -190,12 +212,16 @@ class Forward {
       }
       done += chunk.n;
     }
-    for (int64_t b = part.b0; b < part.b1; ++b)
-      for (int64_t v = v0; v < v1; ++v) {
-        const int64_t at = b * a.H + v * kLanes;
-        store(a.hy + at, h_before(h, b, v), units_.count(v));
-        if constexpr (Cell::kSavedCell >= 0) store(a.cy + at, load<A>(c_at(b, v)), units_.count(v));
-      }
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      for (int64_t v = h0; v < h1; ++v) store(a.hy + b * a.P + v * kLanes, h_before(h, b, v), h_units_.count(v));
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t v = v0; v < v1; ++v) store(a.cy + b * a.H + v * kLanes, load<A>(c_at(b, v)), units_.count(v));
+    }
+  }
+
+  // Zeros from the last vector of a row of K numbers to the end of its last word.
+  static void end_row(Kept* row, int64_t padded, int64_t K) {
+    for (int64_t j = padded; j < words<F>(K) * kDepth; ++j) row[j] = Kept(A(0));
   }
 
   Row* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
@@ -204,22 +230,34 @@ class Forward {
   Left<F> operand_x(const Worker& worker, const Left<F>& rows, int64_t M) const {
     return input_.operand(rows, M, operand_x_ + worker.begin * input_.operand_elements(rows_));
   }
-  // M rows of h or r * h from row b on, at step t. Few rows, of the whole batch, are added up in chains.
+  // M rows of h from row b on, at step t.
   Left<F> operand_h(const Worker& worker, const Kept* h, int64_t t, int64_t b, int64_t M) const {
+    return operand_of(worker, hidden_, h + b * h_row(), h_row(), Left<F>::kBlock, t, M);
+  }
+  // The same of what second_ multiplies.
+  Left<F> operand_between(const Worker& worker, int64_t t, int64_t b, int64_t M) const {
+    // No cell rounds off the sums of a projection, which take smaller parts.
+    constexpr int64_t kBlock = Left<F>::kBlock / (kMayProject ? 4 : 1);
+    return operand_of(worker, second_, between_ + b * between_row(), between_row(), kBlock, t, M);
+  }
+  // M rows, `row` apart, to be multiplied by `panels`. Few rows, of the whole batch, are added up in chains.
+  template <class Panels>
+  Left<F> operand_of(const Worker& worker, const Panels& panels, const Kept* rows, int64_t row, int64_t block,
+                     int64_t t, int64_t M) const {
     Row* const to = operand_h_ + worker.begin * operand_h_elements();
     const int chains = chains_for(active(t));
     if constexpr (kScaled<F>) {
       RowScale* const scales = scales_h_ + worker.begin * division_.most_rows();
-      const int64_t row = factors(args_.H);
-      for (int64_t m = 0; m < M; ++m) scales[m] = quantize(h + (b + m) * h_row(), multiplied_h(), to + m * row, row);
-      return {to, row, kDepth, Left<F>::kBlock, chains, false, false, scales};
+      const int64_t width = factors(args_.H);
+      for (int64_t m = 0; m < M; ++m) scales[m] = quantize(rows + m * row, multiplied_h(), to + m * width, width);
+      return {to, width, kDepth, block, chains, false, false, scales};
     } else {
-      return hidden_.operand({h + b * h_row(), h_row(), kDepth, Left<F>::kBlock, chains}, M, to);
+      return panels.operand({rows, row, kDepth, block, chains}, M, to);
     }
   }
   int64_t operand_h_elements() const {
     const int64_t rows = division_.most_rows();
-    return kScaled<F> ? rows * factors(args_.H) : hidden_.operand_elements(rows);
+    return kScaled<F> ? rows * factors(args_.H) : most(hidden_.operand_elements(rows), second_.operand_elements(rows));
   }
   // Of a row of k numbers.
   static int64_t factors(int64_t k) {
@@ -321,7 +359,7 @@ class Forward {
               if constexpr (Cell::kResetBefore) {
                 const typename Cell::State prev{h_before(h, b, v)};
                 const V r_x = load<A>(gates_x(b, v));
-                store(h_at(reset_, b, v), Cell::reset(r_x, gates_h[0], prev));
+                store(between_at(b, v), Cell::reset(r_x, gates_h[0], prev));
                 for (int g = 0; g < kFirst; ++g) store(first_at(b, v) + g * kLanes, gates_h[g]);
               } else {
                 finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
@@ -332,10 +370,10 @@ class Forward {
     if constexpr (Cell::kResetBefore) {
       meet(worker);
       in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-        const Left<F> left_reset = operand_h(worker, reset_, t, b0, b1 - b0);
+        const Left<F> left_reset = operand_between(worker, t, b0, b1 - b0);
         each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
-          candidate_.multiply(
-              turn(worker, p, next, candidate_), b1 - b0, left_reset,
+          second_.multiply(
+              turn(worker, p, next, second_), b1 - b0, left_reset,
               [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
               [&](int64_t m, int64_t v, const A* sums) {
                 const int64_t b = b0 + m;
@@ -349,17 +387,40 @@ class Forward {
     }
   }
 
+  // The same where the cell's own h, which is there for all units, is projected.
+  void project_h(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, Kept* h, Kept* h_next) const {
+    const int64_t row0 = args_.row(t, 0);
+    meet(worker);
+    if constexpr (kMayProject)
+      in_slices(part.b0, part.b0 + chunk.count(t), between_row() * int64_t(sizeof(Row)), [&](int64_t b0, int64_t b1) {
+        const Left<F> own = operand_between(worker, t, b0, b1 - b0);
+        each_panel(part.q0, part.q1, t % 2 == 1, [&](int64_t q, int64_t next) {
+          second_.multiply(
+              turn(worker, q, next, second_), b1 - b0, own,
+              [&](int64_t m, int64_t v) { fetch_output(row0 + b0 + m, v); },
+              [&](int64_t m, int64_t v, const A* sums) {
+                const int64_t b = b0 + m;
+                if (t < args_.length(b))
+                  store_h(row0 + b, b, v, load<A>(sums), h_next);
+                else
+                  skip_h(row0 + b, b, v, h, h_next);
+              });
+        });
+      });
+  }
+
   // For the rows that are not active at step t. Forward in time, the state of a row that has just ended is copied to
   // the other buffer; in reverse, both hold hx until a row starts. In padded arrays, `output` and `saved` become zero.
   void end_step(const Worker& worker, const Part& part, int64_t t, Kept* h, Kept* h_next) const {
     const auto& a = args_;
-    const int64_t v0 = units_.first(part.p0), v1 = units_.first(part.p1);
     const int64_t end = a.active_rows(t, part.b0, part.b1);
     const int64_t before = a.reverse || t == 0 ? end : a.active_rows(t - 1, part.b0, part.b1);
     for (int64_t b = end; b < before; ++b)
-      for (int64_t v = v0; v < v1; ++v) store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
-    for (int64_t b = end; !a.offsets && b < part.b1; ++b)
-      for (int64_t v = v0; v < v1; ++v) store_nothing(a.row(t, b), v);
+      for (int64_t v = first_of_h(part); v < end_of_h(part); ++v) store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
+    for (int64_t b = end; !a.offsets && b < part.b1; ++b) {
+      for (int64_t v = first_of_h(part); v < end_of_h(part); ++v) store_no_output(a.row(t, b), v);
+      for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) save_nothing(a.row(t, b), v);
+    }
     begin_sequences(part, a.reverse ? t - 1 : t + 1, h_next);
     meet(worker);
   }
@@ -370,11 +431,12 @@ class Forward {
     if (!args_.resets || t < 0 || t >= args_.T) return;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (!args_.starts_anew(t, b)) continue;
-      for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) {
+      for (int64_t v = first_of_h(part); v < end_of_h(part); ++v) {
         store(h_at(h, b, v), V(A(0)));
         if (kRoundsH) store(exact_h_at(b, v), V(A(0)));
-        if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), V(A(0)));
       }
+      if constexpr (Cell::kSavedCell >= 0)
+        for (int64_t v = units_.first(part.p0); v < units_.first(part.p1); ++v) store(c_at(b, v), V(A(0)));
     }
   }
 
@@ -385,16 +447,23 @@ class Forward {
 
   FUSED_RNN_INLINE void fetch_results(int64_t row, int64_t v) const {
     const auto& a = args_;
-    fetch_for_writing(a.output + row * a.output_row + v * kLanes, kLanes);
+    if (!projects()) fetch_output(row, v);
     for (int k = 0; a.saved && k < Cell::kSaved; ++k)
       fetch_for_writing(a.saved + (row * Cell::kSaved + k) * a.H + v * kLanes, kLanes);
+  }
+
+  FUSED_RNN_INLINE void fetch_output(int64_t row, int64_t v) const {
+    fetch_for_writing(args_.output + row * args_.output_row + v * kLanes, kLanes);
   }
 
   // The cell for row b and the units of vector v, its results to memory. `row0`: the row of b = 0 at step t.
   FUSED_RNN_INLINE void finish(int64_t t, int64_t row0, int64_t b, int64_t v, const A* gates_x,
                                const V (&gates_h)[kGates], Kept* h, Kept* h_next) const {
     const auto& a = args_;
-    if (t >= a.length(b)) return skip(row0, b, v, h, h_next);
+    if (t >= a.length(b)) {
+      if (!projects()) skip_h(row0 + b, b, v, h, h_next);
+      return save_nothing(row0 + b, v);
+    }
     V x[kGates];
     for (int g = 0; g < kGates; ++g) x[g] = load<A>(gates_x + g * kLanes);
     typename Cell::State prev;
@@ -402,21 +471,31 @@ class Forward {
     if constexpr (Cell::kSavedCell >= 0) prev.c = load<A>(c_at(b, v));
     typename Cell::Saved saved;
     const typename Cell::State next = Cell::forward(x, gates_h, prev, saved);
-    store(a.output + (row0 + b) * a.output_row + v * kLanes, next.h, units_.count(v));
-    store(h_at(h_next, b, v), rounded<S>(next.h));
-    if (kRoundsH) store(exact_h_at(b, v), next.h);
+    if (projects())
+      store(between_at(b, v), next.h);
+    else
+      store_h(row0 + b, b, v, next.h, h_next);
     if constexpr (Cell::kSavedCell >= 0) store(c_at(b, v), next.c);
     store_saved(row0 + b, v, saved);
   }
 
-  // Row b is past its end, and others after it are not: its state stays.
-  void skip(int64_t row0, int64_t b, int64_t v, Kept* h, Kept* h_next) const {
-    store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
-    store_nothing(row0 + b, v);
+  FUSED_RNN_INLINE void store_h(int64_t row, int64_t b, int64_t v, V h, Kept* h_next) const {
+    store(args_.output + row * args_.output_row + v * kLanes, h, h_units_.count(v));
+    store(h_at(h_next, b, v), rounded<S>(h));
+    if (kRoundsH) store(exact_h_at(b, v), h);
   }
 
-  void store_nothing(int64_t row, int64_t v) const {
-    store(args_.output + row * args_.output_row + v * kLanes, V(A(0)), units_.count(v));
+  // Row b is past its end, and others after it are not: its state stays.
+  void skip_h(int64_t row, int64_t b, int64_t v, Kept* h, Kept* h_next) const {
+    store(h_at(h_next, b, v), load<A>(h_at(h, b, v)));
+    store_no_output(row, v);
+  }
+
+  void store_no_output(int64_t row, int64_t v) const {
+    store(args_.output + row * args_.output_row + v * kLanes, V(A(0)), h_units_.count(v));
+  }
+
+  void save_nothing(int64_t row, int64_t v) const {
     typename Cell::Saved nothing;
     for (V& field : nothing) field = V(A(0));
     store_saved(row, v, nothing);
@@ -431,23 +510,24 @@ class Forward {
 
   const ForwardArgs<S>& args_;
   const Units<A, kWide> units_;
+  const Units<A> h_units_;  // numbers of h
   const Division division_;
   const bool x_in_place_;  // rows of x are factors as they are
   const int64_t x_row_;
   const bool packs_late_;  // each panel just before its only use: it stays in the second-level cache
   const GatePanels<kGates, kWide, S, F> input_;
   const GatePanels<kFirst, kWide, S, F> hidden_;
-  const GatePanels<1, kWide, S, F> candidate_;   // reset before: weight_hn, which multiplies r * h
-  const int64_t joined_rows_;                    // kJoinedNear or kJoinedFar
-  const Scratch<A> bias_x_, bias_h_;             // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
-  const int64_t rows_;                           // of a chunk, at most
-  const Scratch<A> gates_x_;                     // [regions, vectors, rows, kGates, kLanes]
-  const Scratch<Row> x_;                         // [workers, rows, x_row]
-  const Scratch<Row> operand_x_, operand_h_;     // of each worker
-  const Scratch<RowScale> scales_x_, scales_h_;  // of each worker: of rows of int8
-  const Scratch<Kept> h_;                        // before and after a step: [2, B, h_row]
-  const Scratch<A> exact_h_;                     // the same as a state, [B, padded], where factors are less exact
-  const Scratch<Kept> reset_;                    // reset before: r * h, [B, h_row]
+  const GatePanels<1, kSecondWide, S, F> second_;  // weight_hn or weight_hr, if there is a second product
+  const int64_t joined_rows_;                      // kJoinedNear or kJoinedFar
+  const Scratch<A> bias_x_, bias_h_;               // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
+  const int64_t rows_;                             // of a chunk, at most
+  const Scratch<A> gates_x_;                       // [regions, vectors, rows, kGates, kLanes]
+  const Scratch<Row> x_;                           // [workers, rows, x_row]
+  const Scratch<Row> operand_x_, operand_h_;       // of each worker
+  const Scratch<RowScale> scales_x_, scales_h_;    // of each worker: of rows of int8
+  const Scratch<Kept> h_;                          // before and after a step: [2, B, h_row]
+  const Scratch<A> exact_h_;                       // the same as a state, [B, padded], where factors are less exact
+  const Scratch<Kept> between_;                    // what second_ multiplies: r * h or m, [B, between_row]
   const Scratch<A> first_;  // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
   const Scratch<A> c_;      // [B, padded]
 };

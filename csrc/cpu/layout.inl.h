@@ -105,6 +105,9 @@ class GatePanels {
     multiply_panels<2>(turn.p, M, {product(turn, left, both), other.product(turn, other_left, both)}, fetch, emit);
   }
 
+  int64_t count() const { return units_.panels(); }
+  int64_t first(int64_t p) const { return units_.first(p); }  // vector of panel p
+
   int64_t bytes() const { return units_.panels() * panel_size() * int64_t(sizeof(F)); }  // of all panels
 
  private:
@@ -223,18 +226,20 @@ struct Division {
   static constexpr int64_t kTileRows = 6;  // by rows, a worker should have as many at least,
   static constexpr int64_t kSliceRows =
       48;  // and takes so many through all steps before the next: their states stay near
-  int64_t B, panels, workers;
+  int64_t B, panels, more_panels, workers;
   bool by_rows;
 
   struct Part {
-    int64_t b0, b1, p0, p1;
+    int64_t b0, b1, p0 = 0, p1 = 0, q0 = 0, q1 = 0;  // rows, panels of units, more panels
     FUSED_RNN_INLINE int64_t rows() const { return b1 - b0; }
   };
 
-  // flops and weight_bytes: for each number of a row of x and h and each unit; flops also for each row and step.
-  FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, double flops, int64_t weight_bytes)
-      : B(sizes.B), panels(panels) {
-    const int64_t T = sizes.T, weights = sizes.H * (sizes.I + sizes.H);
+  // more_panels: of h, where they are not those of the units. flops and weight_bytes: for each number of a row of x and
+  // h and each unit; flops also for each row and step.
+  FUSED_RNN_INLINE Division(const LayerSizes& sizes, int64_t panels, int64_t more_panels, double flops,
+                            int64_t weight_bytes)
+      : B(sizes.B), panels(panels), more_panels(more_panels) {
+    const int64_t T = sizes.T, weights = sizes.H * (sizes.I + sizes.P);
     const bool all_near = weights * weight_bytes <= second_level_cache();  // in that of each worker
     const double call = flops * double(sizes.rows) * double(weights);
     int64_t wanted = workers_for(call, call);
@@ -243,14 +248,15 @@ struct Division {
     workers = most(1, least(wanted, by_rows ? B : panels));
   }
   FUSED_RNN_INLINE Part part(const Worker& w) const {
-    return by_rows ? Part{w.first(B), w.last(B), 0, panels} : Part{0, B, w.first(panels), w.last(panels)};
+    if (by_rows) return {w.first(B), w.last(B), 0, panels, 0, more_panels};
+    return {0, B, w.first(panels), w.last(panels), w.first(more_panels), w.last(more_panels)};
   }
   FUSED_RNN_INLINE int64_t slices(const Part& part) const {
     return by_rows ? most(1, ceil_div(part.rows(), kSliceRows)) : 1;
   }
   FUSED_RNN_INLINE Part slice(const Part& part, int64_t i) const {
     const int64_t n = slices(part);
-    return {part.b0 + part.rows() * i / n, part.b0 + part.rows() * (i + 1) / n, part.p0, part.p1};
+    return {part.b0 + part.rows() * i / n, part.b0 + part.rows() * (i + 1) / n, part.p0, part.p1, part.q0, part.q1};
   }
   FUSED_RNN_INLINE int64_t most_rows() const { return by_rows ? least(kSliceRows, ceil_div(B, workers)) : B; }
   FUSED_RNN_INLINE int64_t most_panels() const { return by_rows ? panels : ceil_div(panels, workers); }

@@ -16,7 +16,7 @@ namespace {
 // pays.
 template <class S>
 bool run_together(const Context& context, const ForwardArgs<S>& args) {
-  const double flops = 2.0 * double(args.rows) * double(context.cell.gates * args.H) * double(args.I + args.H);
+  const double flops = 2.0 * double(args.rows) * double(context.cell.gates * args.H) * double(args.I + args.P);
   const int64_t together = workers_for(2 * flops, 2 * flops), alone = workers_for(flops, flops / double(args.T));
   return together > 1 && (together <= 3 || alone == 1);
 }
@@ -87,11 +87,11 @@ struct Cpu {
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, bool training,
-                     int64_t flags) {
-  for (const int64_t size : {T, B, I, H})
+std::string cpu_plan(std::string cell, ScalarType dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t projection,
+                     bool training, int64_t flags) {
+  for (const int64_t size : {T, B, I, H, projection})
     require(0 <= size && size <= (int64_t(1) << 40), "sizes must be from 0 to 2^40, got ", size);
-  LayerSizes sizes{T, B, I, H, 0};
+  LayerSizes sizes{T, B, I, H, projection ? projection : H, 0};
   if (__builtin_mul_overflow(T, B, &sizes.rows)) sizes.rows = INT64_MAX;
   const Quantized quantized = quantized_of(flags);
   const InstructionSet& set = instruction_set(set_of(flags));

@@ -25,7 +25,7 @@ class StreamOf final : public Stream {
         outputs_(outputs),
         loops_(loops_of<S>(call_.cell, factors_of(call_.quantized()), instruction_set(set_of(call_.flags)))),
         layers_(size_t(call_.L)) {
-    const int64_t each = call_.B * call_.H;
+    const int64_t each = call_.B * call_.P;
     for (int64_t k = 0; k < call_.L; ++k) {
       ForwardArgs<S>& args = layers_[size_t(k)];
       // New states take the place of the old ones, which the loops have read before they write.
@@ -46,7 +46,7 @@ class StreamOf final : public Stream {
   std::vector<ForwardArgs<S>> layers_;
 };
 
-// A pointer to a stream for input like `input`, [1, B, I]. The states are changed in place, and `outputs`, [L, B, H],
+// A pointer to a stream for input like `input`, [1, B, I]. The states are changed in place, and `outputs`, [L, B, P],
 // are those of each layer.
 int64_t make_stream(std::string cell, Tensor input, Tensor outputs, Tensors weights, Tensor hx, MaybeTensor cx,
                     int64_t flags) {
@@ -54,7 +54,7 @@ int64_t make_stream(std::string cell, Tensor input, Tensor outputs, Tensors weig
   require(call.T == 1 && call.D == 1 && call.has_steps(), "a stream has single steps, and sizes above 0");
   for (const MaybeTensor& state : {MaybeTensor(hx), cx})
     require(!state || state->is_contiguous(), "the states of a stream must be contiguous");
-  const std::array<int64_t, 3> shape = {call.L, call.B, call.H};
+  const std::array<int64_t, 3> shape = {call.L, call.B, call.P};
   check(outputs, {"outputs"}, {shape.data(), shape.size()}, call.dtype, call.input);
   require(outputs.is_contiguous(), "the outputs of a stream must be contiguous");
   return with_storage_type(call.dtype, [&](auto tag) {

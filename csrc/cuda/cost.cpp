@@ -83,7 +83,9 @@ double starting_cycles(const Layout& layout, int64_t parts) {
 }
 
 double stepwise_cycles(const Shape& shape) {
-  const double weights = double(shape.cell.gates) * shape.H * shape.H, launches = 2 * (1 + shape.cell.resets_before);
+  const int64_t P = shape.projection ? shape.projection : shape.H;
+  const bool is_second = shape.cell.resets_before || shape.projection;  // a second matmul
+  const double weights = double(shape.cell.gates * P + shape.projection) * shape.H, launches = 2 * (1 + is_second);
   return launches * kLaunch + weights * shape.B / multiplications_a_cycle(shape.math) +
          weights * element_bytes(shape.math) / kL2;
 }

@@ -17,13 +17,14 @@ class ForwardLayer {
       : pass_(pass),
         args_(args),
         dropout_(dropout),
-        output_(pass.context, has_gaps(args) || args.output == args.hy ? pass.T * pass.B * pass.H : 0),
+        output_(pass.context, has_gaps(args) || args.output == args.hy ? pass.T * pass.B * pass.P : 0),
         zeros_(pass.context, args),
         gates_x_(pass.context, pass.chunk_rows() * pass.GH),
         c_(pass.context, pass.has_c() && !(pass.is_persistent() && pass.is_one_chunk()) ? pass.B * pass.H : 0),
         gates_h_(pass.context, pass.is_persistent() ? 0 : pass.B * pass.GH),
-        reset_h_(pass.context, !pass.is_persistent() && pass.cell().resets_before ? pass.B * pass.H : 0),
-        hx_(pass.context, !pass.is_persistent() && args.resets ? pass.B * pass.H : 0) {
+        between_(pass.context, pass.has_two_products() ? pass.B * pass.H : 0),
+        hx_(pass.context, !pass.is_persistent() && args.resets ? pass.B * pass.P : 0),
+        h_(pass.context, pass.projects() ? pass.B * pass.P : 0) {
     if (args_.I == 0) fill_with_zeros(gates_x_.tensor());  // a library matmul takes no factor without columns
   }
 
@@ -46,19 +47,24 @@ class ForwardLayer {
 
   // Step `place` of a chunk, by itself.
   void run_step(Steps steps, int64_t place) const {
-    const int64_t B = pass_.B, H = pass_.H, GH = pass_.GH, first = pass_.first;
+    const int64_t B = pass_.B, H = pass_.H, P = pass_.P, GH = pass_.GH, first = pass_.first;
     steps.gates_x += place * B * GH;
-    const ForwardStep<S> step{steps, gates_h_.get(), reset_h_.get()};
+    const ForwardStep<S> step{steps, gates_h_.get(), between_.get()};
     const S* h = steps.is_first() ? steps.hx : steps.hy;
     if (steps.is_first() && args_.resets) {
-      check_launch(copy_kept<S, S>({steps, steps.hx, hx_.get()}, pass_.stream), "copy_kept");
+      check_launch(copy_kept<S, S>({pass_.of_h(steps), steps.hx, hx_.get()}, pass_.stream), "copy_kept");
       h = hx_.get();
     }
     const S* weight = steps.weight_hh;
-    pass_.blas.multiply(B, first, H, Matrix<S>{h, H}, {weight, H, true}, step.gates_h, GH);
+    pass_.blas.multiply(B, first, P, Matrix<S>{h, P}, {weight, P, true}, step.gates_h, GH);
+    if (pass_.projects()) {
+      check_launch(pass_.kernels.projected_forward(step, pass_.stream), "projected_forward");
+      pass_.blas.multiply(B, P, H, Matrix<S>{step.between, H}, {args_.weight_hr, H, true}, h_.get(), P);
+      return check_launch(projected_h<S>({pass_.of_h(steps), h_.get()}, pass_.stream), "projected_h");
+    }
     if (pass_.cell().resets_before) {
       check_launch(pass_.kernels.stepwise_reset(step, pass_.stream), "stepwise_reset");
-      pass_.blas.multiply(B, H, H, Matrix<S>{step.reset_h, H}, {weight + first * H, H, true}, step.gates_h + first, GH);
+      pass_.blas.multiply(B, H, H, Matrix<S>{step.between, H}, {weight + first * H, H, true}, step.gates_h + first, GH);
     }
     check_launch(pass_.kernels.stepwise_forward(step, pass_.stream), "stepwise_forward");
   }
@@ -66,7 +72,7 @@ class ForwardLayer {
   void after(const Steps&) const {}
 
   void finish() const {
-    if (has_gaps(args_)) copy_rows(pass_.context, args_, output_.get(), args_.H, args_.output, args_.output_row);
+    if (has_gaps(args_)) copy_rows(pass_.context, args_, output_.get(), args_.P, args_.output, args_.output_row);
   }
 
  private:
@@ -76,8 +82,9 @@ class ForwardLayer {
   const DeviceScratch<S> output_;  // where rows of args_.output have gaps, or args_.output is hy as well
   const InitialStates<S> zeros_;
   const DeviceScratch<float> gates_x_, c_, gates_h_;
-  const DeviceScratch<S> reset_h_;
-  const DeviceScratch<S> hx_;  // where a matmul reads it and there are resets: zero in rows that begin with one
+  const DeviceScratch<S> between_;
+  const DeviceScratch<S> hx_;     // where a matmul reads it and there are resets: zero in rows that begin with one
+  const DeviceScratch<float> h_;  // projected, of one step
 };
 
 }  // namespace fused_rnn

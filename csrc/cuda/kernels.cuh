@@ -5,8 +5,8 @@
 
 #include "kernels.h"
 #include "launch.cuh"
+#include "projection.cuh"
 #include "recurrence.cuh"
-#include "stepwise.cuh"
 
 namespace fused_rnn {
 
@@ -104,6 +104,14 @@ Kernels<S> kernels() {
     };
     all.stepwise_candidate = [](const BackwardStep<S>& step, Stream stream) -> int {
       return launch_elements(stepwise_candidate<Cell, S>, step, step.steps.B * step.steps.H, stream);
+    };
+  }
+  if constexpr (Cell::kProjects) {
+    all.projected_forward = [](const ForwardStep<S>& step, Stream stream) -> int {
+      return launch_elements(projected_forward<Cell, S>, step, step.steps.B * step.steps.H, stream);
+    };
+    all.projected_backward = [](const BackwardStep<S>& step, Stream stream) -> int {
+      return launch_elements(projected_backward<Cell, S>, step, step.steps.B * step.steps.H, stream);
     };
   }
   return all;

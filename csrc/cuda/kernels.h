@@ -25,6 +25,8 @@ struct Kernels {
   int (*stepwise_backward)(const BackwardStep<S>&, Stream);
   int (*stepwise_reset)(const ForwardStep<S>&, Stream);       // reset before the matmul only
   int (*stepwise_candidate)(const BackwardStep<S>&, Stream);  // reset before the matmul only
+  int (*projected_forward)(const ForwardStep<S>&, Stream);    // cells whose h may be projected
+  int (*projected_backward)(const BackwardStep<S>&, Stream);  // cells whose h may be projected
 };
 
 // One source file in kernels/ for each.
@@ -45,6 +47,12 @@ int copy_active(const ActiveCopy<S>&, Stream);
 
 template <class From, class To>
 int copy_kept(const KeptCopy<From, To>&, Stream);
+
+template <class S>
+int projected_h(const ProjectedStep<S>&, Stream);
+
+template <class S>
+int projected_grad_h(const ProjectedGradStep<S>&, Stream);
 
 template <class S>
 int convert(const Conversion<S>&, Stream);

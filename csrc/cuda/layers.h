@@ -25,7 +25,7 @@ class CudaPass : Pass<S> {
   void share_grad_x(Layers<BackwardArgs<S, S>>& directions) const {
     const BackwardArgs<S, S>& args = directions[0];
     if (!args.grad_x) return;
-    const LayerSizes sizes{args.T, args.B, args.I, args.I, args.rows};  // rows of I numbers
+    const LayerSizes sizes{args.T, args.B, args.I, args.I, args.I, args.rows};  // rows of I numbers
     fill_with_zeros(rows_at(this->context, args.grad_x, sizes, args.I));
     for (BackwardArgs<S, S>& each : directions) each.adds_grad_x = true;
   }

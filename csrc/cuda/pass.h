@@ -40,20 +40,20 @@ Math math_of(const Context& context, const Device& device) {
   return float32_math(context.flags & kReducedPrecision, device.capability);
 }
 
-// An array [T, B, H] whose rows are `row` numbers apart.
+// An array [T, B, P] whose rows are `row` numbers apart.
 template <class S>
 Tensor rows_at(const Context& context, const S* data, const LayerSizes& sizes, int64_t row) {
-  const std::array<int64_t, 3> shape = {sizes.T, sizes.B, sizes.H}, strides = {sizes.B * row, row, 1};
+  const std::array<int64_t, 3> shape = {sizes.T, sizes.B, sizes.P}, strides = {sizes.B * row, row, 1};
   return torch::stable::from_blob(const_cast<S*>(data), shape, strides, context.input.device(), scalar_type<S>());
 }
 
-// The kernels read and write rows without gaps; with two directions those of output are 2 H numbers apart.
+// The kernels read and write rows without gaps; with two directions those of output are 2 P numbers apart.
 template <class S>
 bool has_gaps(const LayerArgs<S>& args) {
-  return args.output_row != args.H;
+  return args.output_row != args.P;
 }
 
-// Copies an array [T, B, H] to one with another distance between rows.
+// Copies an array [T, B, P] to one with another distance between rows.
 template <class S>
 void copy_rows(const Context& context, const LayerSizes& sizes, const S* from, int64_t from_row, S* to,
                int64_t to_row) {
@@ -65,7 +65,8 @@ void copy_rows(const Context& context, const LayerSizes& sizes, const S* from, i
 template <class S>
 class InitialStates {
  public:
-  InitialStates(const Context& context, const LayerArgs<S>& args) : zeros_(context, args.hx ? 0 : args.B * args.H) {
+  InitialStates(const Context& context, const LayerArgs<S>& args)
+      : zeros_(context, args.hx ? 0 : args.B * std::max(args.H, args.P)) {
     fill_with_zeros(zeros_.tensor());
   }
   void replace_absent(Steps<S>& steps) const {
@@ -96,13 +97,16 @@ class Pass {
       : context(context),
         device(device_of(context.input)),
         math(math_of<S>(context, device)),
-        plan(make_plan({context.cell, math, sizes.T, sizes.B, sizes.H, context.L, context.D, backward}, device)),
+        plan(make_plan({context.cell, math, sizes.T, sizes.B, sizes.H, context.L, context.D, backward,
+                        context.flags & kProjected ? sizes.P : 0},
+                       device)),
         blas(math),
         kernels(fused_rnn::kernels<S>(context.cell, AllCells{})),
         stream(stream_of(context.input)),
         T(sizes.T),
         B(sizes.B),
         H(sizes.H),
+        P(sizes.P),
         GH(context.cell.gates * sizes.H),
         first(context.cell.hidden_rows(sizes.H)),
         mail_(context, is_grid() ? most_groups() * plan.layout.mail_bytes(slots(backward)) / sizeof(float) : 0),
@@ -113,9 +117,17 @@ class Pass {
 
   const CellTraits& cell() const { return context.cell; }
   bool has_c() const { return cell().states > 1; }
+  bool projects() const { return context.flags & kProjected; }
+  bool has_two_products() const { return !is_persistent() && (cell().resets_before || projects()); }  // in a step
   bool is_one_chunk() const { return plan.chunk == T; }
   bool is_persistent() const { return plan.tier != Tier::kStepwise; }
   int64_t chunk_rows() const { return plan.chunk * B; }
+  // The same steps for kernels of h alone, which may be projected.
+  template <class Steps>
+  Steps of_h(Steps steps) const {
+    steps.H = int(P);
+    return steps;
+  }
 
   // Runs layers side by side through all chunks; Layer is ForwardLayer or BackwardLayer. A stacked layer is one chunk
   // behind the one before it.
@@ -152,7 +164,7 @@ class Pass {
   const Blas blas;
   const Kernels<S> kernels;
   const Stream stream;
-  const int64_t T, B, H, GH;
+  const int64_t T, B, H, P, GH;
   const int64_t first;  // rows of weight_hh that multiply h itself; the others multiply r * h
 
  private:

@@ -75,15 +75,17 @@ std::string why_not(Math math, int capability) {
 }
 
 std::string why_not(const Shape& shape) {
-  const int64_t each = std::max(shape.cell.gates, shape.cell.saved);
+  const int64_t each = std::max(shape.cell.gates, shape.cell.saved), P = shape.projection;
   const bool fits = 0 <= shape.T && shape.T <= INT_MAX && 0 <= shape.H && shape.H <= INT_MAX / each && 0 <= shape.B &&
-                    shape.B <= INT_MAX / std::max<int64_t>(1, each * shape.H);
+                    shape.B <= INT_MAX / std::max<int64_t>(1, each * shape.H) && 0 <= P && P <= INT_MAX &&
+                    shape.B <= INT_MAX / std::max<int64_t>(1, P);
   if (shape.L < 1 || shape.L > INT_MAX || shape.D < 1 || shape.D > 2)
     return "a call has at least one layer, in one direction or two, got L = " + std::to_string(shape.L) +
            ", D = " + std::to_string(shape.D);
   if (fits) return "";
   return "T and the numbers of one step must be below 2^31, got T = " + std::to_string(shape.T) +
-         ", B = " + std::to_string(shape.B) + ", H = " + std::to_string(shape.H);
+         ", B = " + std::to_string(shape.B) + ", H = " + std::to_string(shape.H) +
+         (P ? ", P = " + std::to_string(P) : "");
 }
 
 namespace {
@@ -116,7 +118,9 @@ class Planner {
   // The plan of a tier; without one, where it cannot run the shape, the reason why.
   Plan of(Tier tier, Wanted wanted = {}) const {
     Plan best = stepwise_;
-    if (tier == Tier::kCluster && device_.capability < oldest_capability(tier))
+    if (tier != Tier::kStepwise && shape_.projection)
+      best.reason = "no persistent kernel projects h";
+    else if (tier == Tier::kCluster && device_.capability < oldest_capability(tier))
       best.reason = "clusters of blocks need compute capability 9.0 or later";
     else if (tier == Tier::kGrid && device_.capability < oldest_capability(tier))
       best.reason = "blocks exchange what they compute from compute capability 8.0 on";
@@ -296,7 +300,8 @@ std::string to_string(const Plan& plan, const Shape& shape) {
   const auto counted = [](int n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); };
   std::ostringstream text;
   if (plan.tier == Tier::kStepwise) {
-    text << "stepwise: one matmul and one kernel a step, because " << plan.reason;
+    text << "stepwise: " << (shape.projection ? "two matmuls and two kernels" : "one matmul and one kernel")
+         << " a step, because " << plan.reason;
   } else {
     const int in_registers = std::min(layout.depth(), layout.in_registers), in_shared = layout.depth() - in_registers;
     if (plan.tier == Tier::kBlock)

@@ -29,6 +29,7 @@ struct Shape {
   int64_t T, B, H;
   int64_t L, D;  // layers and directions of the call
   bool backward;
+  int64_t projection = 0;  // numbers of h, if it is projected
 };
 
 // "float32", "tf32", "bfloat16" or "float16". Throws std::runtime_error for another name.

@@ -237,7 +237,7 @@ FUSED_RNN_DEVICE void run_backward(const Recurrence<BackwardSteps<S>>& recurrenc
 
   const int first = a.time(a.begin), first_place = a.place(first);
   Cursor<S, kGates> grads_x(a.grads_x, a, place, first_place), grads_h(a.grads_h, a, place, first_place);
-  Cursor<S, 1> h_before(a.h_before, a, place, first_place), reset_h(a.reset_h, a, place, first_place);
+  Cursor<S, 1> h_before(a.h_before, a, place, first_place), reset_h(a.between, a, place, first_place);
   const auto store = [&](int e, const GradsOf<Cell>& grads, S h, float reset_gate) {
     const GradTargets<S> to{grads_x.of(e, H), Cell::kGradsDiffer ? grads_h.of(e, H) : nullptr, h_before.of(e, H),
                             Cell::kResetBefore ? reset_h.of(e, H) : nullptr};

@@ -1,7 +1,7 @@
 // What the kernels get: some steps of one layer in one direction. Sizes and pointers on the device, nothing of torch.
 // All arrays are contiguous; S is the storage type. One step of any array has less than 2^31 numbers, so that places
-// within a step are ints. A pass is cut into chunks of steps; what one chunk hands to the next
-// is the state: h or its gradient, and c or its gradient in float32.
+// within a step are ints. A pass is cut into chunks of steps; what one chunk hands to the next is the state: h or its
+// gradient, and c or its gradient in float32. Where h is projected, its arrays have P in place of H.
 #pragma once
 
 #include <cstdint>
@@ -73,7 +73,7 @@ struct BackwardSteps : Steps<S> {
   S* grads_x;            // [count, B, G*H]: d loss / d gates_x, zero where a row is not active
   S* grads_h;            // [count, B, G*H]: d loss / d gates_h; the same array as grads_x where they are the same
   S* h_before;           // [count, B, H]: the h that weight_hh multiplied, zero where a row is not active
-  S* reset_h;            // [count, B, H]: r * h, reset before the matmul only
+  S* between;            // [count, B, H]: what a step's second product multiplied, r * h or m, if it has two
 };
 
 // What the blocks of a group exchange through global memory; of a launch with several blocks a group only.
@@ -106,13 +106,26 @@ template <class S>
 struct ForwardStep {
   ForwardSteps<S> steps;
   float* gates_h;  // [B, G*H], without bias
-  S* reset_h;      // [B, H]: r * h, reset before the matmul only
+  S* between;      // [B, H]: what the second product multiplies, r * h or m, if there are two
 };
 
 template <class S>
 struct BackwardStep {
   BackwardSteps<S> steps;
-  const float* grad_reset;  // [B, H]: d loss / d (r * h), reset before the matmul only
+  const float* grad_between;  // [B, H]: d loss / d (r * h) or d m, if there are two products
+};
+
+// The same for h where it is projected, with P in place of H.
+template <class S>
+struct ProjectedStep {
+  ForwardSteps<S> steps;
+  const float* h;  // [B, P]
+};
+
+template <class S>
+struct ProjectedGradStep {
+  BackwardSteps<S> steps;
+  S* grads_output;  // [B, P]: d loss / d h, zero where a row is not active
 };
 
 // from and to: [count, B, width]; zeros where a row is not active.

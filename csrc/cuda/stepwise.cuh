@@ -29,14 +29,14 @@ FUSED_RNN_DEVICE void load_gates(const float* gates, const S* bias, const Steps<
     to[gate] = gates[(b * Cell::kGates + gate) * a.H + unit] + load(bias, gate * a.H + unit);
 }
 
-// reset_h = r * h, what the candidate's matmul multiplies. Of gates_h, r's part is there.
+// r * h, what the candidate's matmul multiplies. Of gates_h, r's part is there.
 template <class Cell, class S>
 FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_reset(const __grid_constant__ ForwardStep<S> step) {
   const ForwardSteps<S>& a = step.steps;
   for_each_element(a, [&](int at) {
     const int b = at / a.H, unit = at % a.H, r = b * Cell::kGates * a.H + unit;
     const Real r_x = a.gates_x[r] + load(a.bias_ih, unit), r_h = step.gates_h[r] + load(a.bias_hh, unit);
-    step.reset_h[at] = from_float<S>(Cell::reset(r_x, r_h, state_before<Cell>(a, at)).v);
+    step.between[at] = from_float<S>(Cell::reset(r_x, r_h, state_before<Cell>(a, at)).v);
   });
 }
 
@@ -122,10 +122,10 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_backward(const __
     auto grads = no_grads<Cell>();
     grads.prev = element.grad;
     if (element.active)
-      grads = step_backward<Cell>(element.grad, element.before, element.saved, load(step.grad_reset, at));
+      grads = step_backward<Cell>(element.grad, element.before, element.saved, load(step.grad_between, at));
     const GradTargets<S> to{of_element<Cell::kGates>(a.grads_x, a, 0, b, unit),
                             of_element<Cell::kGates>(a.grads_h, a, 0, b, unit),
-                            of_element<1>(a.h_before, a, 0, b, unit), of_element<1>(a.reset_h, a, 0, b, unit)};
+                            of_element<1>(a.h_before, a, 0, b, unit), of_element<1>(a.between, a, 0, b, unit)};
     store_grads<Cell>(true, to, a.H, grads, element.h_before, element.saved[0].v);
     if (element.anew) grads.prev = typename Cell::State{};
     a.grad_h[at] = grads.prev.h.v;

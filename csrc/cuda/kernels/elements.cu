@@ -16,6 +16,16 @@ int copy_kept(const KeptCopy<From, To>& args, Stream stream) {
 }
 
 template <class S>
+int projected_h(const ProjectedStep<S>& args, Stream stream) {
+  return launch_elements(projected_h_elements<S>, args, args.steps.B * args.steps.H, stream);
+}
+
+template <class S>
+int projected_grad_h(const ProjectedGradStep<S>& args, Stream stream) {
+  return launch_elements(projected_grad_h_elements<S>, args, args.steps.B * args.steps.H, stream);
+}
+
+template <class S>
 int convert(const Conversion<S>& args, Stream stream) {
   return launch_elements(convert_elements<S>, args, args.n, stream);
 }
@@ -28,6 +38,12 @@ template int copy_kept(const KeptCopy<float, BFloat16>&, Stream);
 template int copy_kept(const KeptCopy<float, Float16>&, Stream);
 template int copy_kept(const KeptCopy<BFloat16, BFloat16>&, Stream);
 template int copy_kept(const KeptCopy<Float16, Float16>&, Stream);
+template int projected_h(const ProjectedStep<float>&, Stream);
+template int projected_h(const ProjectedStep<BFloat16>&, Stream);
+template int projected_h(const ProjectedStep<Float16>&, Stream);
+template int projected_grad_h(const ProjectedGradStep<float>&, Stream);
+template int projected_grad_h(const ProjectedGradStep<BFloat16>&, Stream);
+template int projected_grad_h(const ProjectedGradStep<Float16>&, Stream);
 template int convert(const Conversion<float>&, Stream);
 template int convert(const Conversion<BFloat16>&, Stream);
 template int convert(const Conversion<Float16>&, Stream);
