@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from fused_rnn.cases import CHECK_GRID, CPU_GRID, CPU_QUICK, STEP_GRID, USES, Case
+from fused_rnn.cases import CHECK_GRID, CPU_GRID, CPU_QUICK, PROJECTIONS, STEP_GRID, USES, Case
 from fused_rnn.cell import GRU, LSTM, RNN_TANH
 
 CELL_OF = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN_TANH}  # of torch.nn's class
@@ -38,8 +38,10 @@ class Task:
     def flops(self) -> float:
         """Of the products of one time step, all layers and directions; training is a forward and twice as much more."""
         case, gates, directions = self.case, CELL_OF[self.cell].gates, 1 + self.case.bidirectional
-        inputs = [case.I, *[directions * case.H] * (case.layers - 1)]
-        forward = sum(2 * gates * case.H * (size + case.H) * case.B * directions for size in inputs)
+        P = case.proj_size or case.H
+        inputs = [case.I, *[directions * P] * (case.layers - 1)]
+        weights = sum(gates * case.H * (size + P) + case.H * case.proj_size for size in inputs)
+        forward = 2 * weights * case.B * directions
         return forward * (3 if self.is_training else 1)
 
 
@@ -53,7 +55,7 @@ WARM_UP = Case("warm-up", 4, 2, 8, 16)
 
 
 def cases_for(device_type: str) -> tuple[Case, ...]:
-    return (*GPU_GRID, *USES) if device_type == "cuda" else (*CPU_GRID, *STEP_GRID, *USES)
+    return (*GPU_GRID, *USES) if device_type == "cuda" else (*CPU_GRID, *STEP_GRID, *PROJECTIONS, *USES)
 
 
 def quick_cases(device_type: str) -> tuple[Case, ...]:
@@ -98,4 +100,5 @@ def tasks(
         precisions += [("float32", True)] * reduced
     for case in cases:
         for (dtype, tf32), cell, work in product(precisions[:1] if case.source else precisions, cells, case.works()):
-            yield Task(case, cell, work, dtype, tf32, device_type)
+            if cell == "LSTM" or not case.proj_size:
+                yield Task(case, cell, work, dtype, tf32, device_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,8 @@ class Setting:
 
 def systems_for(task: Task, setting: Setting) -> list[System]:
     """Ours, torch.nn and the peers that can run the task."""
-    return [systems.OURS, systems.TORCH, *(peer for peer in setting.peers if peer.why_not(task) is None)]
+    peers = [peer for peer in setting.peers if peer.projects or not task.case.proj_size]
+    return [systems.OURS, systems.TORCH, *(peer for peer in peers if peer.why_not(task) is None)]
 
 
 def key(task: Task, system: System, setting: Setting) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ def measure(task: Task, setting: Setting) -> list[Row]:
             start = x.repeat(CHECKED_STEPS, 1, 1)
         plain = compare.results(torch_layer(task, rnn, start, start_lengths), start, task.work)
         truth = compare.results(
-            torch_layer(task, _double(task, rnn), start.double(), start_lengths), start.double(), task.work
+            torch_layer(task, copy.deepcopy(rnn).double(), start.double(), start_lengths), start.double(), task.work
         )
         measured, layers = [], []
         for system in systems_for(task, setting):
@@ -113,7 +115,9 @@ def inputs(task: Task, device: torch.device) -> tuple[nn.RNNBase, Tensor, Tensor
     """torch.nn's layer, an input, and the lengths of its rows if they differ, on the host; always the same."""
     torch.manual_seed(0)
     case, dtype = task.case, getattr(torch, task.dtype)
-    rnn = getattr(nn, task.cell)(case.I, case.H, case.layers, bidirectional=case.bidirectional).to(device, dtype)
+    options: dict[str, int] = {"bidirectional": case.bidirectional}
+    options |= {"proj_size": case.proj_size} if case.proj_size else {}  # torch.nn.GRU takes none
+    rnn = getattr(nn, task.cell)(case.I, case.H, case.layers, **options).to(device, dtype)
     x = torch.randn(case.T, case.B, case.I).to(device, dtype)
     lengths = torch.randint(max(1, case.T // 4), case.T + 1, (case.B,)) if case.ragged else None
     return rnn, x, lengths
@@ -141,14 +145,6 @@ def work_of(task: Task, layer: Layer, x: Tensor) -> Callable[[], object]:
         return states
 
     return streaming if task.work in SINGLE else inference
-
-
-def _double(task: Task, rnn: nn.RNNBase) -> nn.RNNBase:
-    double = getattr(nn, task.cell)(
-        rnn.input_size, rnn.hidden_size, rnn.num_layers, bidirectional=rnn.bidirectional, dtype=torch.float64
-    )
-    double.load_state_dict(rnn.state_dict())
-    return double.to(next(rnn.parameters()).device)
 
 
 @contextlib.contextmanager

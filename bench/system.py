@@ -46,6 +46,7 @@ class System:
         build: a layer from one of torch.nn, an input and the lengths of its rows.
         quick: whether it is ready within a second or so.
         rounding: of what it multiplies, relative, if that is coarser than the task's dtype.
+        projects: whether it has an LSTM with proj_size.
     """
 
     name: str
@@ -54,6 +55,7 @@ class System:
     build: Callable[[Task, nn.RNNBase, Tensor, Tensor | None], Layer]
     quick: bool = True
     rounding: float = 0.0
+    projects: bool = False
 
     def missing(self) -> str | None:
         """Why it is not here, a sentence, or None."""

@@ -98,9 +98,13 @@ _quantized, _stream = torch_systems.our_quantized, torch_systems.our_quantized_s
 OURS = System("fused_rnn", "", lambda task: None, torch_systems.our_layer)
 TORCH = System("torch.nn", "torch", lambda task: None, torch_systems.torch_layer)
 PEERS = (
-    System("torch.compile", "torch", _compile_why_not, torch_systems.compiled_layer, quick=False),
-    System("reference", "", _reference_why_not, partial(torch_systems.on_backend, "reference"), quick=False),
-    System("fused_rnn-cuda", "", _cuda_why_not, partial(torch_systems.on_backend, "cuda")),
+    System("torch.compile", "torch", _compile_why_not, torch_systems.compiled_layer, quick=False, projects=True),
+    System(
+        *("reference", "", _reference_why_not, partial(torch_systems.on_backend, "reference")),
+        quick=False,
+        projects=True,
+    ),
+    System("fused_rnn-cuda", "", _cuda_why_not, partial(torch_systems.on_backend, "cuda"), projects=True),
     System("fused_rnn-triton", "triton", _triton_why_not, partial(torch_systems.on_backend, "triton")),
     System("onnxruntime", "onnxruntime", _onnx_why_not, exported.onnx_runtime),
     System("openvino", "openvino", _onnx_why_not, exported.openvino),
@@ -108,7 +112,7 @@ PEERS = (
     System("ncnn", "ncnn", _ncnn_why_not, ncnn_layers.ncnn),
     System("fused_rnn int8", "", _inference_why_not, partial(_quantized, "int8"), rounding=INT8),
     System("fused_rnn bf16 weights", "", _inference_why_not, partial(_quantized, "bfloat16"), rounding=BFLOAT16),
-    System("fused_rnn Stream", "", _stream_why_not, torch_systems.our_stream),
+    System("fused_rnn Stream", "", _stream_why_not, torch_systems.our_stream, projects=True),
     System("fused_rnn Stream int8", "", _stream_why_not, partial(_stream, "int8"), rounding=INT8),
     System("fused_rnn Stream bf16 weights", "", _stream_why_not, partial(_stream, "bfloat16"), rounding=BFLOAT16),
     System("torch.ao int8", "torch", _inference_why_not, torch_systems.int8, rounding=INT8),

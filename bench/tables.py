@@ -57,7 +57,7 @@ def means_table(machine: Recorded, threads: str) -> str:
         if "streaming" in found.target.works:
             mean += f" / {found.mean_of_batches:.2f}"
         least = f"{found.least:.2f} ({found.worst})"
-        rows.append([against(found.target), found.target.cell, mean, least, str(found.points)])
+        rows.append([against(found.target), found.target.layer(), mean, least, str(found.points)])
     return table(["against", "cell", "geometric mean", "least", "sizes"], rows) if rows else ""
 
 
@@ -78,7 +78,7 @@ def targets_table(machine: Recorded, threads: str) -> str:
             missed = f"missed: {found.wrong} wrong results"
         least = f"{found.least:.2f} ({found.worst})"
         rows.append(
-            [against(target), target.cell, measured, wanted, least, f"{target.least:g}", str(found.points), missed]
+            [against(target), target.layer(), measured, wanted, least, f"{target.least:g}", str(found.points), missed]
         )
     head = ["against", "cell", "geometric mean", "target", "least", "target", "sizes", ""]
     return table(head, rows) if rows else ""

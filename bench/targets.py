@@ -1,4 +1,4 @@
-"""What our CPU kernels are to reach on the grid of 14 sizes, and whether they do.
+"""What our CPU kernels are to reach on the grid of 14 sizes and with projections, and whether they do.
 
 The figures are how many times as long another system takes as fused_rnn: geometric means over the grid, and the least
 of all points. ``streaming`` points are those of a single step.
@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fused_rnn.cases import CPU_GRID
+from fused_rnn.cases import CPU_GRID, PROJECTIONS
 
 from .rows import Row
 
@@ -24,9 +24,14 @@ class Target:
     mean: float
     least: float
     mean_of_batches: float | None = None  # without the streaming points
+    projects: bool = False  # over the cases with proj_size
 
     def __str__(self) -> str:
         return f"{self.system} {self.dtype} {self.works[0]}"
+
+    def layer(self) -> str:
+        """What is measured."""
+        return self.cell + ", proj_size" * self.projects
 
 
 FORWARD = ("inference", "streaming")
@@ -39,6 +44,8 @@ TARGETS = (
     Target("torch.nn", FORWARD, "bfloat16", "GRU", 6.0, 1.3, 6.0),
     Target("torch.nn", ("training",), "bfloat16", "LSTM", 1.3, 1.0),
     Target("torch.nn", ("training",), "bfloat16", "GRU", 5.0, 1.5),
+    *(Target("torch.nn", FORWARD, dtype, "LSTM", 1.3, 1.0, projects=True) for dtype in ("float32", "bfloat16")),
+    *(Target("torch.nn", ("training",), dtype, "LSTM", 1.0, 1.0, projects=True) for dtype in ("float32", "bfloat16")),
     Target("onnxruntime", FORWARD, "float32", "LSTM", 1.45, 1.0, 1.5),
     Target("onnxruntime", FORWARD, "float32", "GRU", 1.65, 1.0, 1.75),
     Target("openvino", FORWARD, "float32", "LSTM", 1.4, 0.97),
@@ -66,9 +73,9 @@ class Outcome:
 
 def outcomes(rows: Sequence[Row], threads: str) -> list[Outcome]:
     """Of every target that has rows, in that many threads."""
-    grid = {case.name for case in CPU_GRID}
     found = []
     for target in TARGETS:
+        grid = {case.name for case in (PROJECTIONS if target.projects else CPU_GRID)}
         own = [
             row
             for row in rows
@@ -81,7 +88,7 @@ def outcomes(rows: Sequence[Row], threads: str) -> list[Outcome]:
         ratios = {row["case"]: float(row["ratio"]) for row in own if row["system"] == target.system and row["ratio"]}
         if not ratios:
             continue
-        batches = [value for name, value in ratios.items() if not name.startswith("stream")]
+        batches = [value for name, value in ratios.items() if "stream" not in name]
         worst = min(ratios, key=lambda name: ratios[name])
         mean_of_batches = statistics.geometric_mean(batches) if batches else float("nan")
         mean = statistics.geometric_mean(ratios.values())

@@ -33,13 +33,16 @@ class Case:
     ragged: bool = False  # sequences of T/4 to T steps in one batch
     source: str = ""
     trained: bool = False  # of a single step: it is trained and not streamed
+    proj_size: int = 0  # of an LSTM
 
     def works(self) -> tuple[str, ...]:
         """The kinds of work that are measured."""
-        return BATCHED if self.T > 1 else ONE_STEP if self.trained else SINGLE
+        if self.T > 1:
+            return BATCHED
+        return ONE_STEP if self.trained else SINGLE[:1] if self.proj_size else SINGLE  # no cell projects
 
     def __str__(self) -> str:
-        flags = [f"{self.layers} layers"] * (self.layers > 1)
+        flags = [f"proj_size={self.proj_size}"] * bool(self.proj_size) + [f"{self.layers} layers"] * (self.layers > 1)
         flags += ["bidirectional"] * self.bidirectional + ["ragged"] * self.ragged
         return ", ".join([f"T={self.T} B={self.B} I={self.I} H={self.H}", *flags])
 
@@ -92,6 +95,18 @@ STEP_GRID = tuple(
     Case(f"step-h{H}-b{B}", 1, B, H, H, source="decoders and reinforcement learning: one step a call", trained=True)
     for H, B in product((64, 256, 512), (1, 16, 32, 256, 4096))
 )
+_SAK = "Sak et al. 2014, LSTM for large scale acoustic modeling: 800 cells projected to 512, sequences of 20 steps"
+_HE = "He et al. 2019, streaming end-to-end speech recognition: 2048 cells projected to 640, a frame at a time"
+PROJECTIONS = (
+    Case("proj-acoustic", 20, 64, 40, 800, proj_size=512, source=_SAK),
+    Case("proj-stream", 1, 1, 640, 2048, proj_size=640, source=_HE),
+    Case("proj-stream256", 1, 1, 80, 256, proj_size=64),
+    Case("proj-b1", 64, 1, 128, 128, proj_size=64),
+    Case("proj-small", 64, 8, 64, 128, proj_size=32),
+    Case("proj-tiny", 128, 64, 16, 32, proj_size=16),
+    Case("proj-odd", 64, 16, 80, 200, proj_size=72),
+    Case("proj-typ512", 128, 32, 512, 512, proj_size=128),
+)
 # What decides which kernels run on a GPU: the corners of what people use, T long enough that the start costs little.
 CHECK_GRID = (
     *(Case(f"check-h{H}-b{B}", 256, B, H, H) for B, H in product((16, 1, 64), (256, 128, 512, 64, 1024))),
@@ -127,7 +142,8 @@ def layer(
     wanted = {**options, "requires_grad": work.endswith("training")}
     if work.startswith("cell"):
         return getattr(cells, f"{cell}Cell")(case.I, case.H, **options), (torch.randn(case.B, case.I, **wanted),)
-    rnn = getattr(modules, cell)(case.I, case.H, case.layers, bidirectional=case.bidirectional, **options)
+    options |= {"bidirectional": case.bidirectional, "proj_size": case.proj_size}
+    rnn = getattr(modules, cell)(case.I, case.H, case.layers, **options)
     x = torch.randn(case.T, case.B, case.I, **wanted)
     lengths = torch.randint(max(1, case.T // 4), case.T + 1, (case.B,), device=device) if case.ragged else None
     return rnn, (x, None, lengths)

@@ -76,11 +76,10 @@ def test_cases():
 
 def test_flops():
     """Two for each weight and row, three times that with the gradients."""
-    for task in (tiny(), tiny("GRU", layers=2, bidirectional=True), tiny("RNN")):
-        case = task.case
-        rnn = getattr(torch.nn, task.cell)(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+    for task in (tiny(), tiny("GRU", layers=2, bidirectional=True), tiny("RNN"), tiny(layers=2, proj_size=4)):
+        rnn, _, _ = load("layers").inputs(task, torch.device("cpu"))
         numbers = sum(p.numel() for name, p in rnn.named_parameters() if name.startswith("weight"))
-        assert task.flops() == 2 * numbers * case.B
+        assert task.flops() == 2 * numbers * task.case.B
         assert replace(task, work="training").flops() == 3 * task.flops()
 
 
@@ -91,6 +90,17 @@ def installed():
 
 def _is_here(name):
     return name == "reference" or importlib.util.find_spec(name.split()[0]) is not None
+
+
+@pytest.mark.parametrize("work", ["inference", "training", "streaming"])
+def test_a_projection_is_compared_with_what_has_one(work, layers):
+    task = tiny("LSTM", work, proj_size=4, **({"T": 1} if work == "streaming" else {}))
+    assert work in task.case.works()
+    rows = layers.measure(task, setting(*installed(), with_memory=False))
+    assert [row["system"] for row in rows] == ["fused_rnn", "torch.nn", "reference"]
+    assert not any(row["note"] for row in rows)
+    assert "proj_size=4" in str(task.case)
+    assert {task.cell for task in load("cases").tasks([task.case], "cpu")} == {"LSTM"}
 
 
 def reduces():
@@ -352,6 +362,9 @@ def test_targets():
     slow = [{**r, "ratio": "0.99"} if r["case"] == "typ256" else r for r in rows]
     assert not targets.outcomes(slow, "1")[0].reached()
     assert targets.outcomes(rows, "2") == []
+    projected = row(case="proj-b1", cell="LSTM", threads="2", system="torch.nn", work="inference", ratio="1.7")
+    (found,) = targets.outcomes([projected], "2")  # which are not in the means of other layers
+    assert (found.target.layer(), found.points, found.mean) == ("LSTM, proj_size", 1, pytest.approx(1.7))
 
 
 @pytest.mark.parametrize(
