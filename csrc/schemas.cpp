@@ -36,8 +36,6 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   // The plan for a layer, in words, or why there is none; `device` is a GPU that is here, "cuda:0", or one of the table
   // in csrc/cuda/plan.cpp.
   m.def(
-      "cuda_plan(str cell, str dtype, int T, int B, int H, int projection, int L, int D, bool backward, bool "
-      "allow_tf32, "
-      "str device) "
-      "-> (str plan, str why_not)");
+      "cuda_plan(str cell, str dtype, int T, int B, int H, int L, int D, bool backward, bool allow_tf32, str device, "
+      "int projection=0) -> (str plan, str why_not)");
 }

@@ -100,11 +100,11 @@ def plan_on(problem: Asked, gpu: str) -> tuple[str, str | None]:
     p = problem
     if reason := _no_cuda_kernel(p):
         return "", reason
-    shape = p.cell, p.dtype, p.T, p.B, p.H, p.projection, p.layers, p.directions
-    forward, reason = native.cuda_plan(*shape, False, gpu)
+    shape = p.cell, p.dtype, p.T, p.B, p.H, p.layers, p.directions
+    forward, reason = native.cuda_plan(*shape, False, gpu, p.projection)
     if reason or not p.training:
         return forward, reason
-    backward, _ = native.cuda_plan(*shape, True, gpu)
+    backward, _ = native.cuda_plan(*shape, True, gpu, p.projection)
     return f"{forward}; backward: {backward}", None
 
 

@@ -160,24 +160,25 @@ def cuda_plan(
     T: int,
     B: int,
     H: int,
-    projection: int,
     layers: int,
     directions: int,
     backward: bool,
     device: str,
+    projection: int = 0,
 ) -> tuple[str, str | None]:
     """The plan of the CUDA kernels for a call, in words, and why there is none: one of the two is empty.
 
     Args:
         device: a GPU that is here, ``"cuda:0"``, or the name of one that need not be: T4, A100, L4, H100,
             H100 MIG 1g, H200, B200, RTX 5090.
+        projection: its size, or 0.
 
     Raises:
         RuntimeError: there is no such device.
     """
     tf32 = dtype == torch.float32 and allow_tf32()
-    sizes = T, B, H, projection, layers, directions
-    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), short(dtype), *sizes, backward, tf32, device)
+    sizes = T, B, H, layers, directions
+    plan, why_not = torch.ops.fused_rnn.cuda_plan(str(cell), short(dtype), *sizes, backward, tf32, device, projection)
     return plan, why_not or None
 
 

@@ -30,10 +30,10 @@ DIVIDED = (Size(T=9, B=70, I=40, H=70), Size(T=9, B=20, I=40, H=200), Size(T=9, 
 @pytest.mark.parametrize("size", DIVIDED, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_threads_change_nothing(cell, ragged, dtype, size, threads):
+@pytest.mark.parametrize(("cell", "projects"), [*((cell, False) for cell in CELLS), (LSTM, True)], ids=str)
+def test_threads_change_nothing(cell, projects, ragged, dtype, size, threads):
     """A row's results and a weight's gradient are sums in an order that does not depend on who computes them."""
-    layer = Layer.random(cell, dtype, size, ragged=ragged)
+    layer = Layer.random(cell, dtype, size, ragged=ragged, projection=size.H // 2 + 1 if projects else 0)
     results = []
     for n in (1, 2, 3, 5):
         threads(n)

@@ -40,8 +40,8 @@ Device device_named(const std::string& name) {
 }
 
 std::tuple<std::string, std::string> cuda_plan(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
-                                               int64_t projection, int64_t L, int64_t D, bool backward, bool allow_tf32,
-                                               std::string device_name) {
+                                               int64_t L, int64_t D, bool backward, bool allow_tf32,
+                                               std::string device_name, int64_t projection) {
   const Device device = device_named(device_name);
   const Math math = math_of(dtype, allow_tf32, device.capability);
   const Shape shape{cell_named(cell), math, T, B, H, L, D, backward, projection};
