@@ -126,10 +126,10 @@ def _forms(machine: Recorded, threads: str) -> dict[str, dict[tuple[str, ...], f
 
 
 def forms_means_table(machine: Recorded, threads: str) -> str:
-    """Means and least of :func:`_forms`."""
-    rows = []
+    """Means and least of :func:`_forms` over the grid."""
+    rows, grid = [], {case.name for case in CPU_GRID}
     for (name, ratios), cell, work in product(_forms(machine, threads).items(), CELLS, ("streaming", "inference")):
-        found = {key[0]: value for key, value in ratios.items() if key[1:] == (cell, work)}
+        found = {key[0]: value for key, value in ratios.items() if key[0] in grid and key[1:] == (cell, work)}
         if found:
             worst = min(found, key=lambda case: found[case])
             mean, least = statistics.geometric_mean(found.values()), f"{found[worst]:.2f} ({worst})"
