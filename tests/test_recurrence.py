@@ -118,13 +118,12 @@ PROJECTIONS = {  # proj_size by size
 
 
 @pytest.mark.parametrize("size", [marked(size) for size in PROJECTIONS], ids=str)
-@pytest.mark.parametrize("rows", ["padded", "ragged", "resets", "ragged, resets"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("rows", ["padded", "ragged, reverse", "resets", "ragged, resets, reverse"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("backend", TESTED, ids=lambda b: b.name)
-def test_projections(backend, dtype, reverse, rows, size):
-    options = dict(ragged="ragged" in rows, resets="resets" in rows, bias=not reverse)
-    check(backend, LSTM, dtype, size, reverse=reverse, projection=PROJECTIONS[size], **options)
+def test_projections(backend, dtype, rows, size):
+    options = {name: name in rows for name in ("ragged", "resets", "reverse")}
+    check(backend, LSTM, dtype, size, projection=PROJECTIONS[size], bias="reverse" not in rows, **options)
 
 
 @pytest.mark.parametrize("B", [1, 5, 70, 300])  # unpacked, packed, and gradients summed in two chunks

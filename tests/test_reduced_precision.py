@@ -14,6 +14,7 @@ from problems import CELLS, Layer, Size, comparisons, native_layer
 import fused_rnn
 from fused_rnn import native
 from fused_rnn.call import one_layer
+from fused_rnn.cell import LSTM
 
 LEAST = native.cpu_reduced_rows()
 pytestmark = pytest.mark.skipif(LEAST == 0, reason=f"{native.cpu_instruction_set()} has no products of bfloat16")
@@ -34,10 +35,10 @@ run_native = one_layer(native.run)
 
 @pytest.mark.parametrize("options", [{}, {"ragged": True, "bias": False}], ids=["forward", "reverse"])
 @pytest.mark.parametrize("size", [Size(5, 13, 5, 20), Size(3, 37, 33, 65), Size(1, 300, 2, 3)], ids=str)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_loses_no_more_than_the_rounding_of_factors(cell, size, options):
-    reverse = bool(options)
-    layers = [Layer.random(cell, torch.float32, size, seed=seed, **options) for seed in range(5)]
+@pytest.mark.parametrize(("cell", "projection"), [*((cell, 0) for cell in CELLS), (LSTM, 2)], ids=str)
+def test_loses_no_more_than_the_rounding_of_factors(cell, projection, size, options):
+    reverse, projection = bool(options), projection * size.H // 3
+    layers = [Layer.random(cell, torch.float32, size, seed=seed, projection=projection, **options) for seed in range(5)]
     with allowed():
         got = [layer.results(run_native, reverse) for layer in layers]
     plain = [layer.results(reduced.in_bfloat16, reverse) for layer in layers]
@@ -46,7 +47,7 @@ def test_loses_no_more_than_the_rounding_of_factors(cell, size, options):
 
 
 def test_is_off_until_it_is_allowed():
-    layer = Layer.random(fused_rnn.cell.LSTM, torch.float32, Size(8, 16, 32, 48))
+    layer = Layer.random(LSTM, torch.float32, Size(8, 16, 32, 48))
     exact = layer.results(native_layer)
     for precision, same in ("none", True), ("ieee", True), ("bf16", False), ("none", True):
         with allowed(precision):

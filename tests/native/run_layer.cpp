@@ -23,7 +23,7 @@ void run_team(int64_t count, void (*body)(const Worker&, void* context), void* c
 namespace {
 
 struct Header {
-  int64_t cell, scalar_bytes, is_bfloat16, factors, T, B, I, H, reverse, ragged, bias;
+  int64_t cell, scalar_bytes, is_bfloat16, factors, T, B, I, H, projection, reverse, ragged, bias;
 };
 
 template <class T>
@@ -44,8 +44,8 @@ struct Result : std::vector<S> {
 template <class S>
 void run(const Header& d) {
   const CellTraits& cell = kCells[size_t(d.cell)];
-  const int64_t rows = cell.gates * d.H, state = d.B * d.H, steps = d.T * d.B;
-  const int64_t bias = d.bias ? rows : 0, c = cell.states > 1 ? state : 0;
+  const int64_t P = d.projection ? d.projection : d.H, rows = cell.gates * d.H, h = d.B * P, steps = d.T * d.B;
+  const int64_t bias = d.bias ? rows : 0, c = cell.states > 1 ? d.B * d.H : 0, projection = d.projection * d.H;
 
   const auto lengths = read<int64_t>(d.ragged ? d.B : 0);
   std::vector<int64_t> active(size_t(d.ragged ? d.T : 0));  // one past the last active row of each step
@@ -59,19 +59,19 @@ void run(const Header& d) {
   const auto x = read<S>(steps * d.I);
   const auto scale_ih = read<float>(is_int8 ? rows : 0), scale_hh = read<float>(is_int8 ? rows : 0);
   const auto weight_ih = read<S>(is_plain ? rows * d.I : 0);
-  const auto weight_hh = read<S>(is_plain ? rows * d.H : 0);
+  const auto weight_hh = read<S>(is_plain ? rows * P : 0);
   const auto panels = [&](int64_t K) {  // as the layout of these loops has them
     return read<char>(is_plain ? 0 : quantized_elements(cell, quantized, K, d.H) * (is_int8 ? 1 : 2));
   };
   const auto panels_ih = panels(d.I), panels_hh = panels(d.H);
-  const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias);
-  const auto hx = read<S>(state), cx = read<S>(c);
-  const auto grad_output = read<S>(steps * d.H), grad_hy = read<S>(state), grad_cy = read<S>(c);
+  const auto bias_ih = read<S>(bias), bias_hh = read<S>(bias), weight_hr = read<S>(projection);
+  const auto hx = read<S>(h), cx = read<S>(c);
+  const auto grad_output = read<S>(steps * P), grad_hy = read<S>(h), grad_cy = read<S>(c);
 
-  Result<S> output(steps * d.H), hy(state), cy(c);
+  Result<S> output(steps * P), hy(h), cy(c);
   Result<accumulate_t<S>> saved(steps * cell.saved * d.H);
   const auto fill = [&](LayerArgs<S>& args) {
-    args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.output_row = d.H;
+    args.T = d.T, args.B = d.B, args.I = d.I, args.H = d.H, args.P = args.output_row = P;
     args.reverse = d.reverse;
     args.lengths = d.ragged ? lengths.data() : nullptr;
     args.active = d.ragged ? active.data() : nullptr;
@@ -79,6 +79,7 @@ void run(const Header& d) {
     args.x = x.data(), args.weight_ih = weight_ih.data(), args.weight_hh = weight_hh.data();
     args.quantized_ih = {panels_ih.data(), is_int8 ? scale_ih.data() : nullptr};
     args.quantized_hh = {panels_hh.data(), is_int8 ? scale_hh.data() : nullptr};
+    args.weight_hr = projection ? weight_hr.data() : nullptr;
     args.hx = hx.data(), args.cx = cx.data();
   };
   ForwardArgs<S> forward{};
@@ -92,19 +93,20 @@ void run(const Header& d) {
     return;
   }
 
-  Result<S> grad_x(steps * d.I), grad_weight_ih(rows * d.I), grad_weight_hh(rows * d.H);
-  Result<S> grad_bias_ih(bias), grad_bias_hh(bias), grad_hx(state), grad_cx(c);
+  Result<S> grad_x(steps * d.I), grad_weight_ih(rows * d.I), grad_weight_hh(rows * P);
+  Result<S> grad_bias_ih(bias), grad_bias_hh(bias), grad_weight_hr(projection), grad_hx(h), grad_cx(c);
   BackwardArgs<S> backward{};
   fill(backward);
   backward.grad_output = grad_output.data(), backward.grad_hy = grad_hy.data(), backward.grad_cy = grad_cy.data();
   backward.output = output.data(), backward.saved = saved.data(), backward.grad_x = grad_x.get();
   backward.grad_weight_ih = grad_weight_ih.get(), backward.grad_weight_hh = grad_weight_hh.get();
   backward.grad_bias_ih = grad_bias_ih.get(), backward.grad_bias_hh = grad_bias_hh.get();
+  backward.grad_weight_hr = grad_weight_hr.get();
   backward.grad_hx = grad_hx.get(), backward.grad_cx = grad_cx.get();
   loops_of<S>(cell, factors).backward(backward);
 
-  for (const Result<S>* result :
-       {&output, &hy, &cy, &grad_x, &grad_weight_ih, &grad_weight_hh, &grad_bias_ih, &grad_bias_hh, &grad_hx, &grad_cx})
+  for (const Result<S>* result : {&output, &hy, &cy, &grad_x, &grad_weight_ih, &grad_weight_hh, &grad_bias_ih,
+                                  &grad_bias_hh, &grad_weight_hr, &grad_hx, &grad_cx})
     result->write();
 }
 
