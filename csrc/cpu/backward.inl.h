@@ -5,40 +5,15 @@
 // matrices that are still in cache. Every element is summed in one fixed order.
 #pragma once
 
+#include "chunk.inl.h"
 #include "columns.inl.h"
-#include "layout.inl.h"
 
 namespace fused_rnn {
 namespace {
 
-// Rows (step, batch) whose gradients are multiplied while still in cache.
-constexpr int64_t kChunkRows = kAmx ? 512 : 256;
-
-constexpr int64_t kLeastBlock = 16;    // words in a part of a sum: PyTorch's sums are as exact
 constexpr int64_t kGatheredRows = 96;  // of a block of the weights' gradients: its factors stay in the cache
 constexpr int64_t kUnpackedRows = 64;  // at most this many rows (step, batch) in several steps: weight_hh is not packed
 constexpr int64_t kFewRows = 64;       // at most this many rows: writing the weights' gradients is most of the time
-
-// Words in a part of a sum of n: near the square root of n, where the rounding errors of parts and total are least.
-FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
-  int64_t block = kLeastBlock;
-  while (block < 4 * kLeastBlock && block * block <= n) block *= 2;
-  return block;
-}
-
-// The steps and rows whose gradients are multiplied together, with the way back from a row to its step.
-struct GradChunk : Chunk {
-  int64_t step[kChunkRows];  // the step of row k, as i; not needed for a single step, which may have more rows
-
-  template <class Args>
-  FUSED_RNN_INLINE GradChunk(const Args& args, int64_t done)
-      : Chunk(args, {0, args.B}, !args.reverse, done, [](int64_t, int64_t rows) { return rows <= kChunkRows; }) {
-    for (int64_t i = 0; n > 1 && i < n; ++i)
-      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) step[k] = i;
-  }
-  FUSED_RNN_INLINE int64_t t(int64_t k) const { return t0 + (n > 1 ? step[k] : 0); }  // step and batch row of row k
-  FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - begins[n > 1 ? step[k] : 0]; }
-};
 
 // F: the factors of products.
 template <class Cell, class S, class F>

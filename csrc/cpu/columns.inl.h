@@ -12,6 +12,15 @@ int64_t columns_elements(int64_t K, int64_t count) {
   return (words<F>(K) * count + Vec<typename Factor<F>::A>::kLanes) * Factor<F>::kDepth;
 }
 
+constexpr int64_t kLeastBlock = 16;  // words in a part of a sum: PyTorch's sums are as exact
+
+// Words in a part of a sum of n: near the square root of n, where the rounding errors of parts and total are least.
+FUSED_RNN_INLINE int64_t sum_block(int64_t n) {
+  int64_t block = kLeastBlock;
+  while (block < 4 * kLeastBlock && block * block <= n) block *= 2;
+  return block;
+}
+
 constexpr int64_t kSummedRows = 16;  // in a part of a column's sum: PyTorch's sums are as exact
 
 // from[:, r] for r < count as a left-hand matrix in tiles of `to`, and its sum to or onto sums[r], if that is not null.

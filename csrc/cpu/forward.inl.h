@@ -1,8 +1,8 @@
 // Forward of one layer in one direction, in one team of workers. Included by each instruction set's source file.
 #pragma once
 
+#include "chunk.inl.h"
 #include "isa.h"
-#include "layout.inl.h"
 
 namespace fused_rnn {
 namespace {
@@ -44,7 +44,7 @@ class Forward {
         h_units_{args.P},
         division_(division(args)),
         x_in_place_(std::is_same<S, Row>::value && args.I % kWhole == 0 && (!kAmx || packs())),
-        x_row_(x_in_place_ ? args.I : factors(args.I)),
+        x_row_(x_in_place_ ? args.I : factors<F>(args.I)),
         packs_late_(!kQuantized<F> && args.T == 1 && !division_.by_rows &&
                     !are_many(args.B * (x_row_ + h_row()) * sizeof(Row))),
         input_(panels<kGates, kWide>(args.weight_ih, args.quantized_ih, 0, args.I, args.H,
@@ -58,10 +58,9 @@ class Forward {
         rows_(most(division_.most_rows(), least(args.rows, near_bytes() / (division_.most_panels() * kWide * kGates *
                                                                            kLanes * int64_t(sizeof(A)))))),
         gates_x_(is_joined(args.T - 1) ? 0 : regions() * units_.vectors() * rows_ * kGates * kLanes),
-        x_(x_in_place_ ? 0 : division_.workers * rows_ * x_row_),
+        x_(args, x_in_place_, division_.workers, rows_),
         operand_x_(division_.workers * input_.operand_elements(rows_)),
         operand_h_(division_.workers * operand_h_elements()),
-        scales_x_(kScaled<F> ? division_.workers * rows_ : 0),
         scales_h_(kScaled<F> ? division_.workers * division_.most_rows() : 0),
         h_(2 * args.B * h_row()),
         exact_h_(kRoundsH ? args.B * h_units_.padded() : 0),
@@ -196,7 +195,7 @@ class Forward {
       const bool joined = is_joined(a.reverse ? a.T - 1 - done : done);
       const Chunk chunk(a, part, a.reverse, done,
                         [&](int64_t t, int64_t rows) { return rows <= rows_ && is_joined(t) == joined; });
-      take_x(worker, part, chunk);
+      x_.take(worker, part, chunk);
       if (!joined) project(worker, part, chunk);
       for (int64_t i = 0; i < chunk.n; ++i) {
         const int64_t t = a.reverse ? chunk.t0 + chunk.n - 1 - i : chunk.t0 + i;
@@ -224,8 +223,6 @@ class Forward {
     for (int64_t j = padded; j < words<F>(K) * kDepth; ++j) row[j] = Kept(A(0));
   }
 
-  Row* own_x_of(const Worker& worker) const { return x_ + worker.begin * rows_ * x_row_; }
-
   // Rows of x as the products take them.
   Left<F> operand_x(const Worker& worker, const Left<F>& rows, int64_t M) const {
     return input_.operand(rows, M, operand_x_ + worker.begin * input_.operand_elements(rows_));
@@ -248,7 +245,7 @@ class Forward {
     const int chains = chains_for(active(t));
     if constexpr (kScaled<F>) {
       RowScale* const scales = scales_h_ + worker.begin * division_.most_rows();
-      const int64_t width = factors(args_.H);
+      const int64_t width = factors<F>(args_.H);
       for (int64_t m = 0; m < M; ++m) scales[m] = quantize(rows + m * row, multiplied_h(), to + m * width, width);
       return {to, width, kDepth, block, chains, false, false, scales};
     } else {
@@ -257,38 +254,9 @@ class Forward {
   }
   int64_t operand_h_elements() const {
     const int64_t rows = division_.most_rows();
-    return kScaled<F> ? rows * factors(args_.H) : most(hidden_.operand_elements(rows), second_.operand_elements(rows));
+    return kScaled<F> ? rows * factors<F>(args_.H)
+                      : most(hidden_.operand_elements(rows), second_.operand_elements(rows));
   }
-  // Of a row of k numbers.
-  static int64_t factors(int64_t k) {
-    constexpr int64_t kBytes = kAmx ? 64 : kLanes;  // of int8, written or multiplied at once
-    return kScaled<F> ? ceil_div(k, kBytes) * kBytes : words<F>(k) * kDepth;
-  }
-
-  // x of a chunk as factors, where it is not yet.
-  void take_x(const Worker& worker, const Part& part, const Chunk& chunk) const {
-    if (x_in_place_) return;
-    Row* to = own_x_of(worker);
-    RowScale* scale = own_scales_of(worker);
-    for (int64_t t = chunk.t0; t < chunk.t0 + chunk.n; ++t)
-      for (int64_t b = part.b0; b < part.b0 + chunk.count(t); ++b, to += x_row_) {
-        const S* const row = args_.x + args_.row(t, b) * args_.I;
-        if constexpr (kScaled<F>)
-          *scale++ = quantize(row, args_.I, to, x_row_);
-        else
-          copy_padded(row, args_.I, to, x_row_);
-      }
-  }
-  RowScale* own_scales_of(const Worker& worker) const { return scales_x_ + worker.begin * rows_; }
-
-  // Rows of x as factors, from row b of step t on.
-  Left<F> x_rows(const Worker& worker, const Chunk& chunk, int64_t t, int64_t b) const {
-    if constexpr (std::is_same<S, Row>::value)
-      if (x_in_place_) return {args_.x + args_.row(t, b) * args_.I, x_row_};
-    const int64_t k = chunk.begin(t) + b - chunk.b0;
-    return {own_x_of(worker) + k * x_row_, x_row_, kDepth, Left<F>::kBlock, 1, false, false, own_scales_of(worker) + k};
-  }
-
   // gates_x of a chunk: a panel of weight_ih meets all rows while it is in cache.
   void project(const Worker& worker, const Part& part, const Chunk& chunk) const {
     const auto& a = args_;
@@ -296,14 +264,14 @@ class Forward {
     const bool whole = !x_in_place_ || chunk.n == 1 || (part.rows() == a.B && (a.offsets || !a.active));
     const int64_t matrices = whole ? 1 : chunk.n, vector = gates_x_vector();
     in_slices(0, whole ? chunk.rows() : 1, x_row_ * int64_t(sizeof(Row)), [&](int64_t m0, int64_t m1) {
-      const Left<F> x = operand_x(worker, x_rows(worker, chunk, chunk.t0, part.b0 + m0), whole ? m1 - m0 : 0);
+      const Left<F> x = operand_x(worker, x_.rows(worker, chunk, chunk.t0, part.b0 + m0), whole ? m1 - m0 : 0);
       each_panel(part.p0, part.p1, false, [&](int64_t p, int64_t next) {
         const Turn turn = this->turn(worker, p, next, input_);
         for (int64_t i = 0; i < matrices; ++i) {
           const int64_t t = chunk.t0 + i, rows = whole ? m1 - m0 : chunk.count(t);
           A* const gates_x = gates_x_of(worker, chunk.begin(t) + m0);
           input_.multiply(
-              turn, rows, whole ? x : x_rows(worker, chunk, t, part.b0), [](int64_t, int64_t) {},
+              turn, rows, whole ? x : x_.rows(worker, chunk, t, part.b0), [](int64_t, int64_t) {},
               [&](int64_t m, int64_t v, const A* sums) {
                 A* const to = gates_x + v * vector + m * kGates * kLanes;
                 const A* const bias = bias_x_ + v * kGates * kLanes;
@@ -321,7 +289,7 @@ class Forward {
     if constexpr (kAdds)
       in_slices(part.b0, part.b0 + chunk.count(t), (x_row_ + h_row()) * int64_t(sizeof(Row)),
                 [&](int64_t b0, int64_t b1) {
-                  const Left<F> x = operand_x(worker, x_rows(worker, chunk, t, b0), b1 - b0);
+                  const Left<F> x = operand_x(worker, x_.rows(worker, chunk, t, b0), b1 - b0);
                   const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
                   each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
                     input_.multiply_both(
@@ -341,8 +309,7 @@ class Forward {
     const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0), vector = gates_x_vector();
     const A* const first = gates_x_of(worker, chunk.begin(t) - part.b0);
     const auto gates_x = [=](int64_t b, int64_t v) { return first + v * vector + b * kGates * kLanes; };
-    const int64_t row_bytes = h_row() * int64_t(sizeof(Row));
-    in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
+    in_slices(part.b0, end, h_row() * int64_t(sizeof(Row)), [&](int64_t b0, int64_t b1) {
       const Left<F> left_h = operand_h(worker, h, t, b0, b1 - b0);
       each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
         hidden_.multiply(
@@ -367,46 +334,45 @@ class Forward {
             });
       });
     });
-    if constexpr (Cell::kResetBefore) {
-      meet(worker);
-      in_slices(part.b0, end, row_bytes, [&](int64_t b0, int64_t b1) {
-        const Left<F> left_reset = operand_between(worker, t, b0, b1 - b0);
-        each_panel(part.p0, part.p1, t % 2 == 1, [&](int64_t p, int64_t next) {
-          second_.multiply(
-              turn(worker, p, next, second_), b1 - b0, left_reset,
-              [&](int64_t m, int64_t v) { fetch_results(row0 + b0 + m, v); },
-              [&](int64_t m, int64_t v, const A* sums) {
-                const int64_t b = b0 + m;
-                V gates_h[kGates];
-                for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, v) + g * kLanes);
-                gates_h[kFirst] = load<A>(sums);
-                finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
-              });
-        });
-      });
-    }
+    if constexpr (Cell::kResetBefore)
+      multiply_second(
+          worker, part, part.p0, part.p1, t, end, [&](int64_t b, int64_t v) { fetch_results(row0 + b, v); },
+          [&](int64_t b, int64_t v, const A* sums) {
+            V gates_h[kGates];
+            for (int g = 0; g < kFirst; ++g) gates_h[g] = load<A>(first_at(b, v) + g * kLanes);
+            gates_h[kFirst] = load<A>(sums);
+            finish(t, row0, b, v, gates_x(b, v), gates_h, h, h_next);
+          });
   }
 
-  // The same where the cell's own h, which is there for all units, is projected.
+  // The same where the cell's own h is projected.
   void project_h(const Worker& worker, const Part& part, const Chunk& chunk, int64_t t, Kept* h, Kept* h_next) const {
-    const int64_t row0 = args_.row(t, 0);
-    meet(worker);
+    const int64_t end = part.b0 + chunk.count(t), row0 = args_.row(t, 0);
     if constexpr (kMayProject)
-      in_slices(part.b0, part.b0 + chunk.count(t), between_row() * int64_t(sizeof(Row)), [&](int64_t b0, int64_t b1) {
-        const Left<F> own = operand_between(worker, t, b0, b1 - b0);
-        each_panel(part.q0, part.q1, t % 2 == 1, [&](int64_t q, int64_t next) {
-          second_.multiply(
-              turn(worker, q, next, second_), b1 - b0, own,
-              [&](int64_t m, int64_t v) { fetch_output(row0 + b0 + m, v); },
-              [&](int64_t m, int64_t v, const A* sums) {
-                const int64_t b = b0 + m;
-                if (t < args_.length(b))
-                  store_h(row0 + b, b, v, load<A>(sums), h_next);
-                else
-                  skip_h(row0 + b, b, v, h, h_next);
-              });
-        });
+      multiply_second(
+          worker, part, part.q0, part.q1, t, end, [&](int64_t b, int64_t v) { fetch_output(row0 + b, v); },
+          [&](int64_t b, int64_t v, const A* sums) {
+            if (t < args_.length(b))
+              store_h(row0 + b, b, v, load<A>(sums), h_next);
+            else
+              skip_h(row0 + b, b, v, h, h_next);
+          });
+  }
+
+  // The second product of step t, for rows of the part up to `end` and panels [p0, p1), when what it multiplies is
+  // there for all units: as GatePanels::multiply, with rows of the batch.
+  template <class Fetch, class Emit>
+  FUSED_RNN_INLINE void multiply_second(const Worker& worker, const Part& part, int64_t p0, int64_t p1, int64_t t,
+                                        int64_t end, const Fetch& fetch, const Emit& emit) const {
+    meet(worker);
+    in_slices(part.b0, end, between_row() * int64_t(sizeof(Row)), [&](int64_t b0, int64_t b1) {
+      const Left<F> left = operand_between(worker, t, b0, b1 - b0);
+      each_panel(p0, p1, t % 2 == 1, [&](int64_t p, int64_t next) {
+        second_.multiply(
+            turn(worker, p, next, second_), b1 - b0, left, [&](int64_t m, int64_t v) { fetch(b0 + m, v); },
+            [&](int64_t m, int64_t v, const A* sums) { emit(b0 + m, v, sums); });
       });
+    });
   }
 
   // For the rows that are not active at step t. Forward in time, the state of a row that has just ended is copied to
@@ -522,14 +488,14 @@ class Forward {
   const Scratch<A> bias_x_, bias_h_;               // [vectors, kGates, kLanes], [vectors, kApart, kLanes]
   const int64_t rows_;                             // of a chunk, at most
   const Scratch<A> gates_x_;                       // [regions, vectors, rows, kGates, kLanes]
-  const Scratch<Row> x_;                           // [workers, rows, x_row]
-  const Scratch<Row> operand_x_, operand_h_;       // of each worker
-  const Scratch<RowScale> scales_x_, scales_h_;    // of each worker: of rows of int8
-  const Scratch<Kept> h_;                          // before and after a step: [2, B, h_row]
-  const Scratch<A> exact_h_;                       // the same as a state, [B, padded], where factors are less exact
-  const Scratch<Kept> between_;                    // what second_ multiplies: r * h or m, [B, between_row]
-  const Scratch<A> first_;  // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
-  const Scratch<A> c_;      // [B, padded]
+  const InputRows<S, F> x_;
+  const Scratch<Row> operand_x_, operand_h_;  // of each worker
+  const Scratch<RowScale> scales_h_;          // of each worker: of rows of int8
+  const Scratch<Kept> h_;                     // before and after a step: [2, B, h_row]
+  const Scratch<A> exact_h_;                  // the same as a state, [B, padded], where factors are less exact
+  const Scratch<Kept> between_;               // what second_ multiplies: r * h or m, [B, between_row]
+  const Scratch<A> first_;                    // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
+  const Scratch<A> c_;                        // [B, padded]
 };
 
 }  // namespace

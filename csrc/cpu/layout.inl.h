@@ -270,30 +270,5 @@ FUSED_RNN_INLINE void each_panel(int64_t p0, int64_t p1, bool down, const Visit&
   for (int64_t i = 0, p = down ? p1 - 1 : p0; i < p1 - p0; ++i, p += step) visit(p, p == last ? -1 : p + step);
 }
 
-// Steps [t0, t0 + n) of a part, and its rows in them, one after the other: at each step those up to the last that is
-// active. In the order in which they are taken, down or up, steps [done, done + n): one, and more as long as they
-// `fit(t, rows)` with `rows` rows in all.
-struct Chunk {
-  static constexpr int64_t kSteps = 1024;  // at most
-  int64_t t0, n = 0, b0;
-  int64_t begins[kSteps + 1];  // of the rows of step t0 + i, and at n their number
-
-  template <class Args, class Fits>
-  FUSED_RNN_INLINE Chunk(const Args& args, const Division::Part& part, bool down, int64_t done, const Fits& fits)
-      : b0(part.b0) {
-    const auto step = [&](int64_t i) { return down ? args.T - 1 - done - i : done + i; };
-    const auto count = [&](int64_t t) { return args.active_rows(t, part.b0, part.b1) - part.b0; };
-    int64_t rows = 0;
-    do rows += count(step(n++));
-    while (n < kSteps && done + n < args.T && fits(step(n), rows + count(step(n))));
-    t0 = down ? step(n - 1) : step(0);
-    begins[0] = 0;
-    for (int64_t i = 0; i < n; ++i) begins[i + 1] = begins[i] + count(t0 + i);
-  }
-  FUSED_RNN_INLINE int64_t rows() const { return begins[n]; }
-  FUSED_RNN_INLINE int64_t begin(int64_t t) const { return begins[t - t0]; }
-  FUSED_RNN_INLINE int64_t count(int64_t t) const { return begins[t - t0 + 1] - begins[t - t0]; }
-};
-
 }  // namespace
 }  // namespace fused_rnn
