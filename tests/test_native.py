@@ -243,7 +243,7 @@ def assert_float32_in_reduced_precision(run, cell):
 
 @pytest.fixture(scope="module")
 def unsigned(tmp_path_factory):
-    """Runs float32 layers, and those of int8 with numbers of weights as VNNI takes them."""
+    """Runs layers of int8 with numbers of weights as VNNI takes them."""
     return wide_runner(tmp_path_factory, "-DFUSED_RNN_UNSIGNED")
 
 

@@ -1,7 +1,7 @@
 // The loops of float32 and bfloat16 in vectors of 64 bytes and with 32 registers, as AVX-512 has them, for a processor
 // that lacks it: the compiler builds the vectors from narrower ones. With FUSED_RNN_PAIRS or FUSED_RNN_AMX, those of
 // bfloat16 and of float32 in reduced precision, in pairs as AVX512-BF16 has them or in emulated tiles, in which int8
-// weights are, too; with FUSED_RNN_UNSIGNED, int8 weights as VNNI takes them; with FUSED_RNN_AVX_VNNI the same in
+// weights are, too; with FUSED_RNN_UNSIGNED only int8 weights, as VNNI takes them; with FUSED_RNN_AVX_VNNI the same in
 // vectors of 32 bytes, with the instruction of AVX-VNNI written out.
 #ifdef FUSED_RNN_AVX_VNNI
 #include <immintrin.h>
@@ -36,6 +36,8 @@ static const AllLoops& wide_loops() {
   static const AllLoops all{{}, {}, loops<BFloat16>(), {}, loops<float, BFloat16>(), {}, {}};
 #elif defined(FUSED_RNN_AMX)
   static const AllLoops all{{}, {}, loops<BFloat16>(), {}, loops<float, BFloat16>(), {}, quantized_loops<int8_t>()};
+#elif defined(FUSED_RNN_UNSIGNED) || defined(FUSED_RNN_AVX_VNNI)
+  static const AllLoops all{{}, {}, {}, {}, {}, {}, quantized_loops<int8_t>()};
 #else
   static const AllLoops all{loops<float>(),           {}, loops<BFloat16>(), {}, {}, quantized_loops<Widened>(),
                             quantized_loops<int8_t>()};
