@@ -30,7 +30,7 @@ class Target:
         return f"{self.system} {self.dtype} {self.works[0]}"
 
     def layer(self) -> str:
-        """What is measured."""
+        """The name of the measured layer."""
         return self.cell + ", proj_size" * self.projects
 
 

@@ -400,8 +400,8 @@ class Backward {
 
   int64_t rows_from(const GradChunk& chunk, int64_t k0) const { return least(kChunkRows, chunk.rows() - k0); }
 
-  // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and what the
-  // second product of the forward multiplied.
+  // The right-hand matrices of the weights' gradients, for at most kChunkRows rows from k0 on: x and h, and r * h or m
+  // for a forward with two products.
   void pack_rows(const Worker& worker, const GradChunk& chunk, int64_t k0) const {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x), between = between_like(x);
@@ -422,7 +422,7 @@ class Backward {
     }
   }
 
-  // What the second product of the forward multiplied: numbers [j, j + n) of row k of the chunk.
+  // r * h or m, the left factor of the forward's second product: numbers [j, j + n) of row k of the chunk.
   FUSED_RNN_INLINE V between_at(const GradChunk& chunk, int64_t k, const A* saved, int64_t j, int n) const {
     const auto field = [&](int i) { return load<A>(saved + i * args_.H, n); };
     if constexpr (Cell::kProjects)
@@ -499,7 +499,7 @@ class Backward {
   const Units<A> units_, h_units_;           // h_units_: numbers of h
   const int64_t rows_;                       // of a chunk, at most
   const int64_t width_, h_width_;            // from a row of grads_x and grads_h to the next, and of grads_output
-  const Panels<F> hidden_, second_, input_;  // weight_hh, what second_weight says, weight_ih
+  const Panels<F> hidden_, second_, input_;  // weight_hh, second_weight(), weight_ih
   const Panels<F> x_, h_, between_;          // of the most rows that are packed at once
   const Division division_;
   const bool is_one_chunk_, is_one_step_;  // then weight_ih is multiplied once, and weight_hh
@@ -509,9 +509,9 @@ class Backward {
   const Scratch<F> grads_x_, grads_h_;  // [rows, width]: d loss / d gates_x, d gates_h where it differs
   const Scratch<F> grads_output_;       // [rows, h_width]: d loss / d h, where it is projected
   const Scratch<A> grad_h_, grad_c_;    // d loss / d h and d c between two steps: [B, padded] each
-  const Scratch<A> grad_between_;       // [B, padded]: the same of what the second product of the forward multiplied
+  const Scratch<A> grad_between_;       // [B, padded]: d loss / d (r * h) or d m
   const Scratch<F> packed_x_, packed_h_, packed_between_;
-  const Scratch<F> between_rows_;  // [rows, H]: what the second product of the forward multiplied
+  const Scratch<F> between_rows_;  // [rows, H]: r * h or m
   const Scratch<S> zeros_;
   const Scratch<F> columns_;                      // each worker's gates' gradients as a left-hand matrix
   const Scratch<A> sums_ih_, sums_hh_, sums_hr_;  // [G*H, I], [G*H, P] and [P, H], unless they grow in place

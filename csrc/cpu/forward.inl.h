@@ -87,7 +87,7 @@ class Forward {
   int64_t multiplied_h() const { return args_.multiplies_h() ? args_.P : 0; }
   int64_t multiplied_second() const { return Cell::kResetBefore ? multiplied_h() : projects() ? args_.H : 0; }
   bool packs() const { return packing_pays<F, S>(args_.rows, args_.B, words<F>(args_.I) + words<F>(multiplied_h())); }
-  // Of `rows` at once and K numbers each, with the rows of a weight for NG gates of `units` units, from gate0 on.
+  // The gate panels of a weight with K columns: NG gates of `units` units, from gate0 on, for `rows` rows at once.
   template <int NG, int NU>
   GatePanels<NG, NU, S, F> panels(const S* weight, const QuantizedWeight& quantized, int gate0, int64_t K,
                                   int64_t units, int64_t rows) const {
@@ -231,7 +231,7 @@ class Forward {
   Left<F> operand_h(const Worker& worker, const Kept* h, int64_t t, int64_t b, int64_t M) const {
     return operand_of(worker, hidden_, h + b * h_row(), h_row(), Left<F>::kBlock, t, M);
   }
-  // The same of what second_ multiplies.
+  // The same of r * h or m, for second_.
   Left<F> operand_between(const Worker& worker, int64_t t, int64_t b, int64_t M) const {
     // No cell rounds off the sums of a projection, which take smaller parts.
     constexpr int64_t kBlock = Left<F>::kBlock / (kMayProject ? 4 : 1);
@@ -496,7 +496,7 @@ class Forward {
   const Scratch<RowScale> scales_h_;          // of each worker: of rows of int8
   const Scratch<Kept> h_;                     // before and after a step: [2, B, h_row]
   const Scratch<A> exact_h_;                  // the same as a state, [B, padded], where factors are less exact
-  const Scratch<Kept> between_;               // what second_ multiplies: r * h or m, [B, between_row]
+  const Scratch<Kept> between_;               // r * h or m, which second_ multiplies: [B, between_row]
   const Scratch<A> first_;                    // reset before: what r and z were made of, [vectors, B, kFirst, kLanes]
   const Scratch<A> c_;                        // [B, padded]
 };

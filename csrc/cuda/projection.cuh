@@ -52,12 +52,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads)
   });
 }
 
-template <class S>
-FUSED_RNN_DEVICE int t_before(const Steps<S>& a, int t) {
-  return a.reverse ? t + 1 : t - 1;
-}
-
-// The gradient of h at a step, to grads_output, and what weight_hh multiplied. The part that goes past an element that
+// The gradient of h at a step, to grads_output, and h before it, to h_before. The part that goes past an element that
 // is not active stays in grad_h, to which the matmul of weight_hh adds.
 template <class S>
 FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads)
@@ -73,7 +68,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads)
     a.grad_h[at] = active ? 0.0f : grad;
     if (active && !anew) {
       const bool is_first = is_first_step(a, t, a.length(b));
-      h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before(a, t), b, unit));
+      h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, a.step_before(t), b, unit));
     }
     if (active && a.grad_output) grad += to_float(*of_element<1>(a.grad_output, a, t, b, unit));
     step.grads_output[at] = from_float<S>(active ? grad : 0.0f);
@@ -99,7 +94,7 @@ FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) projected_backward(const _
         before.c = to_float(
             is_first_step(a, t, a.length(b))
                 ? a.cx[at]
-                : *rows_on(of_element<Cell::kSaved>(a.saved, a, t_before(a, t), b, unit), Cell::kSavedCell, a.H));
+                : *rows_on(of_element<Cell::kSaved>(a.saved, a, a.step_before(t), b, unit), Cell::kSavedCell, a.H));
       typename Cell::Saved saved;
       const S* from = of_element<Cell::kSaved>(a.saved, a, t, b, unit);
 #pragma unroll

@@ -40,6 +40,7 @@ struct Steps {
   }
   // Where a sequence must begin for the state before time t to be zero, as LayerArgs::starts_anew has it.
   FUSED_RNN_INLINE int beginning(int t) const { return reverse ? t + 1 : t; }
+  FUSED_RNN_INLINE int step_before(int t) const { return reverse ? t + 1 : t - 1; }  // in the forward's order
   FUSED_RNN_INLINE int first_time(int b) const { return reverse ? length(b) - 1 : 0; }
   FUSED_RNN_INLINE bool starts_anew(int t, int b) const {
     const int begin = beginning(t);
@@ -73,7 +74,7 @@ struct BackwardSteps : Steps<S> {
   S* grads_x;            // [count, B, G*H]: d loss / d gates_x, zero where a row is not active
   S* grads_h;            // [count, B, G*H]: d loss / d gates_h; the same array as grads_x where they are the same
   S* h_before;           // [count, B, H]: the h that weight_hh multiplied, zero where a row is not active
-  S* between;            // [count, B, H]: what a step's second product multiplied, r * h or m, if it has two
+  S* between;            // [count, B, H]: r * h or m, the left factor of a step's second product; null without one
 };
 
 // What the blocks of a group exchange through global memory; of a launch with several blocks a group only.
@@ -106,7 +107,7 @@ template <class S>
 struct ForwardStep {
   ForwardSteps<S> steps;
   float* gates_h;  // [B, G*H], without bias
-  S* between;      // [B, H]: what the second product multiplies, r * h or m, if there are two
+  S* between;      // [B, H]: r * h or m, the left factor of the second product; null without one
 };
 
 template <class S>

@@ -29,7 +29,7 @@ FUSED_RNN_DEVICE void load_gates(const float* gates, const S* bias, const Steps<
     to[gate] = gates[(b * Cell::kGates + gate) * a.H + unit] + load(bias, gate * a.H + unit);
 }
 
-// r * h, what the candidate's matmul multiplies. Of gates_h, r's part is there.
+// r * h, the left factor of the candidate's matmul. gates_h has r's part already.
 template <class Cell, class S>
 FUSED_RNN_KERNEL void __launch_bounds__(kStepThreads) stepwise_reset(const __grid_constant__ ForwardStep<S> step) {
   const ForwardSteps<S>& a = step.steps;
@@ -82,7 +82,7 @@ struct BackwardElement {
     if (!a.is_first() && a.starts_anew(t - a.to_next(), b)) grad = typename Cell::State{};
     if (!active) return;
     const bool is_first = is_first_step(a, t, a.length(b));
-    const int t_before = a.reverse ? t + 1 : t - 1;
+    const int t_before = a.step_before(t);
     if (!anew) {
       h_before = *(is_first ? a.hx + at : of_element<1>(a.output, a, t_before, b, unit));
       before.h = to_float(h_before);
