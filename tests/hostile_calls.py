@@ -201,7 +201,8 @@ def mutated_arguments(draw: Any, arguments: dict[str, Any], names: list[str]) ->
 
 QUANTIZED = {short(dtype): flag for dtype, flag in panels.FLAGS.items()}
 FLAGS = {name: bit for name, bit in vars(autograd).items() if isinstance(bit, int)} | QUANTIZED  # of the ops
-PLANS = (0, 0, JOINS, PROJECTS, *native.cpu_set_flags().values())  # how the CPU kernels run a call
+SETS = native.cpu_set_flags().values()
+PLANS = (0, 0, JOINS, PROJECTS, *SETS, *(JOINS + flags for flags in SETS))  # how the CPU kernels run a call
 FORWARD = ("cell", "input", "weights", "hx", "cx", "lengths", "resets", "masks", "flags")  # the arguments
 
 

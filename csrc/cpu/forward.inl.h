@@ -48,7 +48,7 @@ class Forward {
         packs_late_(!kQuantized<F> && args.T == 1 && !division_.by_rows &&
                     !are_many(args.B * (x_row_ + h_row()) * sizeof(Row))),
         input_(panels<kGates, kWide>(args.weight_ih, args.quantized_ih, 0, args.I, args.H,
-                                     args.T == 1 ? args.B : args.rows)),
+                                     args.T == 1 || is_always_joined() ? args.B : args.rows)),
         hidden_(panels<kFirst, kWide>(args.weight_hh, args.quantized_hh, 0, multiplied_h(), args.H, args.B)),
         second_(panels<1, kSecondWide>(projects() ? args.weight_hr : args.weight_hh, args.quantized_hh,
                                        Cell::kResetBefore ? kFirst : 0, multiplied_second(), args.P, args.B)),
@@ -127,11 +127,13 @@ class Forward {
     return gates_x_ + region * units_.vectors() * gates_x_vector() + k * kGates * kLanes;
   }
   int64_t gates_x_vector() const { return rows_ * kGates * kLanes; }
-  // Whether x and h of step t are multiplied in one tile. That all rows of the batch decide, whoever has them.
+  // Whether x and h of step t are multiplied in one tile, for which their panels must have the same width. All rows of
+  // the batch decide, whoever has them.
   bool is_joined(int64_t t) const {
-    if (!kAdds || args_.T == 1 || args_.joining == Joining::kAlways) return kAdds;
-    return args_.joining == Joining::kByRows && active(t) >= joined_rows_;
+    if (is_always_joined()) return true;
+    return kAdds && args_.joining == Joining::kByRows && active(t) >= joined_rows_;
   }
+  bool is_always_joined() const { return kAdds && (args_.T == 1 || args_.joining == Joining::kAlways); }
   int64_t active(int64_t t) const { return args_.active_rows(t, 0, args_.B); }
   A* first_at(int64_t b, int64_t v) const { return first_ + (v * args_.B + b) * kFirst * kLanes; }
 
