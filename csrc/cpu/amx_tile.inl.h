@@ -129,13 +129,13 @@ void whole_tiles(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const
 
 // The same for any K.
 template <class F, int NV, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
-                                [[maybe_unused]] const Prefetch& prefetch = {}) {
+FUSED_RNN_INLINE void tile_rows(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                [[maybe_unused]] const Prefetch& prefetch, int rows) {
   if constexpr (Factor<F>::kWords == amx::kRows) {
     whole_tiles<F, NV>(rows, K, left, panel, sums);
   } else {
     static_assert(kTileVectors<NV> == in_registers::kTileVectors<NV>, "both take the same panels");
-    if (rows <= kFewInt8Rows) return in_registers::tile_rows<F, NV>(rows, K, left, panel, sums, prefetch);
+    if (rows <= kFewInt8Rows) return in_registers::tile_rows<F, NV>(K, left, panel, sums, prefetch, rows);
     const int64_t whole = K / amx::kRows * amx::kRows, word = NV * kTileElements<F>;
     if (whole > 0) whole_tiles<F, NV>(rows, whole, left, panel, sums);
     if (whole == K) return;

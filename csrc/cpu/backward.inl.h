@@ -153,10 +153,10 @@ class Backward {
     [[maybe_unused]] const TileRegisters registers;
     const auto& a = args_;
     if (!is_one_step_) {
-      pack_share(worker, hidden_, hidden_weight_, hidden_row());
-      pack_share(worker, second_, second_weight_, second_row());
+      pack_share(worker, hidden_, hidden_weight_, hidden_rows());
+      pack_share(worker, second_, second_weight_, second_rows());
     }
-    if (!is_one_chunk_) pack_share(worker, input_, input_weight_, input_row());
+    if (!is_one_chunk_) pack_share(worker, input_, input_weight_, input_rows());
     for (int64_t b = part.b0; b < part.b1; ++b) {
       for (int64_t p = first_of_h(part); p < end_of_h(part); ++p)
         store(grad_h(b, p), a.grad_hy ? load<A>(a.grad_hy + b * a.P + p * kLanes, h_units_.count(p)) : V(A(0)));
@@ -192,16 +192,10 @@ class Backward {
     }
   }
 
-  // From k to row k of the matrices hidden_, second_ and input_.
-  auto hidden_row() const {
-    return [this](int64_t k) { return args_.weight_hh + k * args_.P; };
-  }
-  auto second_row() const {
-    return [this](int64_t k) { return second_weight() + k * args_.H; };
-  }
-  auto input_row() const {
-    return [this](int64_t k) { return args_.weight_ih + k * args_.I; };
-  }
+  // The rows of the matrices hidden_, second_ and input_.
+  Rows<const S> hidden_rows() const { return {args_.weight_hh, args_.P}; }
+  Rows<const S> second_rows() const { return {second_weight(), args_.H}; }
+  Rows<const S> input_rows() const { return {args_.weight_ih, args_.I}; }
 
   // This worker's share of the panels of a matrix.
   template <class RowOf>
@@ -264,9 +258,8 @@ class Backward {
     const bool is_first = t == (a.reverse ? a.T - 1 : 0);  // in the forward's order: before it there is hx only
     if (is_first && !a.grad_hx) return;
     meet(worker);
-    multiply_step(
-        worker, {part.b0, active, part.q0, part.q1}, t % 2 == 1, hidden_, hidden_weight_, hidden_row(),
-        left(grads_h(row0 + part.b0, 0, 0), all), [&](int64_t b) { return grad_h(b, 0); }, h_units_.padded(), true);
+    multiply_step(worker, {part.b0, active, part.q0, part.q1}, t % 2 == 1, hidden_, hidden_weight_, hidden_rows(),
+                  left(grads_h(row0 + part.b0, 0, 0), all), grad_h_, h_units_.padded(), true);
     for (int64_t b = part.b0; a.resets && b < active; ++b) {
       if (!a.starts_anew(t, b)) continue;
       for (int64_t p = first_of_h(part); p < end_of_h(part); ++p) store(grad_h(b, p), V(A(0)));
@@ -277,26 +270,24 @@ class Backward {
 
   // The second product of step t, to grad_between.
   void multiply_second(const Worker& worker, const Part& part, int64_t t, int64_t active, const Left<F>& left) const {
-    multiply_step(
-        worker, {part.b0, active, part.p0, part.p1}, t % 2 == 1, second_, second_weight_, second_row(), left,
-        [&](int64_t b) { return grad_between(b, 0); }, units_.padded(), false);
+    multiply_step(worker, {part.b0, active, part.p0, part.p1}, t % 2 == 1, second_, second_weight_, second_rows(), left,
+                  grad_between_, units_.padded(), false);
   }
 
-  // Multiplies `left` by panels [part.p0, part.p1) of a weight. Rows [part.b0, part.b1) of the product go to row_of(b),
-  // each of `columns` numbers, or are added to the numbers there if `onto`.
-  template <class SourceOf, class RowOf>
+  // Multiplies `left` by panels [part.p0, part.p1) of a weight. Rows [part.b0, part.b1) of the product go to those of
+  // `to`, each of `columns` numbers, or are added to the numbers there if `onto`.
   void multiply_step(const Worker& worker, const Part& part, bool down, const Panels<F>& weight, const F* packed,
-                     const SourceOf& source_of, const Left<F>& left, const RowOf& row_of, int64_t columns,
-                     bool onto) const {
+                     const Rows<const S>& source, const Left<F>& left, A* to, int64_t columns, bool onto) const {
+    const auto to_rows = [&](int64_t b) { return Rows<A>{to + b * columns, columns}; };
     if (is_one_step_)
-      return weight.multiply_once(
-          part.p0, part.p1, source_of, block_of(worker), once_sums_ + weight.sums_elements(part.b0), part.rows(), left,
-          [&](int64_t m) { return row_of(part.b0 + m); }, columns, onto);
+      return weight.multiply_once(part.p0, part.p1, source, block_of(worker),
+                                  once_sums_ + weight.sums_elements(part.b0), part.rows(), left, to_rows(part.b0),
+                                  columns, onto);
     in_slices(part.b0, part.b1, left.row * int64_t(sizeof(F)), [&](int64_t b0, int64_t b1) {
       Left<F> rows = left;
       rows.data += (b0 - part.b0) * left.row;
       each_panel(part.p0, part.p1, down, [&](int64_t p, int64_t next) {
-        weight.multiply(p, next, packed, b1 - b0, rows, [&](int64_t m) { return row_of(b0 + m); }, columns, onto);
+        weight.multiply(p, next, packed, b1 - b0, rows, to_rows(b0), columns, onto);
       });
     });
   }
@@ -362,16 +353,14 @@ class Backward {
     const auto& a = args_;
     const int64_t rows = chunk.rows(), panels = input_.count();
     if (is_one_chunk_)
-      input_.multiply_once(
-          worker.first(panels), worker.last(panels), input_row(), block_of(worker), once_sums_, rows,
-          {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
-          [&](int64_t m) { return a.grad_x + row_of(chunk, m) * a.I; }, a.I, a.adds_grad_x);
+      input_.multiply_once(worker.first(panels), worker.last(panels), input_rows(), block_of(worker), once_sums_, rows,
+                           {grads_x(0, 0, 0), width_, kDepth, gates_block(), chains_for(rows)},
+                           chunk.rows_of(a.grad_x, a.I, 0), a.I, a.adds_grad_x);
     else
       in_slices(worker.first(rows), worker.last(rows), width_ * int64_t(sizeof(F)), [&](int64_t r0, int64_t r1) {
         each_panel(0, panels, false, [&](int64_t p, int64_t next) {
-          input_.multiply(
-              p, next, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
-              [&](int64_t m) { return a.grad_x + row_of(chunk, r0 + m) * a.I; }, a.I, a.adds_grad_x);
+          input_.multiply(p, next, input_weight_, r1 - r0, {grads_x(r0, 0, 0), width_, kDepth, gates_block()},
+                          chunk.rows_of(a.grad_x, a.I, r0), a.I, a.adds_grad_x);
         });
       });
     for (int64_t i = worker.first(chunk.n); !a.adds_grad_x && !a.offsets && i < worker.last(chunk.n); ++i) {
@@ -386,7 +375,6 @@ class Backward {
     return args_.hx && !anew ? args_.hx + b * args_.P : zeros_;
   }
 
-  int64_t row_of(const GradChunk& chunk, int64_t k) const { return args_.row(chunk.t(k), chunk.b(k)); }
   bool is_active(const GradChunk& chunk, int64_t k) const { return chunk.t(k) < args_.length(chunk.b(k)); }
 
   // What weight_hh multiplied in row k of the chunk. Rows that were not active have no gradient; zero keeps it so even
@@ -406,7 +394,7 @@ class Backward {
     const auto& a = args_;
     const Panels<F> x{rows_from(chunk, k0), a.I}, h = h_like(x), between = between_like(x);
     pack_share(worker, x, packed_x_, [&](int64_t k) {
-      return is_active(chunk, k0 + k) ? a.x + row_of(chunk, k0 + k) * a.I : static_cast<const S*>(zeros_);
+      return is_active(chunk, k0 + k) ? a.x + chunk.row(k0 + k) * a.I : static_cast<const S*>(zeros_);
     });
     pack_share(worker, h, packed_h_, [&](int64_t k) { return h_before(chunk, k0 + k); });
     if constexpr (Cell::kResetBefore || Cell::kProjects) {
@@ -414,7 +402,7 @@ class Backward {
       for (int64_t k = 0; k < between.K; ++k)
         for (int64_t v = between.first_vector(begin); v < between.first_vector(end); ++v) {
           const int64_t j = v * kLanes;
-          const A* const saved = a.saved + row_of(chunk, k0 + k) * Cell::kSaved * a.H + j;
+          const A* const saved = a.saved + chunk.row(k0 + k) * Cell::kSaved * a.H + j;
           store(between_rows_ + k * a.H + j, between_at(chunk, k0 + k, saved, j, units_.count(v)), units_.count(v));
         }
       pack_share(worker, between, packed_between_,
@@ -475,7 +463,7 @@ class Backward {
     left.block = sum_block(args_.rows);
     if (args_.rows <= kFewRows) return right.multiply_along(packed, count, left, sum + r0 * right.N, onto);
     each_panel(0, right.count(), false, [&](int64_t p, int64_t next) {
-      right.multiply(p, next, packed, count, left, [&](int64_t r) { return sum + (r0 + r) * right.N; }, right.N, onto);
+      right.multiply(p, next, packed, count, left, Rows<A>{sum + r0 * right.N, right.N}, right.N, onto);
     });
   }
 

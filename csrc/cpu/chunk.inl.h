@@ -37,13 +37,26 @@ constexpr int64_t kChunkRows = kAmx ? 512 : 256;
 
 // The steps and rows whose gradients are multiplied together, with the way back from a row to its step.
 struct GradChunk : Chunk {
-  int64_t step[kChunkRows];  // the step of row k, as i; not needed for a single step, which may have more rows
+  // Of row k: its step, as i, and its row in memory. Not needed for a single step, which may have more rows.
+  int64_t step[kChunkRows], in_memory[kChunkRows];
+  int64_t first_in_memory;  // row of row 0
 
   template <class Args>
   FUSED_RNN_INLINE GradChunk(const Args& args, int64_t done)
       : Chunk(args, {0, args.B}, !args.reverse, done, [](int64_t, int64_t rows) { return rows <= kChunkRows; }) {
+    first_in_memory = args.row(t0, 0);
     for (int64_t i = 0; n > 1 && i < n; ++i)
-      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) step[k] = i;
+      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) {
+        step[k] = i;
+        in_memory[k] = args.row(t0 + i, k - begins[i]);
+      }
+  }
+  FUSED_RNN_INLINE int64_t row(int64_t k) const { return n > 1 ? in_memory[k] : first_in_memory + k; }
+  // Rows from k on of a matrix [rows in memory, width].
+  template <class T>
+  FUSED_RNN_INLINE Rows<T> rows_of(T* matrix, int64_t width, int64_t k) const {
+    if (n > 1) return {matrix, width, in_memory + k};
+    return {matrix + row(k) * width, width};
   }
   FUSED_RNN_INLINE int64_t t(int64_t k) const { return t0 + (n > 1 ? step[k] : 0); }  // step and batch row of row k
   FUSED_RNN_INLINE int64_t b(int64_t k) const { return k - begins[n > 1 ? step[k] : 0]; }

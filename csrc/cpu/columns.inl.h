@@ -29,9 +29,8 @@ Left<F> columns_in_tiles(const F* from, int64_t from_row, int64_t K, int64_t cou
   using V = Vec<A>;
   constexpr int64_t kLanes = V::kLanes, kDepth = Factor<F>::kDepth;
   constexpr int kVectors = int(ceil_div(kLeftRows, kLanes));
-  const int64_t tiles = ceil_div(count, kLeftRows);
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t r = count * i / tiles, n = count * (i + 1) / tiles - r;
+  for (RowTiles tile(count, ceil_div(count, kLeftRows)); tile.begin() < count; tile.next()) {
+    const int64_t r = tile.begin(), n = tile.rows();
     const F* row = from + r;
     F* word = to + r * words<F>(K) * kDepth;
     V total[kVectors], part[kVectors];

@@ -29,15 +29,15 @@ struct Product {
 
   FUSED_RNN_INLINE Panel<F> part(int i) const { return {panel.data + i * K * panel.row, panel.row}; }  // of one tile
 
-  // Prefetching of tile i of n tiles of rows: 1/n of the vectors that the next tiles multiply. All in the first tile
-  // would be more than the memory delivers in its time. A single tile prefetches its own vectors, kBytesAhead before
-  // their use: the next ones would be gone from the first-level cache by then.
-  FUSED_RNN_INLINE Prefetch prefetch(const F* own, const F* after, int64_t i, int64_t n) const {
+  // Prefetching of the first of n tiles of rows, where the one after it goes on: 1/n of the vectors that the next tiles
+  // multiply. All in the first tile would be more than the memory delivers in its time. A single tile prefetches its
+  // own vectors, kBytesAhead before their use: the next ones would be gone from the first-level cache by then. n may be
+  // 0, where there are no rows.
+  FUSED_RNN_INLINE Prefetch prefetch(const F* own, const F* after, int64_t n) const {
     if (!next) return {};
-    const int64_t step = ceil_div(panel.row * int64_t(sizeof(F)), n);
-    const char* const from =
-        n == 1 ? reinterpret_cast<const char*>(own) + kBytesAhead : reinterpret_cast<const char*>(after) + K * step * i;
-    return {from, step, int(ceil_div(step, kLineBytes))};
+    const int64_t bytes = panel.row * int64_t(sizeof(F)), step = n > 1 ? ceil_div(bytes, n) : bytes;
+    const char* const at = reinterpret_cast<const char*>(n > 1 ? after : own);
+    return {n > 1 ? at : at + kBytesAhead, step, int(ceil_div(step, kLineBytes))};
   }
 };
 
@@ -51,35 +51,49 @@ FUSED_RNN_INLINE void rows_times_panels(int64_t M, const Product<F> (&products)[
   constexpr int kTilesAtOnce = kNarrow < NV ? 8 : 1;
   const bool narrow = kNarrow < NV && products[0].panel.row < kWidth * Factor<F>::kDepth;
   const int vectors = narrow ? kNarrow : NV, parts = NV / vectors;
-  const int64_t rows_of_tile = products[0].left.tiled ? kLeftRows : narrow ? kTileRows<kNarrow> : kTileRows<NV>;
-  const int64_t tiles = ceil_div(M, rows_of_tile);
+  const int64_t tiles = products[0].left.tiled ? ceil_div(M, kLeftRows)
+                        : narrow               ? ceil_div(M, kTileRows<kNarrow>)
+                                               : ceil_div(M, kTileRows<NV>);
   alignas(64) A sums[kTilesAtOnce * kTileRows<kNarrow> * kWidth];
-  for (int64_t first = 0; first < tiles; first += kTilesAtOnce) {
-    const int64_t end = least(tiles, first + kTilesAtOnce), m0 = M * first / tiles, m1 = M * end / tiles;
-    for (int part = 0; part < parts; ++part)
-      for (int64_t i = first, m = m0; i < end; ++i) {
-        const int rows = int(M * (i + 1) / tiles - m);
-        for (int64_t j = m; part == 0 && j < m + rows; ++j) fetch(j);
-        bool onto = false;
-        for (const Product<F>& product : products) {
-          Left<F> left = product.left.tile(m, rows, product.K);
-          left.onto = onto;
-          const Panel<F> panel = product.part(part);
-          Prefetch prefetch;
-          if (part + 1 == parts)
-            prefetch = product.prefetch(panel.data, product.next, i, tiles);
-          else if (first == 0)
-            prefetch = product.prefetch(panel.data, product.part(part + 1).data, i, end);
-          const Sums<A> to{sums + (m - m0) * kWidth + part * vectors * kLanes, kWidth};
-          if (narrow)
-            tile_rows<F, kNarrow>(rows, product.K, left, panel, to, prefetch);
-          else
-            tile_rows<F, NV>(rows, product.K, left, panel, to, prefetch);
-          onto = true;
-        }
-        m += rows;
+  Left<F> left[kProducts];
+  for (int p = 0; p < kProducts; ++p) {
+    left[p] = products[p].left;
+    left[p].onto = p > 0;
+  }
+  Sums<A> to{sums, kWidth};
+  RowTiles tile(M, tiles);
+  for (int64_t done = 0; done < tiles;) {
+    const int64_t end = least(tiles, done + kTilesAtOnce);
+    const RowTiles first = tile;
+    for (int part = 0; part < parts; ++part) {
+      Prefetch prefetch[kProducts];
+      for (int p = 0; p < kProducts; ++p) {
+        const Product<F>& product = products[p];
+        const F* const own = product.part(part).data;
+        if (part + 1 == parts)
+          prefetch[p] = product.prefetch(own, product.next, tiles).after(done * product.K);
+        else if (done == 0)
+          prefetch[p] = product.prefetch(own, product.part(part + 1).data, end);
       }
-    for (int64_t m = m0; m < m1; ++m) emit(m, sums + (m - m0) * kWidth);
+      tile = first;
+      to.to = sums + part * vectors * kLanes;
+      for (int64_t i = done; i < end; ++i, tile.next()) {
+        const int rows = tile.rows();
+        for (int j = 0; part == 0 && j < rows; ++j) fetch(tile.begin() + j);
+        for (int p = 0; p < kProducts; ++p) {
+          const Product<F>& product = products[p];
+          left[p].move(product.left, tile.begin(), rows, product.K);
+          if (narrow)
+            tile_rows<F, kNarrow>(product.K, left[p], product.part(part), to, prefetch[p], rows);
+          else
+            tile_rows<F, NV>(product.K, left[p], product.part(part), to, prefetch[p], rows);
+          prefetch[p] = prefetch[p].after(product.K);
+        }
+        to.to += rows * kWidth;
+      }
+    }
+    for (int64_t m = first.begin(); m < tile.begin(); ++m) emit(m, sums + (m - first.begin()) * kWidth);
+    done = end;
   }
 }
 

@@ -40,14 +40,30 @@ struct Left {
   bool tiled = false;
   const RowScale* scales = nullptr;  // of rows of int8
 
-  // Rows [m, m + rows), which must be one tile of K words if the matrix is tiled.
-  FUSED_RNN_INLINE Left tile(int64_t m, int64_t rows, int64_t K) const {
+  // Becomes rows [m, m + rows) of `all`, of which it is a copy. They must be one tile of K words if it is tiled.
+  FUSED_RNN_INLINE void move(const Left& all, int64_t m, int64_t rows, int64_t K) {
     constexpr int64_t kDepth = Factor<F>::kDepth;
-    Left some = *this;
-    some.data += m * (tiled ? K * kDepth : row);
-    if (tiled) some.row = kDepth, some.col = rows * kDepth;
-    return some;
+    data = all.data + m * (tiled ? K * kDepth : row);
+    if (tiled) row = kDepth, col = rows * kDepth;
   }
+};
+
+// M rows in `count` tiles of about equal numbers of rows, one after the other: tile i begins at row M * i / count.
+class RowTiles {
+ public:
+  FUSED_RNN_INLINE RowTiles(int64_t M, int64_t count)
+      : count_(count), whole_(count > 1 ? M / count : M), rest_(M - whole_ * count) {}
+  FUSED_RNN_INLINE int64_t begin() const { return begin_; }
+  FUSED_RNN_INLINE int rows() const { return int(whole_ + (part_ + rest_ >= count_)); }
+  FUSED_RNN_INLINE void next() {
+    begin_ += rows();
+    part_ += rest_;
+    if (part_ >= count_) part_ -= count_;
+  }
+
+ private:
+  int64_t count_, whole_, rest_;
+  int64_t begin_ = 0, part_ = 0;  // part_: the numerator of the fraction that `begin_` leaves off
 };
 
 constexpr int64_t kLineBytes = 64;                            // of a cache line
@@ -67,6 +83,8 @@ struct Prefetch {
   const char* at = nullptr;
   int64_t step = 0;
   int lines = 0;
+  // That of the words from `words` on.
+  FUSED_RNN_INLINE Prefetch after(int64_t words) const { return {at + words * step, step, lines}; }
 };
 
 // As many chains as keep the adders busy with M rows.
@@ -116,6 +134,15 @@ struct Dots {
   Left<F> left;
   const S* right;
   int64_t K, gate;
+};
+
+// Rows of a matrix: row m is row which[m] of those from `first` on, or the m-th where there is no `which`.
+template <class T>
+struct Rows {
+  T* first;
+  int64_t row;  // from one to the next
+  const int64_t* which = nullptr;
+  FUSED_RNN_INLINE T* operator()(int64_t m) const { return first + (which ? which[m] : m) * row; }
 };
 
 // Where the sums of a tile are stored: in rows of `to`, `row` apart. If there are `results`, `to` is scratch memory,

@@ -69,22 +69,22 @@ struct Panels {
     if constexpr (std::is_same<T, A>::value)
       if (direct && words<F>(K) == 1) return multiply_one_word(packed, M, left, to, onto);
     left.onto = direct && onto;
-    const int64_t tiles = ceil_div(M, kLeftRows);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t m = M * i / tiles;
-      const int rows = int(M * (i + 1) / tiles - m);
-      const Left<F> some = left.tile(m, rows, words<F>(K));
+    Left<F> some = left;
+    for (RowTiles tile(M, ceil_div(M, kLeftRows)); tile.begin() < M; tile.next()) {
+      const int64_t m = tile.begin();
+      const int rows = tile.rows();
+      some.move(left, m, rows, words<F>(K));
       for (int64_t p = 0; p < count(); ++p) {
         if constexpr (std::is_same<T, A>::value)
           if (direct) {
             with_width(p, [&](auto width) {
               const int64_t first = first_vector(p) * kLanes;
               const Panel<F> panel{packed + first * words<F>(K) * kDepth, width * kLanes * kDepth};
-              tile_rows<F, width>(rows, words<F>(K), some, panel, Sums<A>{to + m * N + first, N});
+              tile_rows<F, width>(words<F>(K), some, panel, Sums<A>{to + m * N + first, N}, {}, rows);
             });
             continue;
           }
-        multiply(p, -1, packed, rows, some, [&](int64_t r) { return to + (m + r) * N; }, N, onto);
+        multiply(p, -1, packed, rows, some, Rows<T>{to + m * N, N}, N, onto);
       }
     }
   }
@@ -93,14 +93,12 @@ struct Panels {
   int64_t block_elements() const { return vectors() * kLanes * kRowsAtOnce; }
   int64_t sums_elements(int64_t M) const { return vectors() * kLanes * M; }
 
-  // `multiply` for panels [p0, p1), in one pass over the rows of a matrix that is not packed: source_of(k) points to
-  // the N elements of row k.
-  template <class SourceOf, class RowOf>
-  void multiply_once(int64_t p0, int64_t p1, const SourceOf& source_of, F* block, A* sums, int64_t M, Left<F> left,
-                     const RowOf& row_of, int64_t columns, bool onto) const {
-    using Source = std::remove_const_t<std::remove_pointer_t<decltype(source_of(0))>>;
+  // `multiply` for panels [p0, p1), in one pass over the rows of a matrix that is not packed, `source`.
+  template <class S, class T>
+  void multiply_once(int64_t p0, int64_t p1, const Rows<const S>& source, F* block, A* sums, int64_t M, Left<F> left,
+                     const Rows<T>& to, int64_t columns, bool onto) const {
     const F* const start = left.data;
-    const bool in_place = kDepth == 1 && std::is_same<Source, F>::value && N % kLanes == 0 &&
+    const bool in_place = kDepth == 1 && std::is_same<S, F>::value && N % kLanes == 0 &&
                           (M <= kTileRows<kMaxVectors> || N <= kNearColumns);
     const auto packed = [&](int64_t p) { return block + first_vector(p) * kLanes * kRowsAtOnce; };
     for (int64_t k0 = 0; k0 < K; k0 += kRowsAtOnce) {
@@ -108,7 +106,7 @@ struct Panels {
       for (int64_t k = k0; k < k0 + words<F>(k1 - k0) * kDepth && !in_place; k += kDepth)
         for (int64_t p = p0; p < p1; ++p) {
           const int64_t first = first_vector(p), end = first_vector(p + 1);
-          pack(first, end, k, k + 1, packed(p) + (k - k0) * (end - first) * kLanes, source_of);
+          pack(first, end, k, k + 1, packed(p) + (k - k0) * (end - first) * kLanes, source);
         }
       left.onto = k0 > 0;
       for (int64_t p = p0; p < p1; ++p)
@@ -116,15 +114,13 @@ struct Panels {
           constexpr int NV = width;
           left.data = start + k0 / kDepth * left.col;
           Panel<F> panel{packed(p), NV * kLanes * kDepth};
-          if constexpr (std::is_same<Source, F>::value)
-            if (in_place) panel = {source_of(k0) + first_vector(p) * kLanes, N};
-          const int64_t tiles = ceil_div(M, kTileRows<NV>);
-          for (int64_t i = 0, m = 0; i < tiles; ++i) {
-            const int rows = int(M * (i + 1) / tiles - m);
-            tile_rows<F, NV>(rows, words<F>(k1 - k0), left, panel,
-                             Sums<A>{sums + (first_vector(p) * M + m * NV) * kLanes, NV * kLanes});
-            left.data += rows * left.row;
-            m += rows;
+          if constexpr (std::is_same<S, F>::value)
+            if (in_place) panel = {source(k0) + first_vector(p) * kLanes, N};
+          Sums<A> to{sums + first_vector(p) * M * kLanes, NV * kLanes};
+          for (RowTiles tile(M, ceil_div(M, kTileRows<NV>)); tile.begin() < M; tile.next()) {
+            tile_rows<F, NV>(words<F>(k1 - k0), left, panel, to, {}, tile.rows());
+            left.data += tile.rows() * left.row;
+            to.to += tile.rows() * to.row;
           }
         });
     }
@@ -133,24 +129,24 @@ struct Panels {
         constexpr int NV = width;
         const int64_t first = first_vector(p) * kLanes;
         for (int64_t m = 0; m < M; ++m)
-          store_row<NV>(row_of(m) + first, sums + first * M + m * NV * kLanes, int(least(NV * kLanes, columns - first)),
+          store_row<NV>(to(m) + first, sums + first * M + m * NV * kLanes, int(least(NV * kLanes, columns - first)),
                         onto);
       });
   }
 
-  // Multiplies M rows of `left` by panel p. The columns of that panel in row m of the product go to row_of(m), or are
-  // added to the numbers there if `onto`; `columns` is the length of a row.
-  template <class RowOf>
-  void multiply(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+  // Multiplies M rows of `left` by panel p. The columns of that panel in row m of the product go to to(m), or are added
+  // to the numbers there if `onto`; `columns` is the length of a row.
+  template <class T>
+  void multiply(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const Rows<T>& to,
                 int64_t columns, bool onto) const {
-    with_width(p, [&](auto width) { multiply_width<width>(p, next, packed, M, left, row_of, columns, onto); });
+    with_width(p, [&](auto width) { multiply_width<width>(p, next, packed, M, left, to, columns, onto); });
   }
 
  private:
   // The same for a single word of K: then the packed panels are one row.
   void multiply_one_word(const F* packed, int64_t M, const Left<F>& left, A* to, bool onto) const {
     for (int64_t m = 0; m < M; ++m, to += N) {
-      const Vec<A> a = Factor<F>::broadcast(left.tile(m, 1, 1).data);
+      const Vec<A> a = Factor<F>::broadcast(left.data + m * (left.tiled ? kDepth : left.row));
       for (int64_t j = 0; j < N; j += kLanes) {
         Vec<A> b;
         std::memcpy(&b.v, packed + j * kDepth, sizeof(b.v));
@@ -170,25 +166,27 @@ struct Panels {
     }
   }
 
-  // M rows of a panel of NV whole vectors, to or onto row_of(m).
-  template <int NV, class RowOf>
-  static void multiply_whole(int64_t M, const Product<F>& product, const RowOf& row_of, bool onto) {
+  // M rows of a panel of NV whole vectors, to or onto to(m).
+  template <int NV>
+  static void multiply_whole(int64_t M, const Product<F>& product, const Rows<A>& to, bool onto) {
     constexpr int kWidth = NV * kLanes;
     alignas(64) A sums[kTileRows<NV> * kWidth];
-    const int64_t tiles = ceil_div(M, product.left.tiled ? kLeftRows : kTileRows<NV>);
-    for (int64_t i = 0, m = 0; i < tiles; ++i) {
-      const int rows = int(M * (i + 1) / tiles - m);
-      A* results[kTileRows<NV>];
-      for (int j = 0; j < rows; ++j) fetch_for_writing(results[j] = row_of(m + j), kWidth);
-      tile_rows<F, NV>(rows, product.K, product.left.tile(m, rows, product.K), product.panel,
-                       Sums<A>{sums, kWidth, results, onto},
-                       product.prefetch(product.panel.data, product.next, i, tiles));
-      m += rows;
+    const int64_t tiles = product.left.tiled ? ceil_div(M, kLeftRows) : ceil_div(M, kTileRows<NV>);
+    Prefetch prefetch = product.prefetch(product.panel.data, product.next, tiles);
+    Left<F> left = product.left;
+    A* results[kTileRows<NV>];
+    const Sums<A> to_results{sums, kWidth, results, onto};
+    for (RowTiles tile(M, tiles); tile.begin() < M; tile.next()) {
+      const int rows = tile.rows();
+      left.move(product.left, tile.begin(), rows, product.K);
+      for (int j = 0; j < rows; ++j) fetch_for_writing(results[j] = to(tile.begin() + j), kWidth);
+      tile_rows<F, NV>(product.K, left, product.panel, to_results, prefetch, rows);
+      prefetch = prefetch.after(product.K);
     }
   }
 
-  template <int NV, class RowOf>
-  void multiply_width(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, const RowOf& row_of,
+  template <int NV, class T>
+  void multiply_width(int64_t p, int64_t next, const F* packed, int64_t M, const Left<F>& left, Rows<T> to,
                       int64_t columns, bool onto) const {
     const int64_t first = first_vector(p) * kLanes;
     const int n = int(least(NV * kLanes, columns - first));
@@ -196,11 +194,12 @@ struct Panels {
     const Panel<F> panel = unpacked ? Panel<F>{unpacked + first, N} : Panel<F>{at(p), NV * kLanes * kDepth};
     const bool fetches = !unpacked && next >= 0 && elements() * int64_t(sizeof(F)) > near_bytes();
     const Product<F> product{words<F>(K), left, panel, fetches ? at(next) : nullptr};
-    if constexpr (std::is_same<std::decay_t<decltype(*row_of(0))>, A>::value)
-      if (n == NV * kLanes) return multiply_whole<NV>(M, product, [&](int64_t m) { return row_of(m) + first; }, onto);
+    to.first += first;
+    if constexpr (std::is_same<T, A>::value)
+      if (n == NV * kLanes) return multiply_whole<NV>(M, product, to, onto);
     rows_times_panels<NV, 1, F>(
-        M, {product}, [&](int64_t m) { fetch_for_writing(row_of(m) + first, n); },
-        [&](int64_t m, const A* sums) { store_row<NV>(row_of(m) + first, sums, n, onto); });
+        M, {product}, [&](int64_t m) { fetch_for_writing(to(m), n); },
+        [&](int64_t m, const A* sums) { store_row<NV>(to(m), sums, n, onto); });
   }
 };
 

@@ -29,12 +29,11 @@ struct TileRegisters {};
 
 // sums(m, v) = sum over k < K of left(m, k) * panel[k, v] for m < MR and v < NV vectors
 template <class F, int MR, int NV, int kChains, int kLines, class A = typename Factor<F>::A>
-void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, Prefetch prefetch) {
+void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, const Prefetch& prefetch) {
   using V = Vec<A>;
+  const char* at = prefetch.at;
   const left_t<F>* from = left.data;
-  const int64_t row = left.row, col = left.col, to_row = sums.row;
-  A* const to = sums.to;
-  A* const* const results = sums.results;
+  const int64_t row = left.row, col = left.col;
   constexpr int64_t kWord = V::kLanes * Factor<F>::kDepth;
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += left.block * kChains) {
     V sum[kChains][MR][NV];
@@ -56,8 +55,8 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, P
             [](V sum, V a, V b) __attribute__((always_inline)) { return Factor<F>::add_product(sum, a, b); });
       constexpr int kLevel = kLines < kWordLines<A, NV> ? 2 : 3;  // as the builtin counts: 3 is the first-level cache
       FUSED_RNN_UNROLL
-      for (int line = 0; line < kLines; ++line) __builtin_prefetch(prefetch.at + line * kLineBytes, 0, kLevel);
-      prefetch.at += prefetch.step;
+      for (int line = 0; line < kLines; ++line) __builtin_prefetch(at + line * kLineBytes, 0, kLevel);
+      at += prefetch.step;
       from += col;
       panel.data += panel.row;
     };
@@ -69,6 +68,10 @@ void tile(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums, P
     }
     if constexpr (kChains > 1)
       for (; k < end; ++k) add(0);
+    // Read here, not above: the compiler would keep an address for each row, whether or not it is used.
+    A* const to = sums.to;
+    const int64_t to_row = sums.row;
+    A* const* const results = sums.results;
     const auto each = [&](const auto& f) __attribute__((always_inline)) {
       FUSED_RNN_UNROLL
       for (int m = 0; m < MR; ++m) FUSED_RNN_UNROLL
@@ -107,16 +110,24 @@ FUSED_RNN_INLINE void tile_in_chains(int64_t K, const Left<F>& left, Panel<F> pa
 }
 
 // `tile` for a number of rows from 1 to MR
-template <class F, int NV, int MR = kTileRows<NV>, class A = typename Factor<F>::A>
-FUSED_RNN_INLINE void tile_rows(int rows, int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
-                                const Prefetch& prefetch = {}) {
+template <class F, int NV, int MR, class A>
+FUSED_RNN_INLINE void tile_up_to(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                 const Prefetch& prefetch, int rows) {
   if constexpr (MR > 1)
-    if (rows < MR) return tile_rows<F, NV, MR - 1>(rows, K, left, panel, sums, prefetch);
+    if (rows < MR) return tile_up_to<F, NV, MR - 1>(K, left, panel, sums, prefetch, rows);
   if constexpr (MR == 1)
     if (left.chains == 4) return tile_in_chains<F, MR, NV, kFit<4, 1, NV> ? 4 : 2>(K, left, panel, sums, prefetch);
   if constexpr (MR <= 3 && kFit<2, 3, NV>)
     if (left.chains == 2) return tile_in_chains<F, MR, NV, 2>(K, left, panel, sums, prefetch);
   tile_in_chains<F, MR, NV, 1>(K, left, panel, sums, prefetch);
+}
+
+// The same for the rows of a register tile. Never inline: in each of its callers, whose number is that of cells times
+// dtypes, it would be most of the code. The arguments are those of `tile` and in its registers, so this only jumps.
+template <class F, int NV, class A = typename Factor<F>::A>
+[[gnu::noinline]] void tile_rows(int64_t K, const Left<F>& left, Panel<F> panel, const Sums<A>& sums,
+                                 const Prefetch& prefetch, int rows) {
+  tile_up_to<F, NV, kTileRows<NV>>(K, left, panel, sums, prefetch, rows);
 }
 
 }  // namespace in_registers

@@ -242,10 +242,13 @@ FUSED_RNN_INLINE Vec<A> rectified(Vec<A> value, Vec<A> by) {
   return Vec<A>(by.v <= zero ? zero : value.v);
 }
 
-#ifdef __AVX512F__
 // GCC makes two instructions of a comparison and a choice.
+#if defined(__AVX512F__)
 FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>(_mm512_max_ps(low.v, x.v)); }
 FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> high) { return Vec<float>(_mm512_min_ps(high.v, x.v)); }
+#elif defined(__AVX2__) && FUSED_RNN_VECTOR_BYTES == 32
+FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>(_mm256_max_ps(low.v, x.v)); }
+FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> high) { return Vec<float>(_mm256_min_ps(high.v, x.v)); }
 #endif
 
 // ---- exp and tanh ----
