@@ -52,9 +52,10 @@ def run(call: Call) -> tuple[Tensor, ...]:
 def _node(x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Weights]) -> Sequence[Tensor]:
     """One layer in one direction or both: Y [T, D, B, H] and the final states [D, B, H]."""
     D, B, H = h.shape
-    matrices = [torch.stack([_in_onnx_order(getattr(w, n).numbers).t() for w in weights]) for n in _MATRICES]
+    # As unsigned bytes around 128: without VNNI, ONNX Runtime's sums of products with signed ones saturate.
+    matrices = [torch.stack([_unsigned(_in_onnx_order(getattr(w, n).numbers)).t() for w in weights]) for n in _MATRICES]
     scales = [torch.stack([_in_onnx_order(getattr(w, n).scale) for w in weights]) for n in _MATRICES]
-    zeros = torch.zeros_like(scales[0], dtype=torch.int8)
+    zeros = torch.full_like(scales[0], 128, dtype=torch.uint8)
     bias = None
     if weights[0].bias_ih is not None:
         both = [torch.cat([_in_onnx_order(b) for b in (w.bias_ih, w.bias_hh) if b is not None]) for w in weights]
@@ -70,6 +71,10 @@ def _node(x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Weights]) -> Sequen
 
 
 _MATRICES = "weight_ih", "weight_hh"
+
+
+def _unsigned(numbers: Tensor) -> Tensor:
+    return (numbers.to(torch.int16) + 128).to(torch.uint8)
 
 
 def _in_onnx_order(rows: Tensor) -> Tensor:
